@@ -1,0 +1,94 @@
+"""What methods need from other processes: gathering, averaging and one shared random permutation.
+
+Every function is the identity (or its local equivalent) in a single process, so methods call them unconditionally.
+"""
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def world_size() -> int:
+    """Number of training processes; 1 where no process group exists."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """Number of this process, in [0, `world_size()`)."""
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+@torch.no_grad()
+def gather(tensor: Tensor) -> Tensor:
+    """Stack the tensors of all processes along the first dimension, in rank order, without gradient.
+
+    Args:
+        tensor: Any shape (batch, ...), the same on every process.
+
+    Returns:
+        (batch * processes, ...), equal on every process.
+    """
+    if world_size() == 1:
+        return tensor
+    tensor = tensor.contiguous()
+    parts = [torch.empty_like(tensor) for _ in range(world_size())]
+    dist.all_gather(parts, tensor)
+    return torch.cat(parts)
+
+
+class _GatherWithGradient(torch.autograd.Function):
+    """All-gather whose backward sums the gradients of all processes and keeps the own part."""
+
+    @staticmethod
+    def forward(ctx, tensor: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx.batch_size = tensor.shape[0]
+        return gather(tensor)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        gradient = gradient.contiguous()
+        dist.all_reduce(gradient)
+        return gradient.narrow(0, rank() * ctx.batch_size, ctx.batch_size)
+
+
+def gather_with_gradient(tensor: Tensor) -> Tensor:
+    """Like `gather`, with gradients flowing back to the process that made each part.
+
+    Each process computes the loss of its own anchors against all candidates. The backward pass adds up what all
+    processes send to a candidate; DistributedDataParallel then averages over processes, so the gradient equals that of
+    the mean over all anchors computed in one process.
+
+    Args:
+        tensor: Any shape (batch, ...), the same on every process.
+
+    Returns:
+        (batch * processes, ...).
+    """
+    return tensor if world_size() == 1 else _GatherWithGradient.apply(tensor)  # pyright: ignore[reportReturnType]
+
+
+@torch.no_grad()
+def mean_over_processes(tensor: Tensor) -> Tensor:
+    """Average a tensor of equal shape over all processes, without gradient; equal on every process."""
+    if world_size() == 1:
+        return tensor
+    total = tensor.clone()
+    dist.all_reduce(total)
+    return total / world_size()
+
+
+@torch.no_grad()
+def shared_permutation(length: int, device: torch.device) -> Tensor:
+    """A random permutation of range(`length`), drawn on rank 0 and equal on every process.
+
+    Args:
+        length: Number of elements, at least 1.
+        device: Where the result lives. It is drawn from that device's global generator.
+
+    Returns:
+        Permutation, (length,), int64.
+    """
+    permutation = torch.randperm(length, device=device)
+    if world_size() > 1:
+        dist.broadcast(permutation, src=0)
+    return permutation
