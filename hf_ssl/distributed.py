@@ -92,3 +92,10 @@ def shared_permutation(length: int, device: torch.device) -> Tensor:
     if world_size() > 1:
         dist.broadcast(permutation, src=0)
     return permutation
+
+
+@torch.no_grad()
+def broadcast(tensor: Tensor) -> None:
+    """Overwrite a tensor of equal shape on every process with that of the first, in place."""
+    if world_size() > 1:
+        dist.broadcast(tensor, src=0)

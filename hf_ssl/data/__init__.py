@@ -1,1 +1,1 @@
-
+"""Data sets as exact, endless streams of augmented views."""

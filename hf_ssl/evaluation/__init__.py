@@ -1,1 +1,1 @@
-
+"""Protocols on a frozen encoder; they know nothing of methods."""

@@ -1,1 +1,6 @@
+"""Figures for model cards, scripts and the README: numbers in, a matplotlib figure out."""
 
+from hf_ssl.figures.accuracy import accuracy_bars
+from hf_ssl.figures.training import training_curves
+
+__all__ = ["accuracy_bars", "training_curves"]

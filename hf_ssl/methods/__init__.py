@@ -1,1 +1,20 @@
+"""The methods by name. A new one needs its file, an import and an entry here; everything else follows."""
 
+from transformers import AutoConfig, AutoModelForPreTraining
+
+from hf_ssl.methods.base import SSLPreTrainedModel
+from hf_ssl.methods.byol import BYOLForPreTraining
+from hf_ssl.methods.directpred import DirectPredForPreTraining
+from hf_ssl.methods.moco import MoCoForPreTraining
+from hf_ssl.methods.simsiam import SimSiamForPreTraining
+
+METHODS: dict[str, type[SSLPreTrainedModel]] = {
+    "byol": BYOLForPreTraining,
+    "simsiam": SimSiamForPreTraining,
+    "moco": MoCoForPreTraining,
+    "directpred": DirectPredForPreTraining,
+}
+
+for _method in METHODS.values():
+    AutoConfig.register(_method.config_class.model_type, _method.config_class, exist_ok=True)
+    AutoModelForPreTraining.register(_method.config_class, _method, exist_ok=True)

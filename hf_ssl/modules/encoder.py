@@ -11,8 +11,12 @@ from typing import Any
 import timm
 from torch import nn
 
+from hf_ssl.modules import resnet_cifar as resnet_cifar  # registers the encoders with CIFAR stem
 
-def build_encoder(architecture: str, model_args: Mapping[str, Any] | None = None, pretrained: bool = False) -> nn.Module:
+
+def build_encoder(
+    architecture: str, model_args: Mapping[str, Any] | None = None, pretrained: bool = False
+) -> nn.Module:
     """Create a timm model that returns pooled features, (batch, hidden size).
 
     Args:

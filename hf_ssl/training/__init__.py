@@ -1,1 +1,1 @@
-
+"""The training loop and what it needs: settings, optimizers, checkpoints, log."""

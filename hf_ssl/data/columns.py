@@ -1,0 +1,100 @@
+"""Which columns of a data set are images and labels."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import datasets
+
+_IMAGE_NAMES = ("image", "img", "images", "jpg", "jpeg", "png", "webp", "picture", "photo", "pixel_values", "bytes")
+_LABEL_NAMES = ("label", "labels", "cls", "class", "target", "fine_label", "coarse_label", "category")
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The columns that are used.
+
+    Args:
+        image: Column of the images.
+        labels: Every label column and its class names (empty where unknown); the main one first.
+    """
+
+    image: str
+    labels: dict[str, list[str]]
+
+
+def find_columns(
+    features: datasets.Features, dataset: str, image_column: str | None = None, label_column: str | None = None
+) -> Columns:
+    """Find the image and label columns.
+
+    The image is the column of type `datasets.Image` (of several, the one with a usual name, else the first); without
+    one, a column of bytes or paths with a usual name, else the only column of bytes. Labels are all columns of type
+    `ClassLabel` and the integer columns with a usual name.
+
+    Args:
+        features: Columns and their types.
+        dataset: Name of the data set, for messages.
+        image_column: The image column, if the user named it.
+        label_column: The main label column, if the user named it.
+
+    Returns:
+        The columns.
+
+    Raises:
+        ValueError: If there is no image column, or a named column is missing or of another kind.
+    """
+    image = _image_column(features, dataset) if image_column is None else image_column
+    if image not in features:
+        raise ValueError(f"`image_column` `{image}` is no column of `{dataset}`. It has: {_listed(features)}.")
+    if not _can_hold_images(features[image]):
+        raise ValueError(
+            f"`image_column` must name images, bytes or paths, but `{image}` of `{dataset}` does not hold them. "
+            f"Columns: {_listed(features)}."
+        )
+    if label_column is not None and label_column not in features:
+        raise ValueError(f"`label_column` `{label_column}` is no column of `{dataset}`. It has: {_listed(features)}.")
+    if label_column is not None and not _is_integer(features[label_column]):
+        raise ValueError(
+            f"`label_column` must hold integers or class labels, but `{label_column}` of `{dataset}` does not. "
+            f"Columns: {_listed(features)}."
+        )
+    labels = [name for name in _LABEL_NAMES if name in features and _is_integer(features[name])]
+    labels += [name for name in features if isinstance(features[name], datasets.ClassLabel) and name not in labels]
+    if label_column is not None:
+        labels = [label_column, *(name for name in labels if name != label_column)]
+    return Columns(image, {name: list(getattr(features[name], "names", None) or []) for name in labels})
+
+
+def _image_column(features: datasets.Features, dataset: str) -> str:
+    images = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
+    if not images:
+        binary = [name for name in features if getattr(features[name], "dtype", None) in ("binary", "large_binary")]
+        images = [name for name in _IMAGE_NAMES if name in features and _can_hold_images(features[name])]
+        images = images or (binary if len(binary) == 1 else [])
+    usual = [name for name in _IMAGE_NAMES if name in images]
+    if not images:
+        raise ValueError(
+            f"`{dataset}` has no column of images. It has: {_listed(features)}. Name one with `image_column`."
+        )
+    return (usual or images)[0]
+
+
+def _can_hold_images(feature: Any) -> bool:
+    if isinstance(feature, dict):  # a struct written without the metadata of `datasets.Image`
+        return set(feature) == {"bytes", "path"}
+    return isinstance(feature, datasets.Image) or getattr(feature, "dtype", None) in (
+        "binary",
+        "large_binary",
+        "string",
+        "large_string",
+    )
+
+
+def _is_integer(feature: Any) -> bool:
+    return isinstance(feature, datasets.Value | datasets.ClassLabel) and feature.dtype.lstrip("u").startswith(
+        ("int", "bool")
+    )
+
+
+def _listed(features: datasets.Features) -> str:
+    return ", ".join(f"`{name}`" for name in features) or "no columns"

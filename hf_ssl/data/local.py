@@ -1,0 +1,209 @@
+"""Data sets on this machine: image folders and parquet files as sharded tables whose rows are numbered.
+
+`datasets` reads an image folder as one shard, which shuffles badly where files are sorted by class, and numbers no
+rows. Here tables become many small shards, with `INDEX_COLUMN`.
+"""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import datasets
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from datasets.iterable_dataset import ArrowExamplesIterable
+
+INDEX_COLUMN = "__index__"
+"""Column of the records with the stable number of each image, where the source has one."""
+
+_JPEG_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif")
+_OTHER_SUFFIXES = (".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".avif", ".jp2", ".tga")
+IMAGE_SUFFIXES = frozenset(_JPEG_SUFFIXES + _OTHER_SUFFIXES)
+"""Endings of the file names that count as images, whatever their case."""
+
+_SPLIT_NAMES = {
+    "train": ("train", "training"),
+    "validation": ("validation", "val", "valid", "dev"),
+    "test": ("test", "testing"),
+}
+_SPLIT_OF = {name: split for split, names in _SPLIT_NAMES.items() for name in names}
+
+_ROWS_PER_SHARD = 16  # so small that the shuffled order of shards mixes classes that lie in sequence
+_MAX_SHARDS = 65536
+_PARQUET_BATCH = 512  # rows in memory at once, however large the file's row groups are
+
+
+@dataclass(frozen=True)
+class FolderContents:
+    """What lies in a folder, hidden files aside.
+
+    Args:
+        images: Image files, relative to the folder, sorted.
+        num_parquet: Number of parquet files.
+        num_tar: Number of tar files.
+    """
+
+    images: list[str]
+    num_parquet: int
+    num_tar: int
+
+    @property
+    def kind(self) -> str | None:
+        """Which of `images`, `parquet` and `tar` most files are; None in an empty folder."""
+        counts = {"parquet": self.num_parquet, "tar": self.num_tar, "images": len(self.images)}
+        kind = max(counts, key=counts.__getitem__)
+        return kind if counts[kind] else None
+
+
+def list_folder(folder: Path) -> FolderContents:
+    """List a folder and all folders below it, through links, each folder once."""
+    images, num_parquet, num_tar, visited = [], 0, 0, set()
+    for place, folders, files in os.walk(folder, followlinks=True):
+        identity = os.path.realpath(place)
+        if identity in visited:
+            folders.clear()
+            continue
+        visited.add(identity)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in files:
+            suffix = os.path.splitext(name)[1].lower()
+            if name.startswith("."):
+                continue
+            if suffix in IMAGE_SUFFIXES:
+                images.append(os.path.relpath(os.path.join(place, name), folder))
+            num_parquet += suffix == ".parquet"
+            num_tar += suffix == ".tar"
+    return FolderContents(sorted(images), num_parquet, num_tar)
+
+
+def images_of_split(name: str, images: list[str], split: str) -> tuple[list[str], list[str] | None]:
+    """Images of one split of a folder, and their classes.
+
+    If all subfolders that hold images are named like splits (train, val, test, ...) they are the splits, and images
+    beside them are left out; otherwise everything is `train`. Below that, the first folder on the path is the class,
+    if there are two or more and every image lies in one.
+
+    Args:
+        name: Name of the data set, for messages.
+        images: Image files, relative to the folder.
+        split: Name of the split.
+
+    Returns:
+        The images, and the class name of each or None.
+
+    Raises:
+        ValueError: If there is no such split.
+    """
+    tops = {image.split(os.sep)[0] for image in images if os.sep in image}
+    split_of = {top: _SPLIT_OF.get(top.lower()) for top in tops}
+    depth, found = 0, {"train"}
+    if tops and None not in split_of.values():
+        depth, found = 1, {split for split in split_of.values() if split is not None}
+    wanted = _SPLIT_OF.get(split, split)
+    if wanted not in found:
+        raise ValueError(f"The folder `{name}` has no split `{split}`. It has: {', '.join(sorted(found))}.")
+    if depth == 1:
+        images = [image for image in images if split_of.get(image.split(os.sep)[0]) == wanted]
+    classes = [parts[depth] if len(parts) > depth + 1 else "" for parts in (image.split(os.sep) for image in images)]
+    labelled = "" not in classes and len(set(classes)) > 1
+    return images, classes if labelled else None
+
+
+def folder_records(folder: Path, images: list[str], classes: list[str] | None) -> datasets.IterableDataset:
+    """Records with the paths of image files; the files themselves are read where they are decoded.
+
+    Args:
+        folder: The folder.
+        images: Image files, relative to it.
+        classes: Class name of each, or None.
+
+    Returns:
+        Records with the columns `image`, `label` (if there are classes) and `INDEX_COLUMN`.
+    """
+    columns: dict[str, pa.Array] = {"image": pa.array(images, pa.string())}
+    features: dict[str, datasets.Image | datasets.ClassLabel] = {"image": datasets.Image(decode=False)}
+    if classes is not None:
+        names = sorted(set(classes))
+        number = {name: index for index, name in enumerate(names)}
+        columns["label"] = pa.array([number[name] for name in classes], pa.int64())
+        features["label"] = datasets.ClassLabel(names=names)
+    return table_records(pa.table(columns), datasets.Features(features), folder)
+
+
+def table_records(
+    table: pa.Table, features: datasets.Features, folder: Path | None = None
+) -> datasets.IterableDataset:
+    """Stream a table that is in memory, in many small shards.
+
+    Args:
+        table: At least one row.
+        features: Its columns and types.
+        folder: If given, the column `image` holds paths relative to it.
+
+    Returns:
+        Its records, with `INDEX_COLUMN`.
+    """
+    rows = table.num_rows
+    # A power of two, so that the usual numbers of processes divide it and each gets its own shards.
+    num_shards = min(_MAX_SHARDS, 1 << max(0, rows // _ROWS_PER_SHARD).bit_length() >> 1) or 1
+    borders = [shard * rows // num_shards for shard in range(num_shards + 1)]
+    ranges = list(zip(borders[:-1], borders[1:], strict=True))
+    read = partial(_read_ranges, table, folder)
+    return _numbered_records(read, {"ranges": ranges}, features)
+
+
+def _read_ranges(
+    table: pa.Table, folder: Path | None, ranges: list[tuple[int, int]]
+) -> Iterator[tuple[tuple[int, int], pa.Table]]:
+    for start, end in ranges:
+        part = table.slice(start, end - start)
+        if folder is not None:
+            paths = pc.binary_join_element_wise(str(folder), part["image"], os.sep)  # pyright: ignore[reportAttributeAccessIssue]
+            images = pa.StructArray.from_arrays(
+                [pa.nulls(len(part), pa.binary()), paths.combine_chunks()], names=["bytes", "path"]
+            )
+            part = part.set_column(0, "image", images)
+        yield (start, end), part.append_column(INDEX_COLUMN, pa.array(range(start, end), pa.int64()))
+
+
+def parquet_records(files: list[str]) -> tuple[datasets.IterableDataset, int]:
+    """Stream local parquet files; every row group is a shard.
+
+    Args:
+        files: Parquet files of one data set, in order.
+
+    Returns:
+        Records with `INDEX_COLUMN`, and their number.
+
+    Raises:
+        ValueError: If a file is no parquet file.
+    """
+    row_groups, rows, features = [], 0, None
+    for path in files:
+        try:
+            with pq.ParquetFile(path) as file:
+                features = features or datasets.Features.from_arrow_schema(file.schema_arrow)
+                for group in range(file.num_row_groups):
+                    row_groups.append((path, group, rows))
+                    rows += file.metadata.row_group(group).num_rows
+        except (pa.ArrowException, OSError) as error:
+            raise ValueError(f"`{path}` cannot be read as parquet: {str(error).splitlines()[0]}") from None
+    assert features is not None
+    return _numbered_records(_read_row_groups, {"row_groups": row_groups}, features), rows
+
+
+def _read_row_groups(row_groups: list[tuple[str, int, int]]) -> Iterator[tuple[tuple[int, int], pa.Table]]:
+    for path, group, first in row_groups:
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches(_PARQUET_BATCH, row_groups=[group]):
+                index = pa.array(range(first, first + batch.num_rows), pa.int64())
+                yield (group, first), pa.Table.from_batches([batch]).append_column(INDEX_COLUMN, index)
+                first += batch.num_rows
+
+
+def _numbered_records(read, shards: dict[str, list], features: datasets.Features) -> datasets.IterableDataset:
+    features = datasets.Features({**features, INDEX_COLUMN: datasets.Value("int64")})
+    return datasets.IterableDataset(ArrowExamplesIterable(read, shards), info=datasets.DatasetInfo(features=features))

@@ -1,0 +1,152 @@
+"""Every image once, in order, with its labels: what evaluation and feature extraction read."""
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from hf_ssl.data.decode import SkippedImageError, decode, use_one_core
+from hf_ssl.data.sources import Source
+
+UNKNOWN_LABEL = -1
+"""Label of an image whose record has none, or one that is no class."""
+
+
+@dataclass
+class EvaluationBatch:
+    """Consecutive images of a data set, without those that cannot be used.
+
+    Args:
+        pixel_values: Transformed images, (batch, 3, height, width), float32.
+        labels: Label column -> class of each image, (batch,), int64; `UNKNOWN_LABEL` where there is none.
+        row_ids: Place of each image in the data set, from 0, (batch,), int64.
+    """
+
+    pixel_values: Tensor
+    labels: dict[str, Tensor]
+    row_ids: Tensor
+
+
+@dataclass
+class _Rows:
+    """Consecutive records and where they begin."""
+
+    first: int
+    images: list[Any]
+    labels: dict[str, list[int | None]]
+
+
+class EvaluationBatches(Iterator[EvaluationBatch]):
+    """Iterator over the batches of one process.
+
+    Attributes:
+        skipped: Images left out so far because they cannot be used, by reason.
+    """
+
+    def __init__(self, batches: Iterator[tuple[EvaluationBatch | None, Counter[str]]]):
+        self.skipped: Counter[str] = Counter()
+        self._batches = batches
+
+    def __next__(self) -> EvaluationBatch:
+        """The next batch that holds an image."""
+        for batch, skipped in self._batches:
+            self.skipped.update(skipped)
+            if batch is not None:
+                return batch
+        raise StopIteration
+
+
+def evaluation_batches(
+    source: Source,
+    transform: Callable[[Image.Image], Tensor],
+    batch_size: int,
+    *,
+    rank: int = 0,
+    world_size: int = 1,
+    num_workers: int = 0,
+    max_images: int | None = None,
+) -> EvaluationBatches:
+    """Read a data set once, in its own order; each process gets every `world_size`-th batch.
+
+    Args:
+        source: The data set.
+        transform: Makes a tensor, (3, height, width), of an RGB image; runs in the workers.
+        batch_size: Records in a batch; the last one may be shorter, and so is one with images that cannot be used.
+        rank: Number of this process, in [0, world_size).
+        world_size: Number of processes.
+        num_workers: Worker processes that decode and transform; 0: this process does it.
+        max_images: Read only the first so many records of the data set; None: all.
+
+    Returns:
+        Iterator over batches; its `skipped` counts the images that were left out.
+
+    Raises:
+        ValueError: If `batch_size` is not positive.
+    """
+    if batch_size < 1:
+        raise ValueError(f"`batch_size` must be at least 1, got {batch_size}.")
+    loader = DataLoader(
+        _Transformer(transform, source.labels),
+        sampler=_rows_of_process(source, batch_size, rank, world_size, max_images),
+        batch_size=None,
+        collate_fn=_unchanged,
+        num_workers=num_workers,
+        worker_init_fn=use_one_core,
+        generator=torch.Generator(),  # its own, so that evaluating does not move the generator of a training run
+    )
+    return EvaluationBatches(iter(loader))
+
+
+def _rows_of_process(
+    source: Source, batch_size: int, rank: int, world_size: int, max_images: int | None
+) -> Iterator[_Rows]:
+    first = 0
+    for number, rows in enumerate(source.records.iter(batch_size)):
+        images = rows[source.image_column]
+        if max_images is not None:
+            images = images[: max_images - first]
+        if not images:
+            return
+        if number % world_size == rank:
+            yield _Rows(first, images, {label: rows[label][: len(images)] for label in source.labels})
+        first += len(images)
+
+
+class _Transformer(Dataset):
+    """Turns records into a batch; runs in the workers."""
+
+    def __init__(self, transform: Callable[[Image.Image], Tensor], labels: dict[str, list[str]]):
+        self.transform = transform
+        self.num_classes = {label: len(names) for label, names in labels.items()}
+
+    def __getitem__(self, rows: _Rows) -> tuple[EvaluationBatch | None, Counter[str]]:
+        kept, images, skipped = [], [], Counter()
+        for place, record_image in enumerate(rows.images):
+            try:
+                image = decode(record_image)
+            except SkippedImageError as error:
+                skipped[error.reason] += 1
+                continue
+            kept.append(place)
+            images.append(self.transform(Image.fromarray(image)))
+        if not kept:
+            return None, skipped
+        labels = {
+            label: torch.tensor([self._class(values[place], self.num_classes[label]) for place in kept])
+            for label, values in rows.labels.items()
+        }
+        return EvaluationBatch(torch.stack(images), labels, torch.tensor(kept) + rows.first), skipped
+
+    @staticmethod
+    def _class(label: int | None, num_classes: int) -> int:
+        known = label is not None and label >= 0 and (num_classes == 0 or label < num_classes)
+        return label if known else UNKNOWN_LABEL  # pyright: ignore[reportReturnType]
+
+
+def _unchanged(batch: Any) -> Any:
+    return batch

@@ -1,0 +1,124 @@
+"""What the papers do to an image to make its views, as data; `views.py` carries it out."""
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class ViewParameters:
+    """How one view is made, in this order: crop, flips, colour, grey, blur, solarize, invert.
+
+    Args:
+        crop_scale: Smallest and largest area of the crop, as fractions of the picture's.
+        crop_ratio: Smallest and largest width / height of the crop.
+        interpolation: How the crop is resized.
+        flip_probability: Of a left-right flip.
+        vertical_flip_probability: Of a top-bottom flip.
+        policy: torchvision's `RandAugment` (2 operations, magnitude 9) or `AutoAugment` (ImageNet's policy) before
+            the colour operations.
+        jitter: Strengths of brightness, contrast, saturation (factors in [1 - s, 1 + s], at least 0) and hue (shift
+            in [-s, s] turns); applied in random order.
+        jitter_probability: Of jittering at all.
+        grey_probability: Of losing the colours.
+        grey_first: Drop colours before the jitter instead of after it.
+        blur_probability: Of a Gaussian blur.
+        blur_sigma: Smallest and largest standard deviation of the blur, in pixels.
+        blur_kernel_ratio: Width of the blur's kernel as a fraction of the view's; None for one wide enough for sigma.
+        solarize_probability: Of inverting the pixels above half of full brightness.
+        invert_probability: Of inverting all pixels.
+    """
+
+    crop_scale: tuple[float, float] = (0.08, 1.0)
+    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    flip_probability: float = 0.5
+    vertical_flip_probability: float = 0.0
+    policy: Literal["randaugment", "autoaugment"] | None = None
+    jitter: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
+    jitter_probability: float = 0.0
+    grey_probability: float = 0.0
+    grey_first: bool = False
+    blur_probability: float = 0.0
+    blur_sigma: tuple[float, float] = (0.1, 2.0)
+    blur_kernel_ratio: float | None = None
+    solarize_probability: float = 0.0
+    invert_probability: float = 0.0
+
+
+@dataclass(frozen=True)
+class ViewRecipe:
+    """The two views of an image.
+
+    Args:
+        first: The first view.
+        second: The second view.
+        source: Where the numbers come from.
+    """
+
+    first: ViewParameters
+    second: ViewParameters
+    source: str
+
+
+def _both(parameters: ViewParameters, source: str) -> ViewRecipe:
+    return ViewRecipe(parameters, parameters, source)
+
+
+_MOCO_V1 = ViewParameters(
+    crop_scale=(0.2, 1.0), grey_probability=0.2, grey_first=True, jitter=(0.4, 0.4, 0.4, 0.4), jitter_probability=1.0
+)
+_MOCO_V2 = ViewParameters(
+    crop_scale=(0.2, 1.0),
+    jitter=(0.4, 0.4, 0.4, 0.1),
+    jitter_probability=0.8,
+    grey_probability=0.2,
+    blur_probability=0.5,
+)
+_CIFAR = ViewParameters(jitter=(0.4, 0.4, 0.4, 0.1), jitter_probability=0.8, grey_probability=0.2)
+_BYOL = ViewParameters(
+    interpolation="bicubic",
+    jitter=(0.4, 0.4, 0.2, 0.1),
+    jitter_probability=0.8,
+    grey_probability=0.2,
+    blur_probability=1.0,
+    blur_kernel_ratio=0.1,
+)
+_SIMCLR = ViewParameters(
+    jitter=(0.8, 0.8, 0.8, 0.2),
+    jitter_probability=0.8,
+    grey_probability=0.2,
+    blur_probability=0.5,
+    blur_kernel_ratio=0.1,
+)
+_SHAPES = ViewParameters(
+    crop_scale=(0.3, 1.0),
+    vertical_flip_probability=0.5,
+    jitter=(0.4, 0.4, 0.0, 0.0),
+    jitter_probability=0.8,
+    invert_probability=0.5,
+)
+
+VIEW_RECIPES: dict[str, ViewRecipe] = {
+    "moco_v1": _both(_MOCO_V1, "He et al., 2019; facebookresearch/moco main_moco.py without --aug-plus"),
+    "moco_v2": _both(_MOCO_V2, "Chen et al., 2020; facebookresearch/moco main_moco.py with --aug-plus"),
+    "moco_cifar": _both(_CIFAR, "facebookresearch/moco, CIFAR-10 demo"),
+    "byol": ViewRecipe(
+        _BYOL,
+        replace(_BYOL, blur_probability=0.1, solarize_probability=0.2),
+        "Grill et al., 2020, appendix B; torchvision's multiplicative brightness for the code's additive one",
+    ),
+    "simsiam": _both(_MOCO_V2, "Chen and He, 2020, section 3; facebookresearch/simsiam main_simsiam.py"),
+    "directpred_cifar": _both(_CIFAR, "Tian et al., 2021; facebookresearch/luckmatters, CIFAR-10"),
+    "directpred_stl": _both(
+        replace(_SIMCLR, blur_probability=1.0), "Tian et al., 2021; facebookresearch/luckmatters, STL-10"
+    ),
+    "simclr": _both(_SIMCLR, "Chen et al., 2020 (SimCLR), appendix A, colour strength 1"),
+    "simclr_cifar": _both(
+        replace(_SIMCLR, jitter=(0.4, 0.4, 0.4, 0.1), blur_probability=0.0),
+        "Chen et al., 2020 (SimCLR), appendix B.9: colour strength 0.5, no blur",
+    ),
+    "randaugment": _both(ViewParameters(policy="randaugment"), "Cubuk et al., 2019 (RandAugment), 1909.13719"),
+    "autoaugment": _both(ViewParameters(policy="autoaugment"), "Cubuk et al., 2018 (AutoAugment), 1805.09501"),
+    "shapes": _both(_SHAPES, "made for the embedded shapes: the shape itself is what stays the same"),
+}
+"""Recipe name -> the two views of an image."""

@@ -1,0 +1,58 @@
+"""The settings of the data set, which the command line turns into flags."""
+
+from dataclasses import dataclass
+
+from hf_ssl.data.sources import Source, open_source
+
+
+@dataclass
+class DataSettings:
+    """Which images are trained on, and how they are read.
+
+    Args:
+        dataset: `shapes` or `digits` (need no files), a folder of images, a parquet or webdataset tar file or a folder
+            of them, or the id of a data set on the Hub, such as `uoft-cs/cifar10`, which is streamed.
+        dataset_config: Config of a Hub data set that has several.
+        dataset_revision: Branch, tag or commit of a Hub data set; its main branch if not given.
+        split: Split to train on; a folder without split folders is `train`.
+        image_column: Column of the images; found by its type or name if not given.
+        label_column: Main label column; found by its type or name if not given. Training needs none.
+        view_recipe: Augmentation, a name in `hf_ssl/data/recipes.py`; the method's own if not given.
+        num_workers: Worker processes of each training process that decode and augment, at least 0. The order of
+            images does not depend on it.
+        shuffle_window: Number of undecoded images that are shuffled together, at least 1; they stay in memory. Raise
+            it for a streamed data set that is sorted by class.
+        max_skipped_ratio: Fraction of images, in [0, 1], that may be unusable before the run stops.
+    """
+
+    dataset: str = "shapes"
+    dataset_config: str | None = None
+    dataset_revision: str | None = None
+    split: str = "train"
+    image_column: str | None = None
+    label_column: str | None = None
+    view_recipe: str | None = None
+    num_workers: int = 2
+    shuffle_window: int = 2048
+    max_skipped_ratio: float = 0.01
+
+    def open(self, split: str | None = None) -> Source:
+        """Open the data set.
+
+        Args:
+            split: Another split than the one to train on.
+
+        Returns:
+            The opened source.
+
+        Raises:
+            ValueError: If it cannot be opened.
+        """
+        return open_source(
+            self.dataset,
+            config=self.dataset_config,
+            split=self.split if split is None else split,
+            revision=self.dataset_revision,
+            image_column=self.image_column,
+            label_column=self.label_column,
+        )

@@ -1,0 +1,233 @@
+"""Every kind of data set as one stream of records whose images are not yet decoded."""
+
+import difflib
+import hashlib
+import json
+import os
+import tarfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import datasets
+import numpy as np
+import pyarrow as pa
+from datasets.exceptions import DatasetsError
+from sklearn.datasets import load_digits
+
+from hf_ssl.data.columns import find_columns
+from hf_ssl.data.local import (
+    INDEX_COLUMN,
+    folder_records,
+    images_of_split,
+    list_folder,
+    parquet_records,
+    table_records,
+)
+from hf_ssl.data.shapes import shapes
+
+# What opening a data set raises when its files, its name, its config or the network are not as they should be.
+_OPENING_ERRORS = (DatasetsError, OSError, ValueError, RuntimeError, IndexError, tarfile.TarError)
+
+
+@dataclass(frozen=True)
+class Source:
+    """A data set, opened.
+
+    Args:
+        name: As the user typed it.
+        split: Name of the split.
+        records: Rows with the undecoded image (`{"bytes": ..., "path": ...}`), the label columns as integers and,
+            where the source has one, `INDEX_COLUMN`; in fixed order.
+        image_column: Column of the images.
+        labels: Every label column and its class names (empty where unknown); the main one first.
+        num_images: Number of records; None if only reading them all would tell.
+        fingerprint: Hexadecimal; changes with data set, revision and split.
+    """
+
+    name: str
+    split: str
+    records: datasets.IterableDataset
+    image_column: str
+    labels: dict[str, list[str]]
+    num_images: int | None
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """Records as they come, their number if known, and what identifies their content (JSON)."""
+
+    records: datasets.IterableDataset
+    num_images: int | None
+    identity: Any
+
+
+def open_source(
+    dataset: str,
+    *,
+    config: str | None = None,
+    split: str = "train",
+    revision: str | None = None,
+    image_column: str | None = None,
+    label_column: str | None = None,
+) -> Source:
+    """Open one split of a data set as a stream of records.
+
+    Args:
+        dataset: `shapes`, `digits`, a folder of images (class folders and split folders are recognised), a parquet or
+            webdataset tar file or a folder of them, or the id of a data set on the Hub, which is streamed.
+        config: Config of a Hub data set.
+        split: Name of the split.
+        revision: Branch, tag or commit of a Hub data set.
+        image_column: Column of the images; None: found by its type, else by its name.
+        label_column: Main label column; None: found by its type and name. A data set may have none.
+
+    Returns:
+        The opened source.
+
+    Raises:
+        ValueError: If the data set cannot be opened, is empty, or lacks the split or the column.
+    """
+    path = Path(dataset).expanduser()
+    if dataset in _EMBEDDED:
+        opened = _EMBEDDED[dataset](split)
+    elif path.is_dir():
+        opened = _open_folder(dataset, path, config, split)
+    elif path.is_file():
+        opened = _open_file(dataset, path, split)
+    elif dataset.startswith((".", "/", "~")) or dataset.count("/") > 1 or path.suffix in (".parquet", ".tar"):
+        raise ValueError(f"`dataset` must exist, but there is no file or folder `{dataset}`.")
+    else:
+        opened = _open_builder(dataset, split, path=dataset, name=config, revision=revision)
+    return _with_columns(opened, dataset, config, split, image_column, label_column)
+
+
+def _with_columns(
+    opened: _Opened,
+    dataset: str,
+    config: str | None,
+    split: str,
+    image_column: str | None,
+    label_column: str | None,
+) -> Source:
+    records = opened.records
+    features = records.features
+    if features is not None:
+        records = records.decode(False)
+    if opened.num_images is None or features is None:
+        first_rows = _attempt(dataset, lambda: list(records.take(8)))
+        empty = not first_rows
+        features = features or datasets.Dataset.from_list(first_rows).features
+    else:
+        empty = opened.num_images == 0
+    if empty:
+        raise _no_images(dataset, split)
+    named = datasets.Features({name: feature for name, feature in features.items() if name != INDEX_COLUMN})
+    columns = find_columns(named, dataset, image_column, label_column)
+    # Labels as plain integers: casting to ClassLabel stops at the first label out of range.
+    kept: dict[str, Any] = {columns.image: datasets.Image(decode=False)}
+    kept |= {label: datasets.Value("int64") for label in columns.labels}
+    if INDEX_COLUMN in features:
+        kept[INDEX_COLUMN] = datasets.Value("int64")
+    records = records.select_columns(list(kept)).cast(datasets.Features(kept))
+    identity = json.dumps([config, split, opened.identity])
+    fingerprint = hashlib.sha256(identity.encode()).hexdigest()[:32]
+    return Source(dataset, split, records, columns.image, columns.labels, opened.num_images, fingerprint)
+
+
+def _open_shapes(split: str) -> _Opened:
+    dataset = shapes(split)
+    return _of_table(dataset.data.table, dataset.features)
+
+
+def _open_digits(split: str) -> _Opened:
+    """scikit-learn's 8 x 8 handwritten digits; the last 360 of 1,797, by other writers, are the test split."""
+    bounds = {"train": slice(None, -360), "test": slice(-360, None)}
+    if split not in bounds:
+        raise ValueError(f"`digits` has no split `{split}`. It has: {', '.join(bounds)}.")
+    pictures, labels = load_digits(return_X_y=True)
+    pictures = np.rint(pictures.reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)[bounds[split]]
+    images = [{"bytes": cv2.imencode(".png", picture)[1].tobytes(), "path": None} for picture in pictures]
+    names = [str(digit) for digit in range(10)]
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=names)})
+    return _of_table(
+        pa.table({"image": images, "label": labels[bounds[split]]}, schema=features.arrow_schema), features
+    )
+
+
+_EMBEDDED: dict[str, Callable[[str], _Opened]] = {"shapes": _open_shapes, "digits": _open_digits}
+
+
+def _of_table(table: pa.Table, features: datasets.Features) -> _Opened:
+    content = hashlib.sha256()
+    for batch in table.to_batches():
+        content.update(batch.serialize())
+    return _Opened(table_records(table, features), table.num_rows, content.hexdigest())
+
+
+def _open_folder(name: str, path: Path, config: str | None, split: str) -> _Opened:
+    contents = list_folder(path)
+    if contents.kind is None:
+        raise ValueError(
+            f"The folder `{name}` holds no images, parquet or tar files. Give the folder that holds them."
+        )
+    if contents.kind != "images":
+        return _open_builder(name, split, path=str(path), name=config)
+    images, classes = images_of_split(name, contents.images, split)
+    content = hashlib.sha256("\n".join(images).encode(errors="surrogateescape")).hexdigest()
+    return _Opened(folder_records(path, images, classes), len(images), content)
+
+
+def _open_file(name: str, path: Path, split: str) -> _Opened:
+    kind = {".parquet": "parquet", ".tar": "webdataset"}.get(path.suffix)
+    if kind is None:
+        raise ValueError(f"`dataset` must be a folder, a parquet or a tar file or a Hub id, got the file `{name}`.")
+    return _open_builder(name, split, path=kind, data_files={"train": [str(path)]})
+
+
+def _open_builder(dataset: str, split: str, **where: Any) -> _Opened:
+    """Open what `datasets` knows: the Hub, parquet and webdataset."""
+    builder = _attempt(dataset, lambda: datasets.load_dataset_builder(**where))
+    data_files = builder.config.data_files or {}
+    splits = [str(known) for known in (builder.info.splits or data_files)]
+    if splits and split not in splits:
+        raise ValueError(f"`{dataset}` has no split `{split}`. It has: {', '.join(splits)}.")
+    files = list(data_files.get(split, []))
+    if files and all(os.path.isfile(file) for file in files):
+        identity = [[os.path.basename(file), os.path.getsize(file)] for file in files]
+        if all(file.endswith(".parquet") for file in files):
+            records, num_images = parquet_records(files)
+            return _Opened(records, num_images, identity)
+        if all(file.endswith(".tar") and _is_empty_tar(file) for file in files):
+            raise _no_images(dataset, split)
+    else:
+        identity = [builder.hash, files]  # addresses with the commit
+    records = _attempt(dataset, lambda: builder.as_streaming_dataset(split=split))
+    known = (builder.info.splits or {}).get(split)
+    return _Opened(records, known.num_examples if known else None, identity)
+
+
+def _no_images(dataset: str, split: str) -> ValueError:
+    return ValueError(f"Split `{split}` of `{dataset}` holds no images. Choose another split or data set.")
+
+
+def _is_empty_tar(path: str) -> bool:
+    try:
+        with tarfile.open(path) as archive:
+            return archive.next() is None
+    except tarfile.TarError:
+        return False  # damaged: opening it as a data set says how
+
+
+def _attempt(name: str, open_: Callable[[], Any]) -> Any:
+    """Call `datasets` and say in one sentence what it could not do."""
+    try:
+        return open_()
+    except _OPENING_ERRORS as error:
+        close = difflib.get_close_matches(name, _EMBEDDED, n=1)
+        hint = f" Did you mean `{close[0]}`?" if close else ""
+        detail = (str(error).strip().splitlines() or [""])[0].rstrip(".")
+        raise ValueError(f"`dataset` `{name}` cannot be opened: {type(error).__name__}: {detail}.{hint}") from error

@@ -1,0 +1,238 @@
+"""The training stream: endless batches of views in an order that is exact, resumable and free of worker effects.
+
+The main process reads undecoded records, shuffles them in windows and cuts them into chunks; workers decode a chunk
+and make its views; the main process fills batches from the good ones. The order is a function of (seed, epoch, shards,
+rank, world size) and a record's augmentation one of (seed, epoch, rank, its place in the order), so neither depends on
+the number of workers. A position is a few numbers and the reader's state at the start of a window.
+"""
+
+import copy
+import math
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from hf_ssl.data.decode import SkippedImageError, decode, use_one_core
+from hf_ssl.data.ordered import EvaluationBatch, evaluation_batches
+from hf_ssl.data.reader import FOR_VIEWS, Chunk, Reader
+from hf_ssl.data.sources import Source
+from hf_ssl.data.views import Views
+
+__all__ = ["Batch", "EvaluationBatch", "TrainingStream", "evaluation_batches"]
+
+CHUNK_SIZE = 64  # records that one worker handles at a time, at the most
+MIN_RECORDS_TO_JUDGE = 1000  # before which, or the end of an epoch, a few bad images stop no run
+
+
+@dataclass
+class Batch:
+    """One batch of views.
+
+    Args:
+        pixel_values: Normalised views, (batch, 2, 3, image size, image size), float32.
+        indices: Stable number of each image in the data set, (batch,), int64; None where the source has none.
+        epoch: Pass over this process's records, from 0.
+        position: JSON-able state from which the next batch is read.
+        skipped: Images that this process could not use so far, by reason; part of `position`.
+    """
+
+    pixel_values: Tensor
+    indices: Tensor | None
+    epoch: int
+    position: dict[str, Any]
+    skipped: dict[str, int]
+
+
+class _ViewMaker(Dataset):
+    """Turns a chunk of records into views; runs in the workers."""
+
+    def __init__(self, views: Views, seed: int, rank: int):
+        self.views = views
+        self.seed = seed
+        self.rank = rank
+
+    def __getitem__(self, chunk: Chunk) -> Chunk:
+        views, skipped = [], Counter()
+        for offset, (record_image, index) in enumerate(chunk.records):
+            try:
+                image = decode(record_image)
+            except SkippedImageError as error:
+                skipped[error.reason] += 1
+                continue
+            generator = np.random.default_rng(
+                [self.seed, chunk.start["epoch"], self.rank, chunk.place + offset, FOR_VIEWS]
+            )
+            views.append(self.views(image, generator))
+            chunk.indices.append(index)
+        chunk.views = torch.stack(views) if views else None
+        chunk.skipped = dict(skipped)
+        chunk.records = []  # the bytes need not travel back
+        return chunk
+
+
+def _identity(chunk: Any) -> Any:
+    return chunk
+
+
+class TrainingStream:
+    """Endless batches of augmented views of one process's part of a data set.
+
+    Every epoch reads each of this process's records once, in a new order; what is left over at its end and fills no
+    batch is dropped. An image that cannot be used is skipped and counted, and the next one takes its place, so all
+    batches have the same shape.
+
+    Args:
+        source: The data set.
+        views: Makes the two views.
+        batch_size: Images in a batch of this process.
+        seed: Of order and augmentation, at least 0; equal on all processes.
+        rank: Number of this process, in [0, world_size).
+        world_size: Number of processes.
+        num_workers: Worker processes that decode and augment; 0: this process does it.
+        window_size: Records that are shuffled together; they are in memory, undecoded.
+        max_skipped_ratio: Fraction of unusable images above which the stream stops, in [0, 1].
+        position: `Batch.position` of the last batch that was used, to go on after it.
+
+    Raises:
+        ValueError: If an argument is out of range, the position belongs to another data set or setting, or an epoch
+            has too few images for one batch. While iterating also if too many images cannot be used.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        views: Views,
+        batch_size: int,
+        *,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        num_workers: int = 0,
+        window_size: int = 2048,
+        max_skipped_ratio: float = 0.01,
+        position: dict[str, Any] | None = None,
+    ):
+        _check_at_least("batch_size", batch_size, 1)
+        _check_at_least("seed", seed, 0)
+        _check_at_least("num_workers", num_workers, 0)
+        _check_at_least("shuffle_window", window_size, 1)
+        if not 0 <= max_skipped_ratio <= 1:
+            raise ValueError(f"`max_skipped_ratio` must be in [0, 1], got {max_skipped_ratio}.")
+        if source.num_images is not None and source.num_images // world_size < batch_size:
+            raise ValueError(
+                f"`batch_size` must not exceed the images of one process, but split `{source.split}` of "
+                f"`{source.name}` has {source.num_images} for {world_size} process(es) and the batch size is "
+                f"{batch_size}. Lower `batch_size`."
+            )
+        self.source = source
+        self.views = views
+        self.batch_size = batch_size
+        self.num_workers = num_workers
+        self.max_skipped_ratio = max_skipped_ratio
+        self._chunk_size = min(CHUNK_SIZE, batch_size)
+        self._reader = Reader(source, seed, rank, world_size, window_size, self._chunk_size)
+        # What must be the same on resuming, for the order to be the same.
+        self._identity = {
+            "seed": seed,
+            "rank": rank,
+            "world_size": world_size,
+            "shuffle_window": window_size,
+            "fingerprint": source.fingerprint,
+        }
+        self._position = self._start() if position is None else self._checked(position)
+
+    def _start(self) -> dict[str, Any]:
+        reader = {"epoch": 0, "window": 0, "offset": 0, "state": None}
+        return {**self._identity, "reader": reader, "used": 0, "batches": 0, "seen": 0, "skipped": {}}
+
+    def _checked(self, position: dict[str, Any]) -> dict[str, Any]:
+        missing = set(self._start()) - set(position)
+        if missing:
+            raise ValueError(f"The stream's position lacks `{min(missing)}`. Was it saved by another version?")
+        for name, value in self._identity.items():
+            if position[name] != value:
+                what = "`dataset` or its `split` or `dataset_revision`" if name == "fingerprint" else f"`{name}`"
+                raise ValueError(
+                    f"{what} must be the same on resuming: it was {position[name]} and is {value}. "
+                    "Resume with the settings of the first run."
+                )
+        return copy.deepcopy(position)
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Batches from the position on, without end."""
+        position = self._position
+        used, batches, seen = position["used"], position["batches"], position["seen"]
+        skipped = Counter(position["skipped"])
+        pending: list[Tensor] = []
+        indices: list[int | None] = []
+        for chunk in self._loader(position["reader"]):
+            if chunk.size == 0:  # the end of an epoch
+                self._judge(seen, skipped, epoch_ended=True)
+                if batches == 0:
+                    raise ValueError(
+                        f"`batch_size` must not exceed the usable images of one process, but it is {self.batch_size} "
+                        f"and an epoch of `{self.source.name}` has {len(indices)}. Lower `batch_size`."
+                    )
+                pending, indices, batches = [], [], 0
+                continue
+            before = {"reader": chunk.start, "seen": seen, "skipped": dict(skipped)}
+            seen += chunk.size
+            skipped.update(chunk.skipped)
+            self._judge(seen, skipped, epoch_ended=False)
+            after = {"reader": chunk.end, "seen": seen, "skipped": dict(skipped), "used": 0}
+            num_good = len(chunk.indices)
+            taken = min(used, num_good)
+            used -= taken
+            while chunk.views is not None and taken < num_good:
+                added = min(self.batch_size - len(indices), num_good - taken)
+                pending.append(chunk.views[taken : taken + added])
+                indices += chunk.indices[taken : taken + added]
+                taken += added
+                if len(indices) == self.batch_size:
+                    batches += 1
+                    place = after if taken == num_good else {**before, "used": taken}
+                    yield Batch(
+                        pixel_values=torch.cat(pending) if len(pending) > 1 else pending[0],
+                        indices=None if None in indices else torch.tensor(indices),
+                        epoch=chunk.start["epoch"],
+                        position={**self._identity, **place, "batches": batches},
+                        skipped=dict(skipped),
+                    )
+                    pending, indices = [], []
+
+    def _loader(self, reader_state: dict[str, Any]) -> DataLoader:
+        workers: dict[str, Any] = {}
+        if self.num_workers:
+            chunks_of_two_batches = math.ceil(2 * self.batch_size / (self._chunk_size * self.num_workers))
+            workers = {"worker_init_fn": use_one_core, "prefetch_factor": max(2, chunks_of_two_batches)}
+        return DataLoader(
+            _ViewMaker(self.views, self._identity["seed"], self._identity["rank"]),
+            sampler=self._reader.chunks(reader_state),
+            batch_size=None,
+            collate_fn=_identity,
+            num_workers=self.num_workers,
+            generator=torch.Generator(),  # its own: the loader draws a seed, and the run's generator must not move
+            **workers,
+        )
+
+    def _judge(self, seen: int, skipped: Counter[str], *, epoch_ended: bool) -> None:
+        num_skipped = sum(skipped.values())
+        if num_skipped <= self.max_skipped_ratio * seen or not (epoch_ended or seen >= MIN_RECORDS_TO_JUDGE):
+            return
+        by_count = sorted(skipped.items(), key=lambda item: (-item[1], item[0]))
+        reasons = ", ".join(f"{count} {reason}" for reason, count in by_count)
+        raise ValueError(
+            f"{num_skipped} of {seen} images of `{self.source.name}` cannot be used: {reasons}. Repair the data set "
+            f"or raise `max_skipped_ratio`, which is {self.max_skipped_ratio}."
+        )
+
+
+def _check_at_least(name: str, value: int, minimum: int) -> None:
+    if value < minimum:
+        raise ValueError(f"`{name}` must be at least {minimum}, got {value}.")

@@ -1,0 +1,441 @@
+"""Linear probes: how much of a label a linear classifier reads from a frozen representation.
+
+All protocols work on features that were computed once, from images without augmentation. Three of them come from
+papers that train the classifier on augmented images (random crops and flips); there the deviation is named in the
+settings that go with every number. Nothing is ever chosen by test labels, except the best epoch of the `luckmatters`
+protocol, which is reported beside the last one and marked.
+"""
+
+import difflib
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+_HELD_OUT_RATIO = 0.2
+_CHOSEN_ON = "a fifth of the training images, held out"
+_WITHOUT_AUGMENTATION = "features computed once, without the paper's random crops and flips"
+
+
+@dataclass(frozen=True)
+class ProbeResult:
+    """What a probe measured and with which settings.
+
+    Args:
+        accuracy: Share of test images classified correctly, in [0, 1].
+        settings: Everything that the number depends on, JSON-able.
+        best_over_epochs: The largest test accuracy of any epoch, where the protocol reports it. It is chosen on the
+            test split, hence too high.
+    """
+
+    accuracy: float
+    settings: dict[str, Any] = field(default_factory=dict)
+    best_over_epochs: float | None = None
+
+
+def linear_probe(
+    train_features: Tensor,
+    train_labels: Tensor,
+    test_features: Tensor,
+    test_labels: Tensor,
+    protocol: str = "logistic",
+    seed: int = 0,
+) -> ProbeResult:
+    """Train a linear classifier on frozen features and test it.
+
+    Protocols:
+
+    - `logistic`: logistic regression on standardised features, its strength of regularisation chosen on a fifth of the
+      training images that is held out.
+    - `sgd`: He et al., 2020 (MoCo): weights from N(0, 0.01), SGD with momentum 0.9, learning rate 30, no weight decay,
+      batches of 256, 100 epochs, rate x 0.1 after 60 and 80.
+    - `byol`: Grill et al., 2020, appendix C.1: Nesterov SGD with momentum 0.9, batches of 1,024, 80 epochs, cosine
+      schedule, learning rate chosen from 0.4, 0.3, 0.2, 0.1, 0.05 on the held-out fifth.
+    - `luckmatters`: the official code of DirectPred (facebookresearch/luckmatters): standardised features, Adam with
+      learning rate 3e-4 and weight decay 1e-3, batches of 128, 50 epochs.
+
+    Args:
+        train_features: (training images, dim), float32.
+        train_labels: (training images,), int64; images with a negative label take no part.
+        test_features: (test images, dim), float32.
+        test_labels: (test images,), int64; images with a negative label take no part.
+        protocol: One of the above.
+        seed: Seed of the held-out part, the initial weights and the order of batches.
+
+    Returns:
+        Accuracy on the test images and the settings that gave it.
+
+    Raises:
+        ValueError: If the protocol is unknown, shapes disagree, no test image is labelled, or the training images
+            are of one class only.
+    """
+    return linear_probes(
+        train_features, {"label": train_labels}, test_features, {"label": test_labels}, protocol, seed
+    )["label"]
+
+
+def linear_probe_accuracy(
+    train_features: Tensor,
+    train_labels: Tensor,
+    test_features: Tensor,
+    test_labels: Tensor,
+    protocol: str = "logistic",
+    seed: int = 0,
+) -> float:
+    """Accuracy of `linear_probe`, with the same arguments and errors; a fraction in [0, 1]."""
+    return linear_probe(train_features, train_labels, test_features, test_labels, protocol, seed).accuracy
+
+
+def linear_probes(
+    train_features: Tensor,
+    train_labels: Mapping[str, Tensor],
+    test_features: Tensor,
+    test_labels: Mapping[str, Tensor],
+    protocol: str = "logistic",
+    seed: int = 0,
+) -> dict[str, ProbeResult]:
+    """`linear_probe` of several label columns, which share the preparation of the features.
+
+    Args:
+        train_features: As in `linear_probe`.
+        train_labels: Labels of each column.
+        test_features: As in `linear_probe`.
+        test_labels: Labels of the same columns.
+        protocol: As in `linear_probe`.
+        seed: As in `linear_probe`.
+
+    Returns:
+        Result of each column.
+
+    Raises:
+        ValueError: As `linear_probe` does.
+    """
+    if protocol not in PROBES:
+        close = difflib.get_close_matches(protocol, PROBES, n=1)
+        hint = f"Did you mean `{close[0]}`?" if close else f"Known: {', '.join(PROBES)}."
+        raise ValueError(f"Unknown probe `{protocol}`. {hint}")
+    problems = {}
+    for column, labels in train_labels.items():
+        train_rows = _labelled(train_features, labels, column, "training")
+        test_rows = _labelled(test_features, test_labels[column], column, "test")
+        classes = labels[train_rows].unique()
+        if len(classes) < 2:
+            raise ValueError(
+                f"A probe of `{column}` needs training images of at least two classes, got one. Choose another label "
+                "column, or more images if the data set is sorted by class."
+            )
+        # Dense numbers for the classes that occur; a test image of any other class counts as wrong.
+        train_y = torch.searchsorted(classes, labels[train_rows])
+        test_y = test_labels[column][test_rows]
+        position = torch.searchsorted(classes, test_y).clamp(max=len(classes) - 1)
+        problems[column] = train_rows, train_y, test_rows, torch.where(classes[position] == test_y, position, -1)
+    prepare, run = PROBES[protocol]
+    train_x, test_x = prepare(train_features.float().cpu(), test_features.float().cpu())
+    return {
+        column: run(train_x[train_rows], train_y, test_x[test_rows], test_y, seed)
+        for column, (train_rows, train_y, test_rows, test_y) in problems.items()
+    }
+
+
+def held_out(labels: Tensor, seed: int, ratio: float = _HELD_OUT_RATIO) -> Tensor:
+    """Choose training images on which to choose settings: of each class the same share, drawn from a seed.
+
+    Args:
+        labels: Class of each image, (images,), at least 0.
+        seed: Seed of the draw.
+        ratio: Share to hold out, in (0, 1); rounded down for each class.
+
+    Returns:
+        True where an image is held out, (images,), bool.
+
+    Raises:
+        ValueError: If no class has enough images to hold one out.
+    """
+    generator = np.random.default_rng(seed)
+    mask = torch.zeros(len(labels), dtype=torch.bool)
+    for label in labels.unique():
+        members = torch.nonzero(labels == label).flatten().numpy()
+        mask[generator.permutation(members)[: int(ratio * len(members))]] = True
+    if not mask.any():
+        raise ValueError(
+            f"A probe that chooses its settings needs {math.ceil(1 / ratio)} training images of some class, got at "
+            f"most {int(torch.bincount(labels).max())}. Use more images, or the probe `sgd`, which chooses nothing."
+        )
+    return mask
+
+
+def _labelled(features: Tensor, labels: Tensor, column: str, part: str) -> Tensor:
+    """Rows of the images that have a label."""
+    if features.ndim != 2 or len(features) != len(labels):
+        raise ValueError(
+            f"The {part} features must have shape (images, dim) with one label each, got {tuple(features.shape)} and "
+            f"{len(labels)} labels of `{column}`."
+        )
+    known = labels >= 0
+    if not known.any():
+        raise ValueError(f"No {part} image has a label in `{column}`. Choose another label column or split.")
+    return known
+
+
+def _unchanged(train: Tensor, test: Tensor) -> tuple[Tensor, Tensor]:
+    return train, test
+
+
+def _standardised(train: Tensor, test: Tensor) -> tuple[Tensor, Tensor]:
+    """Subtract the mean and divide by the deviation of each training feature; constant features become 0."""
+    variance, mean = torch.var_mean(train, dim=0, correction=0)
+    deviation = variance.sqrt()
+    constant = deviation <= 1e-6 * mean.abs()  # what remains is rounding
+    scale = torch.where(constant, 0.0, 1 / deviation)
+    return (train - mean) * scale, (test - mean) * scale
+
+
+def _standardised_and_rotated(train: Tensor, test: Tensor) -> tuple[Tensor, Tensor]:
+    """Standardise, then rotate to the principal axes, which changes no minimum of a rotation-invariant penalty."""
+    train, test = _standardised(train, test)
+    if train.shape[1] > _MAX_DIM_TO_ROTATE:
+        return train, test
+    _, axes = torch.linalg.eigh(train.T @ train / len(train))
+    train, test = train @ axes, test @ axes
+    # Directions without variance get no weight; grey pictures have them for two of the three channels.
+    varying = train.square().mean(dim=0) > 1e-7
+    return train[:, varying], test[:, varying]
+
+
+# --- Logistic regression -------------------------------------------------------------------------------------------
+
+_STRENGTHS = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5)
+_MAX_ITERATIONS = 300
+_MAX_DIM_TO_ROTATE = 4096  # above, finding the axes would take minutes
+
+
+class LogisticRegression:
+    """Multinomial logistic regression: mean cross-entropy + l2 / 2 * squared norm of the weights, at its minimum.
+
+    The minimum is that of scikit-learn's `LogisticRegression(C=1 / (l2 * images))`, whose solver needs hundreds of
+    steps for features as correlated as those of networks and pixels. Here L-BFGS runs in coordinates scaled by the
+    curvature at zero weights; for features along their principal axes, about ten steps do.
+
+    Args:
+        features: Training features, (images, dim), float32.
+        labels: Class of each image, (images,), int64.
+
+    Attributes:
+        weight: (dim, classes); zero before the first `fit`.
+        bias: (classes,).
+        converged: Whether the last `fit` reached the minimum within its 300 steps.
+    """
+
+    def __init__(self, features: Tensor, labels: Tensor):
+        self.features, self.labels = features, labels
+        num_classes = int(labels.max()) + 1
+        self.weight = features.new_zeros(features.shape[1], num_classes)
+        self.bias = features.new_zeros(num_classes)
+        self.converged = False
+        # Curvature of the cross-entropy where all classes are equally probable.
+        self._curvature = features.square().mean(dim=0)[:, None] / num_classes
+
+    def fit(self, l2: float) -> "LogisticRegression":
+        """Move weights and bias to the minimum, starting where they are.
+
+        Args:
+            l2: Strength of the penalty, positive.
+        """
+        scale = (self._curvature + l2).rsqrt()
+        scaled = (self.weight / scale).requires_grad_()
+        bias = self.bias.clone().requires_grad_()
+        optimizer = torch.optim.LBFGS(
+            [scaled, bias],
+            max_iter=_MAX_ITERATIONS,
+            tolerance_grad=1e-4,
+            tolerance_change=1e-9,
+            history_size=10,
+            line_search_fn="strong_wolfe",
+        )
+
+        def loss() -> Tensor:
+            optimizer.zero_grad()
+            weight = scaled * scale
+            value = F.cross_entropy(self.features @ weight + bias, self.labels) + l2 / 2 * weight.square().sum()
+            value.backward()
+            return value
+
+        with torch.enable_grad():
+            optimizer.step(loss)  # pyright: ignore[reportArgumentType]
+        self.converged = optimizer.state[scaled]["n_iter"] < _MAX_ITERATIONS
+        self.weight, self.bias = (scaled * scale).detach(), bias.detach()
+        return self
+
+    def accuracy(self, features: Tensor, labels: Tensor) -> float:
+        """Share of images classified correctly, in [0, 1]."""
+        return float(((features @ self.weight + self.bias).argmax(dim=1) == labels).double().mean())
+
+
+def _logistic(train_x: Tensor, train_y: Tensor, test_x: Tensor, test_y: Tensor, seed: int) -> ProbeResult:
+    hold = held_out(train_y, seed)
+    model = LogisticRegression(train_x[~hold], train_y[~hold])
+    hold_x, hold_y = train_x[hold], train_y[hold]
+    accuracies: dict[float, float] = {}
+    for l2 in _STRENGTHS:  # from strong to weak, each fit starting at the last one
+        accuracies[l2] = model.fit(l2).accuracy(hold_x, hold_y)
+        best = max(accuracies, key=lambda strength: accuracies[strength])  # the first, hence strongest, of equals
+        if accuracies[best] == 1 or len(accuracies) - list(accuracies).index(best) > 2:
+            break  # weaker ones have not helped twice
+    model = LogisticRegression(train_x, train_y).fit(best)
+    settings = {
+        "probe": "logistic",
+        "l2": best,
+        "l2_grid": list(_STRENGTHS),
+        "C": 1 / (best * len(train_x)),
+        "chosen_on": _CHOSEN_ON,
+        "held_out_accuracy": accuracies[best],
+        "converged": model.converged,
+        "standardised": True,
+        "seed": seed,
+        "augmentation": "none",
+    }
+    return ProbeResult(model.accuracy(test_x, test_y), settings)
+
+
+# --- Classifiers trained by mini-batches -----------------------------------------------------------------------------
+
+
+def _sgd(train_x: Tensor, train_y: Tensor, test_x: Tensor, test_y: Tensor, seed: int) -> ProbeResult:
+    num_epochs, batch_size, rate = 100, 256, 30.0
+    classifier = _classifier(train_x.shape[1], train_y, seed)
+    nn.init.normal_(classifier.weight, std=0.01, generator=torch.Generator().manual_seed(seed))
+    nn.init.zeros_(classifier.bias)
+    optimizer = torch.optim.SGD(classifier.parameters(), lr=rate, momentum=0.9)
+
+    def schedule(epoch: float) -> float:
+        return 0.1 ** sum(epoch >= milestone for milestone in (60, 80))
+
+    for _ in _epochs(classifier, optimizer, schedule, train_x, train_y, batch_size, num_epochs, seed):
+        pass
+    settings = {
+        "probe": "sgd",
+        "optimizer": "SGD, momentum 0.9",
+        "learning_rate": rate,
+        "schedule": "x 0.1 after epochs 60 and 80",
+        "weight_decay": 0.0,
+        "batch_size": batch_size,
+        "num_epochs": num_epochs,
+        "standardised": False,
+        "seed": seed,
+        "deviation": _WITHOUT_AUGMENTATION,
+    }
+    return ProbeResult(_accuracy(classifier, test_x, test_y), settings)
+
+
+def _byol(train_x: Tensor, train_y: Tensor, test_x: Tensor, test_y: Tensor, seed: int) -> ProbeResult:
+    num_epochs, batch_size, rates = 80, 1024, (0.4, 0.3, 0.2, 0.1, 0.05)
+
+    def train(features: Tensor, labels: Tensor, rate: float) -> nn.Linear:
+        classifier = _classifier(features.shape[1], train_y, seed)
+        optimizer = torch.optim.SGD(classifier.parameters(), lr=rate, momentum=0.9, nesterov=True)
+        for _ in _epochs(classifier, optimizer, schedule, features, labels, batch_size, num_epochs, seed):
+            pass
+        return classifier
+
+    def schedule(epoch: float) -> float:
+        return 0.5 * (1 + math.cos(math.pi * epoch / num_epochs))
+
+    hold = held_out(train_y, seed)
+    accuracies = {
+        rate: _accuracy(train(train_x[~hold], train_y[~hold], rate), train_x[hold], train_y[hold]) for rate in rates
+    }
+    rate = max(accuracies, key=lambda candidate: accuracies[candidate])
+    settings = {
+        "probe": "byol",
+        "optimizer": "SGD, Nesterov momentum 0.9",
+        "learning_rate": rate,
+        "learning_rate_grid": list(rates),
+        "chosen_on": _CHOSEN_ON,
+        "held_out_accuracy": accuracies[rate],
+        "schedule": "cosine",
+        "weight_decay": 0.0,
+        "batch_size": batch_size,
+        "num_epochs": num_epochs,
+        "standardised": False,
+        "seed": seed,
+        "deviation": _WITHOUT_AUGMENTATION,
+    }
+    return ProbeResult(_accuracy(train(train_x, train_y, rate), test_x, test_y), settings)
+
+
+def _luckmatters(train_x: Tensor, train_y: Tensor, test_x: Tensor, test_y: Tensor, seed: int) -> ProbeResult:
+    num_epochs, batch_size, rate, weight_decay = 50, 128, 3e-4, 1e-3
+    classifier = _classifier(train_x.shape[1], train_y, seed)
+    optimizer = torch.optim.Adam(classifier.parameters(), lr=rate, weight_decay=weight_decay)
+    accuracies = [
+        _accuracy(classifier, test_x, test_y)
+        for _ in _epochs(classifier, optimizer, lambda _: 1.0, train_x, train_y, batch_size, num_epochs, seed)
+    ]
+    settings = {
+        "probe": "luckmatters",
+        "optimizer": "Adam",
+        "learning_rate": rate,
+        "schedule": "constant",
+        "weight_decay": weight_decay,
+        "batch_size": batch_size,
+        "num_epochs": num_epochs,
+        "standardised": True,
+        "seed": seed,
+        "augmentation": "none",
+        "epoch": "last",
+    }
+    return ProbeResult(accuracies[-1], settings, best_over_epochs=max(accuracies))
+
+
+def _classifier(dim: int, labels: Tensor, seed: int) -> nn.Linear:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return nn.Linear(dim, int(labels.max()) + 1)
+
+
+def _epochs(
+    classifier: nn.Linear,
+    optimizer: torch.optim.Optimizer,
+    schedule: Callable[[float], float],
+    features: Tensor,
+    labels: Tensor,
+    batch_size: int,
+    num_epochs: int,
+    seed: int,
+) -> Iterator[int]:
+    """Train by cross-entropy; yields after every epoch. `schedule` maps epochs done to a factor of the rate."""
+    generator = torch.Generator().manual_seed(seed)
+    rates = [group["lr"] for group in optimizer.param_groups]
+    starts = range(0, len(features), batch_size)
+    for epoch in range(num_epochs):
+        order = torch.randperm(len(features), generator=generator)
+        for number, start in enumerate(starts):
+            for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate * schedule(epoch + number / len(starts))
+            rows = order[start : start + batch_size]
+            loss = F.cross_entropy(classifier(features[rows]), labels[rows])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        yield epoch
+
+
+@torch.no_grad()
+def _accuracy(classifier: nn.Linear, features: Tensor, labels: Tensor) -> float:
+    return float((classifier(features).argmax(dim=1) == labels).double().mean())
+
+
+_Prepare = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+_Run = Callable[[Tensor, Tensor, Tensor, Tensor, int], ProbeResult]
+PROBES: dict[str, tuple[_Prepare, _Run]] = {
+    "logistic": (_standardised_and_rotated, _logistic),
+    "sgd": (_unchanged, _sgd),
+    "byol": (_unchanged, _byol),
+    "luckmatters": (_standardised, _luckmatters),
+}
+"""Linear protocols: what each does to the features of all columns, and how it trains and tests one column."""

@@ -1,0 +1,89 @@
+"""Results as a table to read, and as the file that lies beside an encoder and that its model card shows."""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hf_ssl.evaluation.protocols import BEST_EPOCH, PROTOCOLS
+
+Table = dict[str, dict[str, dict[str, float]]]
+"""Protocol -> name of the encoder -> label column -> accuracy in [0, 1]."""
+
+_CHANCE = "most frequent class"
+_IDENTITY = ("dataset", "dataset_config", "split", "label", "protocol")
+
+
+def update_results(path: Path, entries: Sequence[Mapping[str, Any]]) -> None:
+    """Add entries to a `results.json`, each in the place of an older one of the same measurement.
+
+    The file is replaced as a whole, so that a process killed in between leaves the old or the new one.
+
+    Args:
+        path: The file; made, with its folder, if missing.
+        entries: JSON-able, with the keys `dataset`, `split`, `label` and `protocol`, which name a measurement, and
+            perhaps `dataset_config`.
+
+    Raises:
+        ValueError: If the file exists and holds no results.
+    """
+    results = _read(path)
+    for entry in entries:
+        key = _key(entry)
+        places = [place for place, old in enumerate(results) if _key(old) == key]
+        if places:
+            results[places[0]] = dict(entry)
+        else:
+            results.append(dict(entry))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(json.dumps({"results": results}, indent=2) + "\n", encoding="utf-8")
+    temporary.replace(path)
+
+
+def table_text(table: Table, chance: Mapping[str, float]) -> str:
+    """The table in percent: a column for each label or, where there is only one, for each protocol.
+
+    Args:
+        table: Accuracies; every protocol has the same encoders and labels.
+        chance: Label column -> accuracy of always answering the most frequent class.
+    """
+    titles = {}
+    for protocol in table:
+        title = PROTOCOLS[protocol.removesuffix(BEST_EPOCH)]
+        titles[protocol] = f"{title}, best epoch*" if protocol.endswith(BEST_EPOCH) else title
+    encoders = list(next(iter(table.values())))
+    if len(chance) == 1:
+        (label,) = chance
+        rows = {_CHANCE: {title: chance[label] for title in titles.values()}}
+        rows |= {name: {titles[protocol]: table[protocol][name][label] for protocol in table} for name in encoders}
+        blocks = [_block(label, rows)]
+    else:
+        blocks = [_block(titles[protocol], {_CHANCE: chance, **table[protocol]}) for protocol in table]
+    if any(protocol.endswith(BEST_EPOCH) for protocol in table):
+        blocks.append("* Epoch chosen on the test split: too high, only for comparison with published numbers.\n")
+    return "\n".join(blocks)
+
+
+def _block(title: str, rows: Mapping[str, Mapping[str, float]]) -> str:
+    columns = list(next(iter(rows.values())))
+    first = max(len(title), *(len(name) for name in rows))
+    lines = [title.ljust(first) + "".join(f"  {column:>6}" for column in columns)]
+    lines.append("-" * len(lines[0]))
+    for name, values in rows.items():
+        lines.append(name.ljust(first) + "".join(f"  {100 * values[c]:>{max(6, len(c))}.1f}" for c in columns))
+    return "\n".join(lines) + "\n"
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    if not path.exists():
+        return []
+    try:
+        return list(json.loads(path.read_text(encoding="utf-8"))["results"])
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise ValueError(f"`{path}` is no file of results. Move it away or name another by `--output`.") from error
+
+
+def _key(entry: Mapping[str, Any]) -> tuple[Any, ...]:
+    return tuple(entry.get(name) for name in _IDENTITY)

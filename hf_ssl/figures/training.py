@@ -1,0 +1,60 @@
+"""How a run went: its log as curves."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+_COLOUR = "#0072B2"
+_PANELS = {
+    "loss": "loss",
+    "lr": "learning rate",
+    "knn": "k-NN accuracy (%)",
+    "feature_std": "std of normalised features",
+    "effective_rank": "effective rank",
+}
+
+
+def training_curves(metrics_path: Path) -> Figure:
+    """Draw loss, learning rate, k-NN accuracy and the figures that show a collapse, against the step.
+
+    Args:
+        metrics_path: A run's `metrics.jsonl`: one object a line, with `step` and any of `loss`, `lr`, `knn`,
+            `feature_std`, `effective_rank`. What no line has gets no panel.
+
+    Returns:
+        The figure; save it by `figure.savefig(path)`.
+
+    Raises:
+        ValueError: If the file holds none of these numbers.
+    """
+    lines = [json.loads(line) for line in metrics_path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    curves = {name: _curve(lines, name) for name in _PANELS}
+    curves = {name: curve for name, curve in curves.items() if curve[0]}
+    if not curves:
+        raise ValueError(f"`{metrics_path}` holds no numbers to draw. Train for at least one log step.")
+    num_columns = min(3, len(curves))
+    num_rows = -(-len(curves) // num_columns)
+    figure = Figure(figsize=(3.6 * num_columns, 2.6 * num_rows), dpi=150, layout="constrained")
+    axes = list(figure.subplots(num_rows, num_columns, squeeze=False).flat)
+    for axis, (name, (steps, values)) in zip(axes, curves.items(), strict=False):
+        marker = "o" if len(steps) < 30 else None
+        axis.plot(steps, values, color=_COLOUR, lw=1.4, marker=marker, markersize=3)
+        axis.set_title(_PANELS[name], fontsize=10, loc="left")
+        axis.set_xlabel("optimizer step")
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.grid(alpha=0.3, lw=0.6)
+        if name in ("knn", "feature_std", "effective_rank"):  # zero means chance or collapse: keep it in sight
+            axis.set_ylim(bottom=0)
+    for axis in axes[len(curves) :]:
+        axis.remove()
+    return figure
+
+
+def _curve(lines: list[dict[str, Any]], name: str) -> tuple[list[int], list[float]]:
+    """Steps and values of one metric; a resumed run may have logged a step twice, then the later one counts."""
+    points = {line["step"]: line[name] for line in lines if line.get(name) is not None and "step" in line}
+    scale = 100 if name == "knn" else 1
+    steps = sorted(points)
+    return steps, [scale * points[step] for step in steps]

@@ -1,0 +1,181 @@
+"""The model card of an encoder folder: what was trained on what, how to load it, and what was measured.
+
+Every number comes from the folder's `run.json` and `results.json`; what they do not say, the card does not say.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from hf_ssl.methods import METHODS
+
+_TEMPLATE = Path(__file__).with_name("model_card_template.md")
+_MARK = "<!-- Written by hf_ssl, checksum {checksum}. An edited card is left as it is. -->\n"
+_PROTOCOLS = {"knn": "weighted k-NN", "linear": "linear probe"}
+_BEST = "-best"  # suffix of protocols whose epoch was chosen on the split that they are scored on
+
+
+def write_model_card(
+    encoder_folder: Path, repo_id: str | None = None, *, license: str | None = None, shown_as: Path | None = None
+) -> Path:
+    """Write `README.md` from the folder's `run.json` and `results.json`; a card edited by hand is left as it is.
+
+    Args:
+        encoder_folder: Folder with `config.json`, `run.json` and perhaps `results.json` and figures (`*.png`,
+            `figures/*.png`).
+        repo_id: Hub repository that the card's examples load. Without it they load the one that the run names, or
+            this folder.
+        license: Licence of the weights as the Hub names it, such as `apache-2.0`. Without it the one of the card that
+            is replaced, if any; none is invented.
+        shown_as: Name of the folder in examples, if it is about to be moved.
+
+    Returns:
+        The card's path.
+
+    Raises:
+        ValueError: If the folder has no `run.json`.
+    """
+    path = encoder_folder / "README.md"
+    if not is_edited(path):
+        text = render_model_card(encoder_folder, repo_id, license=license, shown_as=shown_as)
+        path.write_text(text, encoding="utf-8")
+    return path
+
+
+def is_edited(card: Path) -> bool:
+    """Whether somebody changed a card after `write_model_card`, or wrote it by hand."""
+    if not card.is_file():
+        return False
+    text = card.read_text(encoding="utf-8")
+    body, _, mark = text.rpartition("<!-- ")
+    return f"<!-- {mark}" != _marked(body)[len(body) :]
+
+
+def render_model_card(
+    encoder_folder: Path, repo_id: str | None = None, *, license: str | None = None, shown_as: Path | None = None
+) -> str:
+    """The text that `write_model_card` writes; same arguments and errors."""
+    run = _read(encoder_folder / "run.json")
+    if not run:
+        raise ValueError(
+            f"`{encoder_folder}` has no `run.json`, which the model card is made of. Export the run again."
+        )
+    folder = shown_as or encoder_folder
+    repo_id = repo_id or run.get("training", {}).get("repo_id")
+    license = license or _license_of(encoder_folder / "README.md")
+    results = _read(encoder_folder / "results.json").get("results", [])
+    method = METHODS[run["method"]]
+    facts = {
+        "run": run,
+        "config": _read(encoder_folder / "config.json"),
+        "method": method.__name__.removesuffix("ForPreTraining"),
+        "idea": (method.__doc__ or "").strip().splitlines()[0],
+        "paper": method.paper,
+        "source": repo_id or folder.as_posix(),
+        "on_hub": repo_id is not None,
+        "pretraining": repo_id or (folder.parent / "pretraining").as_posix(),
+        "data": _name_of_data(run["data"]),
+        "hub_data": _hub_id_of_data(run["data"]),
+        "license": license,
+        "results": results,
+        "baselines": list(dict.fromkeys(name for result in results for name in result.get("baselines") or {})),
+        "best": _BEST,
+        "commands": list(dict.fromkeys(result["command"] for result in results if result.get("command"))),
+        "figures": _figures(encoder_folder),
+        "metadata": _metadata(run, results, repo_id or folder.parent.name, license),
+    }
+    environment = jinja2.Environment(
+        undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
+    )
+    environment.filters |= {"duration": _duration, "setting": _setting, "protocol": _name_of_protocol}
+    text = environment.from_string(_TEMPLATE.read_text(encoding="utf-8")).render(facts)
+    return _marked(text)
+
+
+def _marked(body: str) -> str:
+    return body + _MARK.format(checksum=hashlib.sha256(body.encode()).hexdigest()[:16])
+
+
+def _metadata(run: Mapping[str, Any], results: list[dict[str, Any]], name: str, license: str | None) -> str:
+    dataset = _hub_id_of_data(run["data"])
+    # An epoch chosen on the test split makes the number too high for an index that compares models.
+    results = [result for result in results if not result["protocol"].endswith(_BEST)]
+    data = ModelCardData(
+        library_name="timm",
+        pipeline_tag="image-feature-extraction",
+        tags=["transformers", "timm", "self-supervised-learning", "hf_ssl", run["method"]],
+        license=license,
+        datasets=[dataset] if dataset else None,
+        model_name=name.split("/")[-1] if results else None,
+        eval_results=[_eval_result(result) for result in results] or None,
+    )
+    return data.to_yaml()
+
+
+def _eval_result(result: Mapping[str, Any]) -> EvalResult:
+    label = f", {result['label']}" if result.get("label") else ""
+    return EvalResult(
+        task_type="image-classification",
+        task_name="Image classification on frozen features",
+        dataset_type=result["dataset"],
+        dataset_name=_name_of_data(result),
+        dataset_config=result.get("dataset_config"),
+        dataset_split=result["split"],
+        metric_type=result["metric"],
+        metric_name=f"{result['metric'].capitalize()} ({_name_of_protocol(result['protocol'])}{label})",
+        metric_value=result["value"],
+    )
+
+
+def _hub_id_of_data(data: Mapping[str, Any]) -> str | None:
+    """The data set's Hub id; None for a local one and for those that the package draws itself."""
+    name = data["dataset"]
+    hub_id = re.fullmatch(r"[\w-][\w.-]*/[\w.-]+(?<!\.parquet)(?<!\.tar)", name)
+    return name if hub_id and not Path(name).exists() else None
+
+
+def _name_of_data(data: Mapping[str, Any]) -> str:
+    name = data["dataset"]
+    local = ("/" in name or "\\" in name) and _hub_id_of_data(data) is None
+    if not local:
+        return name
+    folder = [part for part in re.split(r"[/\\]", name) if part][-1]
+    return f"{folder} (local)"
+
+
+def _name_of_protocol(protocol: str) -> str:
+    kind, _, variant = protocol.removesuffix(_BEST).partition("-")
+    name = _PROTOCOLS.get(kind, kind) + (f" ({variant})" if variant else "")
+    return f"{name}, best epoch*" if protocol.endswith(_BEST) else name
+
+
+def _figures(folder: Path) -> list[str]:
+    found = sorted([*folder.glob("*.png"), *folder.glob("figures/*.png")])
+    return [path.relative_to(folder).as_posix() for path in found]
+
+
+def _license_of(card: Path) -> str | None:
+    return ModelCard.load(card, ignore_metadata_errors=True).data.get("license") if card.is_file() else None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    parts = ((hours, "h"), (minutes, "min"), (seconds, "s"))
+    return " ".join(f"{number} {unit}" for number, unit in parts if number) or "0 s"
+
+
+def _setting(value: Any) -> str:
+    """A setting as it stands in a table; a bar would end the cell."""
+    text = value if isinstance(value, str) else json.dumps(value)
+    return "`" + text.replace("|", "\\|") + "`"

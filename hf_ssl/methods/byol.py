@@ -1,0 +1,195 @@
+"""BYOL (Grill et al., 2020, https://arxiv.org/abs/2006.07733), also with the linear predictors of later studies."""
+
+import copy
+from typing import Literal
+
+import torch
+from huggingface_hub.dataclasses import strict
+from torch import Tensor, nn
+
+from hf_ssl.methods.base import Paper, SSLConfig, SSLOutput, SSLPreTrainedModel
+from hf_ssl.modules.encoder import build_encoder
+from hf_ssl.modules.heads import mlp
+from hf_ssl.modules.losses import regression_loss
+from hf_ssl.modules.momentum import cosine_momentum, update_target
+
+
+@strict
+class BYOLConfig(SSLConfig):
+    """Settings of BYOL; the defaults are those of the paper's ResNet-50 at 1000 epochs (section 3.3).
+
+    Args:
+        projector_hidden_dim: Width of the projector's hidden layer, at least 1.
+        projection_dim: Width of projections and predictions, at least 1.
+        predictor: `mlp` as in the paper, `linear` for one matrix without bias, `none` to predict by the projection.
+        predictor_hidden_dim: Width of the hidden layer of an `mlp` predictor, at least 1.
+        symmetrize: Replace a `linear` predictor W by (W + W^T) / 2 after every optimizer step.
+        use_ema: Predict a moving average of the network; without, the network itself behind a stop-gradient.
+        ema_momentum: Fraction of the target that an update keeps, in [0, 1].
+        ema_schedule: `cosine` raises `ema_momentum` to 1 during the run, `constant` keeps it.
+        target_init: `copy` starts the target equal to the online network, `independent` from a draw of its own.
+    """
+
+    model_type = "hf_ssl_byol"
+
+    projector_hidden_dim: int = 4096
+    projection_dim: int = 256
+    predictor: Literal["mlp", "linear", "none"] = "mlp"
+    predictor_hidden_dim: int = 4096
+    symmetrize: bool = False
+    use_ema: bool = True
+    ema_momentum: float = 0.996
+    ema_schedule: Literal["cosine", "constant"] = "cosine"
+    target_init: Literal["copy", "independent"] = "copy"
+
+    def validate_byol(self) -> None:
+        """Check the settings of BYOL once, when the config is made."""
+        for name in ("projector_hidden_dim", "projection_dim", "predictor_hidden_dim"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
+        if not 0 <= self.ema_momentum <= 1:
+            raise ValueError(f"`ema_momentum` must be in [0, 1], got {self.ema_momentum}.")
+        if self.symmetrize and self.predictor != "linear":
+            raise ValueError(
+                f"`symmetrize` needs `predictor` linear, got {self.predictor}. Set it, or leave `symmetrize` off."
+            )
+
+
+class BYOLForPreTraining(SSLPreTrainedModel):
+    """An online network learns to predict the projection of another view by a moving average of itself.
+
+    Relations: SimSiam is BYOL without the moving average (`use_ema` off); DirectPred is BYOL with a linear predictor
+    that is set, not learned, and `predictor` linear is the baseline that it is compared with; MoCo keeps the moving
+    average and replaces the predictor by negatives.
+
+    Recipes: `paper-imagenet` is the 1000-epoch preset of the official code (google-deepmind/deepmind-research, byol)
+    on 8 processes. Deviation: timm starts the last BatchNorm of each residual block at zero, which the official
+    code leaves to its users; `--model_args '{"zero_init_last": false}'` starts it at one. `cifar` is the 200-epoch
+    benchmark of lightly-ai/lightly (0.869 k-NN with batches of 128, learning rate 0.06, weight decay 5e-4): its loss
+    is a quarter of the sum used here, so a quarter of the rate and four times the decay make the same steps.
+    """
+
+    config_class = BYOLConfig
+    config: BYOLConfig
+    paper = Paper(
+        title="Bootstrap Your Own Latent: A New Approach to Self-Supervised Learning",
+        authors=(
+            "Grill, Jean-Bastien and Strub, Florian and Altch{\\'e}, Florent and Tallec, Corentin and "
+            "Richemond, Pierre H. and Buchatskaya, Elena and Doersch, Carl and Pires, Bernardo Avila and "
+            "Guo, Zhaohan Daniel and Azar, Mohammad Gheshlaghi and Piot, Bilal and Kavukcuoglu, Koray and "
+            "Munos, R{\\'e}mi and Valko, Michal"
+        ),
+        arxiv="2006.07733",
+        year=2020,
+    )
+    recipes = {
+        "paper-imagenet": {
+            "architecture": "resnet50",
+            "image_size": 224,
+            "view_recipe": "byol",
+            "ema_momentum": 0.996,
+            "batch_size": 512,
+            "num_epochs": 1000,
+            "optimizer": "lars",
+            "base_learning_rate": 0.2,
+            "learning_rate_scaling": "linear",
+            "weight_decay": 1.5e-6,
+            "optimizer_momentum": 0.9,
+            "lars_trust_coefficient": 0.001,
+            "decay_norm_and_bias": False,
+            "lr_schedule": "cosine",
+            "warmup_epochs": 10,
+        },
+        "cifar": {
+            "architecture": "resnet18_cifar",
+            "image_size": 32,
+            "image_mean": (0.4914, 0.4822, 0.4465),
+            "image_std": (0.2470, 0.2435, 0.2616),
+            "view_recipe": "simclr_cifar",
+            "projector_hidden_dim": 1024,
+            "predictor_hidden_dim": 1024,
+            "ema_momentum": 0.99,
+            "ema_schedule": "constant",
+            "batch_size": 128,
+            "num_epochs": 200,
+            "optimizer": "sgd",
+            "base_learning_rate": 0.03,
+            "learning_rate_scaling": "linear",
+            "weight_decay": 2e-3,
+            "optimizer_momentum": 0.9,
+            "decay_norm_and_bias": True,
+            "lr_schedule": "cosine",
+            "warmup_epochs": 0,
+        },
+    }
+    view_recipe = "byol"
+    batch_norm = "sync"
+    frozen_modules = ("target_encoder", "target_projector")
+
+    def __init__(self, config: BYOLConfig):
+        """Build encoder, heads and target."""
+        super().__init__(config)
+        self.projector = self._new_projector()
+        dim = config.projection_dim
+        self.predictor: nn.Module = nn.Identity()
+        if config.predictor == "mlp":
+            self.predictor = mlp(dim, config.predictor_hidden_dim, dim, output_bias=False)
+        elif config.predictor == "linear":
+            self.predictor = nn.Linear(dim, dim, bias=False)
+        if not config.use_ema:
+            self.frozen_modules = ()
+        elif config.target_init == "copy":
+            self.target_encoder = copy.deepcopy(self.encoder)
+            self.target_projector = copy.deepcopy(self.projector)
+        else:
+            self.target_encoder = build_encoder(config.architecture, config.model_args)
+            self.target_projector = self._new_projector()
+        self.post_init()
+
+    def _new_projector(self) -> nn.Sequential:
+        config = self.config
+        return mlp(self.hidden_size, config.projector_hidden_dim, config.projection_dim, output_bias=False)
+
+    def forward(self, pixel_values: Tensor, indices: Tensor | None = None) -> SSLOutput:
+        """Compute the loss of both directions, added up: 8 for opposite vectors, about 4 at the start, 0 at best.
+
+        Args:
+            pixel_values: Normalised views, (batch, 2, 3, height, width).
+            indices: Not used.
+        """
+        views = self.split_views(pixel_values)
+        h = [self.encode(view) for view in views]
+        z = [self.projector(h_i) for h_i in h]
+        p = [self.predictor(z_i) for z_i in z]
+        if self.config.use_ema:
+            with torch.no_grad():
+                targets = [self.target_projector(self.target_encoder(view)) for view in views]
+        else:
+            targets = [z_i.detach() for z_i in z]
+        loss = regression_loss(p[0], targets[1]) + regression_loss(p[1], targets[0])
+        return SSLOutput(
+            loss=loss,
+            representations=torch.stack(h, dim=1).detach(),
+            projections=torch.stack(z, dim=1).detach(),
+            metrics={},
+        )
+
+    def after_optimizer_step(self, step: int, num_steps: int) -> None:
+        """Symmetrize a linear predictor if asked to, then move the target.
+
+        Args:
+            step: Optimizer steps done so far, at least 1.
+            num_steps: Optimizer steps of the whole run.
+        """
+        config = self.config
+        if config.symmetrize:
+            with torch.no_grad():
+                weight = self.predictor.get_parameter("weight")
+                weight.copy_((weight + weight.T) / 2)
+        if config.use_ema:
+            momentum = config.ema_momentum
+            if config.ema_schedule == "cosine":
+                # The official code counts finished steps from 0: the first update has the momentum of the config.
+                momentum = cosine_momentum(momentum, (step - 1) / num_steps)
+            update_target(self.target_encoder, self.encoder, momentum)
+            update_target(self.target_projector, self.projector, momentum)

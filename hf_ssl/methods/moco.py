@@ -1,0 +1,232 @@
+"""MoCo v1 (He et al., 2019, https://arxiv.org/abs/1911.05722) and v2 (Chen et al., 2020, arXiv 2003.04297)."""
+
+import copy
+from typing import Literal
+
+import torch
+from huggingface_hub.dataclasses import strict
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from hf_ssl.distributed import gather, rank, shared_permutation, world_size
+from hf_ssl.methods.base import Paper, SSLConfig, SSLOutput, SSLPreTrainedModel
+from hf_ssl.modules.batch_norm import split_batch_norm
+from hf_ssl.modules.heads import mlp
+from hf_ssl.modules.losses import info_nce
+from hf_ssl.modules.momentum import update_target
+from hf_ssl.modules.queue import enqueue, random_queue
+
+
+@strict
+class MoCoConfig(SSLConfig):
+    """Settings of MoCo; the defaults are those of version 2 on a ResNet-50.
+
+    Args:
+        projector: `mlp` with one hidden layer as wide as the representation (version 2), `linear` (version 1).
+        projection_dim: Width of queries and keys, at least 1.
+        queue_size: Keys in the queue, at least 1; any batch size up to it works.
+        temperature: Softmax temperature, positive: 0.2 in version 2, 0.07 in version 1.
+        ema_momentum: Fraction of the target that an update keeps, in [0, 1].
+        symmetric: Use each view as the query of the other and add up both losses.
+        shuffle_keys: Give keys to BatchNorm groups in random order, so that statistics do not betray the positive.
+        bn_splits: BatchNorm groups of the batch of all processes, at least 1; each process has its share, at least
+            one. The papers trained on 8 GPUs; encoders without BatchNorm are not affected.
+    """
+
+    model_type = "hf_ssl_moco"
+
+    projector: Literal["linear", "mlp"] = "mlp"
+    projection_dim: int = 128
+    queue_size: int = 65536
+    temperature: float = 0.2
+    ema_momentum: float = 0.999
+    symmetric: bool = False
+    shuffle_keys: bool = True
+    bn_splits: int = 8
+
+    def validate_moco(self) -> None:
+        """Check the settings of MoCo once, when the config is made."""
+        for name in ("projection_dim", "queue_size", "bn_splits"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
+        if not self.temperature > 0:
+            raise ValueError(f"`temperature` must be positive, got {self.temperature}.")
+        if not 0 <= self.ema_momentum <= 1:
+            raise ValueError(f"`ema_momentum` must be in [0, 1], got {self.ema_momentum}.")
+
+
+class MoCoForPreTraining(SSLPreTrainedModel):
+    """A query must find the key of its image, made by a moving average of the network, among many past keys.
+
+    Relations: BYOL with negatives in place of the predictor. Its batch norm works on small groups and keys are
+    shuffled between them, where others synchronise it.
+
+    Recipes: `paper-imagenet` is version 2 and `paper-imagenet-v1` version 1 of the official code
+    (facebookresearch/moco) on 8 processes, `cifar` its CIFAR-10 demo with the symmetric loss. Deviation: timm starts
+    the last BatchNorm of each residual block at zero, torchvision (and the official code) at one;
+    `--model_args '{"zero_init_last": false}'` does so here.
+    """
+
+    config_class = MoCoConfig
+    config: MoCoConfig
+    paper = Paper(
+        title="Momentum Contrast for Unsupervised Visual Representation Learning",
+        authors="He, Kaiming and Fan, Haoqi and Wu, Yuxin and Xie, Saining and Girshick, Ross",
+        arxiv="1911.05722",
+        year=2019,
+    )
+    recipes = {
+        "paper-imagenet": {
+            "architecture": "resnet50",
+            "image_size": 224,
+            "view_recipe": "moco_v2",
+            "projector": "mlp",
+            "temperature": 0.2,
+            "batch_size": 32,
+            "num_epochs": 200,
+            "optimizer": "sgd",
+            "base_learning_rate": 0.03,
+            "learning_rate_scaling": "linear",
+            "weight_decay": 1e-4,
+            "optimizer_momentum": 0.9,
+            "decay_norm_and_bias": True,
+            "lr_schedule": "cosine",
+            "warmup_epochs": 0,
+        },
+        "paper-imagenet-v1": {
+            "architecture": "resnet50",
+            "image_size": 224,
+            "view_recipe": "moco_v1",
+            "projector": "linear",
+            "temperature": 0.07,
+            "batch_size": 32,
+            "num_epochs": 200,
+            "optimizer": "sgd",
+            "base_learning_rate": 0.03,
+            "learning_rate_scaling": "linear",
+            "weight_decay": 1e-4,
+            "optimizer_momentum": 0.9,
+            "decay_norm_and_bias": True,
+            "lr_schedule": "step",
+            "warmup_epochs": 0,
+        },
+        "cifar": {
+            "architecture": "resnet18_cifar",
+            "image_size": 32,
+            "image_mean": (0.4914, 0.4822, 0.4465),
+            "image_std": (0.2470, 0.2435, 0.2616),
+            "view_recipe": "moco_cifar",
+            "projector": "linear",
+            "queue_size": 4096,
+            "temperature": 0.1,
+            "ema_momentum": 0.99,
+            "symmetric": True,
+            "bn_splits": 8,
+            "batch_size": 512,
+            "num_epochs": 200,
+            "optimizer": "sgd",
+            "base_learning_rate": 0.03,
+            "learning_rate_scaling": "linear",
+            "weight_decay": 5e-4,
+            "optimizer_momentum": 0.9,
+            "decay_norm_and_bias": True,
+            "lr_schedule": "cosine",
+            "warmup_epochs": 0,
+        },
+    }
+    view_recipe = "moco_v2"
+    batch_norm = "local"
+    frozen_modules = ("target_encoder", "target_projector")
+
+    queue: Tensor
+    queue_position: Tensor
+
+    def __init__(self, config: MoCoConfig):
+        """Build encoder, head, target and queue."""
+        super().__init__(config)
+        split_batch_norm(self.encoder, config.bn_splits)
+        self.projector: nn.Module = nn.Linear(self.hidden_size, config.projection_dim)
+        if config.projector == "mlp":
+            self.projector = mlp(self.hidden_size, self.hidden_size, config.projection_dim, hidden_norm="none")
+        self.target_encoder = copy.deepcopy(self.encoder)
+        self.target_projector = copy.deepcopy(self.projector)
+        self.register_buffer("queue", random_queue(config.projection_dim, config.queue_size))
+        self.register_buffer("queue_position", torch.zeros((), dtype=torch.int64))
+        self.post_init()
+
+    def forward(self, pixel_values: Tensor, indices: Tensor | None = None) -> SSLOutput:
+        """Compute the loss, about log(1 + queue size) at the start, and store the keys of all processes.
+
+        Without `symmetric`, the second entry of `representations` and `projections` comes from the target: the
+        encoder does not see that view.
+
+        Args:
+            pixel_values: Normalised views, (batch, 2, 3, height, width).
+            indices: Not used.
+
+        Raises:
+            ValueError: If the keys of one step are more than the queue holds.
+        """
+        views = self.split_views(pixel_values)
+        # Each pair is (view of the queries, view of the keys).
+        pairs = [(0, 1), (1, 0)] if self.config.symmetric else [(0, 1)]
+        # Writing the queue below must not change what the backward pass reads.
+        negatives = self.queue.detach().clone().T
+        h: list[Tensor] = []
+        z: list[Tensor] = []
+        keys: list[Tensor] = []
+        losses: list[Tensor] = []
+        accuracies: list[Tensor] = []
+        for query_view, key_view in pairs:
+            h.append(self.encode(views[query_view]))
+            z.append(self.projector(h[-1]))
+            key_h, key_z = self._targets(views[key_view])
+            keys.append(F.normalize(key_z, dim=1))
+            own = slice(rank() * len(pixel_values), (rank() + 1) * len(pixel_values))
+            query = F.normalize(z[-1].float(), dim=1)
+            loss, accuracy = info_nce(query, keys[-1][own], negatives, self.config.temperature)
+            losses.append(loss)
+            accuracies.append(accuracy)
+        if not self.config.symmetric:
+            h.append(key_h[own].to(h[0].dtype))
+            z.append(key_z[own].to(z[0].dtype))
+        if self.training:
+            enqueue(self.queue, self.queue_position, torch.cat(keys))
+        return SSLOutput(
+            loss=torch.stack(losses).sum(),
+            representations=torch.stack(h, dim=1).detach(),
+            projections=torch.stack(z, dim=1).detach(),
+            metrics={"contrast_accuracy": torch.stack(accuracies).mean()},
+        )
+
+    @torch.no_grad()
+    def _targets(self, view: Tensor) -> tuple[Tensor, Tensor]:
+        """Target representations and projections of all processes' views, in rank order, float32."""
+        # With one group in all, shuffling would only change the order within it.
+        shuffle = self.training and self.config.shuffle_keys and max(world_size(), self.config.bn_splits) > 1
+        order = None
+        if shuffle:
+            images = gather(view)
+            order = shared_permutation(len(images), view.device)
+            view = images[order.chunk(world_size())[rank()]]
+        h = self.target_encoder(view)
+        z = self.target_projector(h)
+        h, z = gather(h.float()), gather(z.float())
+        if order is not None:
+            place = order.argsort()
+            h, z = h[place], z[place]
+        return h, z
+
+    def after_optimizer_step(self, step: int, num_steps: int) -> None:
+        """Move the target.
+
+        The official code does so at the start of the next step, before that step's keys. Nothing happens in between,
+        so every key is made by the same weights (its first update averages a copy with itself); only a saved target
+        is one update ahead of the official one.
+
+        Args:
+            step: Not used: the momentum is constant.
+            num_steps: Not used.
+        """
+        update_target(self.target_encoder, self.encoder, self.config.ema_momentum)
+        update_target(self.target_projector, self.projector, self.config.ema_momentum)

@@ -1,0 +1,136 @@
+"""SimSiam (Chen and He, 2020, https://arxiv.org/abs/2011.10566)."""
+
+from typing import Literal
+
+import torch
+from huggingface_hub.dataclasses import strict
+from torch import Tensor
+
+from hf_ssl.methods.base import Paper, SSLConfig, SSLOutput, SSLPreTrainedModel
+from hf_ssl.modules.heads import mlp
+from hf_ssl.modules.losses import negative_cosine
+
+
+@strict
+class SimSiamConfig(SSLConfig):
+    """Settings of SimSiam; the defaults are those of the paper's ResNet-50 (section 3).
+
+    Args:
+        projector_layers: Linear layers of the projector, 3 on ImageNet and 2 on CIFAR-10.
+        projector_hidden_dim: Width of the projector's hidden layers, at least 1.
+        projection_dim: Width of projections and predictions, at least 1.
+        predictor_hidden_dim: Width of the predictor's bottleneck, at least 1.
+        constant_predictor_lr: Keep the predictor's learning rate at its start value (paper, section 4.2).
+        stop_gradient: Stop the gradient of the projection that is predicted; without, the network collapses.
+    """
+
+    model_type = "hf_ssl_simsiam"
+
+    projector_layers: Literal[2, 3] = 3
+    projector_hidden_dim: int = 2048
+    projection_dim: int = 2048
+    predictor_hidden_dim: int = 512
+    constant_predictor_lr: bool = True
+    stop_gradient: bool = True
+
+    def validate_simsiam(self) -> None:
+        """Check the settings of SimSiam once, when the config is made."""
+        for name in ("projector_hidden_dim", "projection_dim", "predictor_hidden_dim"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
+
+
+class SimSiamForPreTraining(SSLPreTrainedModel):
+    """One network predicts its own projection of another view, which is held constant by a stop-gradient.
+
+    Relations: BYOL without the moving average, with BatchNorm at the projector's output and a bottleneck in the
+    predictor; needs neither negatives (MoCo) nor a second network.
+
+    Recipes: `paper-imagenet` is the official code (facebookresearch/simsiam) on 8 processes, `cifar` the paper's
+    appendix D. Deviation: the width of the bottleneck on CIFAR-10, which was not found, is that of ImageNet.
+    """
+
+    config_class = SimSiamConfig
+    config: SimSiamConfig
+    paper = Paper(
+        title="Exploring Simple Siamese Representation Learning",
+        authors="Chen, Xinlei and He, Kaiming",
+        arxiv="2011.10566",
+        year=2020,
+    )
+    recipes = {
+        "paper-imagenet": {
+            "architecture": "resnet50",
+            "image_size": 224,
+            "view_recipe": "simsiam",
+            "batch_size": 64,
+            "num_epochs": 100,
+            "optimizer": "sgd",
+            "base_learning_rate": 0.05,
+            "learning_rate_scaling": "linear",
+            "weight_decay": 1e-4,
+            "optimizer_momentum": 0.9,
+            "decay_norm_and_bias": True,
+            "lr_schedule": "cosine",
+            "warmup_epochs": 0,
+        },
+        "cifar": {
+            "architecture": "resnet18_cifar",
+            "image_size": 32,
+            "image_mean": (0.4914, 0.4822, 0.4465),
+            "image_std": (0.2470, 0.2435, 0.2616),
+            "view_recipe": "moco_cifar",
+            "projector_layers": 2,
+            "batch_size": 512,
+            "num_epochs": 800,
+            "optimizer": "sgd",
+            "base_learning_rate": 0.03,
+            "learning_rate_scaling": "linear",
+            "weight_decay": 5e-4,
+            "optimizer_momentum": 0.9,
+            "decay_norm_and_bias": True,
+            "lr_schedule": "cosine",
+            "warmup_epochs": 0,
+        },
+    }
+    view_recipe = "simsiam"
+    batch_norm = "sync"
+
+    def __init__(self, config: SimSiamConfig):
+        """Build encoder and heads."""
+        super().__init__(config)
+        # The official last layer has a bias that is frozen and that the BatchNorm behind it takes off again.
+        self.projector = mlp(
+            self.hidden_size,
+            config.projector_hidden_dim,
+            config.projection_dim,
+            num_layers=config.projector_layers,
+            output_norm="plain",
+            hidden_bias=False,
+            output_bias=False,
+        )
+        self.predictor = mlp(
+            config.projection_dim, config.predictor_hidden_dim, config.projection_dim, hidden_bias=False
+        )
+        if config.constant_predictor_lr:
+            self.constant_lr_modules = ("predictor",)
+        self.post_init()
+
+    def forward(self, pixel_values: Tensor, indices: Tensor | None = None) -> SSLOutput:
+        """Compute the negative cosine similarity, mean of both directions: about 0 at the start, -1 at best.
+
+        Args:
+            pixel_values: Normalised views, (batch, 2, 3, height, width).
+            indices: Not used.
+        """
+        h = [self.encode(view) for view in self.split_views(pixel_values)]
+        z = [self.projector(h_i) for h_i in h]
+        p = [self.predictor(z_i) for z_i in z]
+        targets = [z_i.detach() for z_i in z] if self.config.stop_gradient else z
+        loss = (negative_cosine(p[0], targets[1]) + negative_cosine(p[1], targets[0])) / 2
+        return SSLOutput(
+            loss=loss,
+            representations=torch.stack(h, dim=1).detach(),
+            projections=torch.stack(z, dim=1).detach(),
+            metrics={},
+        )

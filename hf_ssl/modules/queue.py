@@ -1,0 +1,43 @@
+"""The ring of past keys that MoCo takes its negatives from."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def random_queue(dim: int, size: int) -> Tensor:
+    """Keys to start from: random directions.
+
+    Args:
+        dim: Width of a key, at least 1.
+        size: Keys that the queue holds, at least 1.
+
+    Returns:
+        (dim, size), each column of unit length.
+    """
+    return F.normalize(torch.randn(dim, size), dim=0)
+
+
+@torch.no_grad()
+def enqueue(queue: Tensor, position: Tensor, keys: Tensor) -> None:
+    """Write keys over the oldest ones, in place, going on at the front when the end is reached.
+
+    The official code asserts that the queue size is a multiple of the batch size; writing around the end lifts that.
+
+    Args:
+        queue: (dim, size).
+        position: Column that is written next, (), int64, in [0, size).
+        keys: New keys of all processes, (batch, dim).
+
+    Raises:
+        ValueError: If the keys are more than the queue holds.
+    """
+    size, batch_size = queue.shape[1], keys.shape[0]
+    if batch_size > size:
+        raise ValueError(
+            f"The queue holds {size} keys but one step brings {batch_size} (batch size times processes). "
+            "Raise `queue_size` or lower the batch size."
+        )
+    columns = (position + torch.arange(batch_size, device=queue.device)) % size
+    queue.index_copy_(1, columns, keys.T.to(queue.dtype))
+    position.copy_((position + batch_size) % size)

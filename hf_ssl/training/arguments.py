@@ -1,0 +1,125 @@
+"""Settings of a training run: length, optimizer, precision, checkpoints, logging, publishing."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+ALTERNATIVES = (("num_epochs", "num_steps"), ("warmup_epochs", "warmup_steps"))
+
+
+@dataclass
+class TrainingSettings:
+    """How a method is trained; what is trained is in its config, on what in `DataSettings`.
+
+    Args:
+        output_dir: Folder of this run; must be empty or absent unless `resume` is given.
+        recipe: Named defaults of the method, which every other flag overrides.
+        batch_size: Images of one process in one forward pass.
+        num_epochs: Passes over the data set; needs a data set of known size.
+        num_steps: Optimizer steps, instead of `num_epochs`.
+        gradient_accumulation_steps: Forward passes whose gradients make one optimizer step.
+        seed: Seed of weights, order of images, augmentation and everything else that is random.
+        optimizer: Optimizer.
+        base_learning_rate: Learning rate for 256 images a step.
+        learning_rate_scaling: `linear` multiplies the learning rate by images a step / 256, `none` takes it as it is.
+        weight_decay: Weight decay (decoupled for AdamW).
+        optimizer_momentum: Momentum of SGD and LARS, in [0, 1).
+        lars_trust_coefficient: Factor of LARS' ratio of weight norm to gradient norm.
+        decay_norm_and_bias: Apply weight decay to biases and normalisation weights too.
+        predictor_lr_multiplier: Factor of the learning rate of a predictor that gradients train.
+        predictor_weight_decay: Weight decay of such a predictor; without it `weight_decay`.
+        lr_schedule: Learning rate after the warm-up: `cosine` to zero, `constant`, or `step` (x 0.1 at 60 and 80 %).
+        warmup_epochs: Epochs in which the learning rate rises linearly from zero.
+        warmup_steps: The same in optimizer steps, instead of `warmup_epochs`.
+        max_grad_norm: Largest norm of the gradient, above which it is scaled down.
+        mixed_precision: Precision of the forward and backward pass; weights stay float32.
+        channels_last: Keep images and convolutions in the memory layout that is faster for them.
+        compile: Compile the encoder with `torch.compile`; pays for long runs.
+        activation_checkpointing: Save memory by computing the encoder's activations twice.
+        encoder_pretrained: Start from timm's published weights of the encoder instead of random ones.
+        cpu: Train on the CPU although there is an accelerator.
+        log_every: Optimizer steps between two lines of `metrics.jsonl`.
+        checkpoint_every: Optimizer steps between two checkpoints; the last step always writes one.
+        keep_checkpoints: Number of newest checkpoints that are kept.
+        resume: `auto` for the newest checkpoint of `output_dir` (from the beginning if there is none), or the folder
+            of a checkpoint.
+        report_to: Tracker that receives the log beside `metrics.jsonl`.
+        knn_every: Optimizer steps between two k-NN evaluations; 0 for none.
+        knn_split: Labelled split that k-NN classifies, with the training split as its memory.
+        knn_images: Images of either split that k-NN during training uses at most.
+        push_to_hub: Publish the encoder to the Hugging Face Hub at the end.
+        push_checkpoints: Publish it at every checkpoint too.
+        repo_id: Hub repository, such as `org/directpred-r50`.
+        private: Create the repository as a private one.
+    """
+
+    output_dir: str = ""
+    recipe: str | None = None
+    batch_size: int = 64
+    num_epochs: float | None = None
+    num_steps: int | None = None
+    gradient_accumulation_steps: int = 1
+    seed: int = 0
+    optimizer: Literal["sgd", "lars", "adamw"] = "sgd"
+    base_learning_rate: float = 0.03
+    learning_rate_scaling: Literal["linear", "none"] = "linear"
+    weight_decay: float = 1e-4
+    optimizer_momentum: float = 0.9
+    lars_trust_coefficient: float = 1e-3
+    decay_norm_and_bias: bool = True
+    predictor_lr_multiplier: float = 1.0
+    predictor_weight_decay: float | None = None
+    lr_schedule: Literal["cosine", "constant", "step"] = "cosine"
+    warmup_epochs: float | None = None
+    warmup_steps: int | None = None
+    max_grad_norm: float | None = None
+    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+    channels_last: bool = True
+    compile: bool = False
+    activation_checkpointing: bool = False
+    encoder_pretrained: bool = False
+    cpu: bool = False
+    log_every: int = 20
+    checkpoint_every: int = 500
+    keep_checkpoints: int = 2
+    resume: str | None = None
+    report_to: Literal["none", "tensorboard", "trackio", "wandb"] = "none"
+    knn_every: int = 0
+    knn_split: str | None = None
+    knn_images: int = 10_000
+    push_to_hub: bool = False
+    push_checkpoints: bool = False
+    repo_id: str | None = None
+    private: bool = False
+
+    def __post_init__(self) -> None:
+        """Check every setting that can be checked without data."""
+        if not self.output_dir:
+            raise ValueError("`output_dir` is needed: the folder of this run, such as `--output_dir runs/first`.")
+        self._check_numbers()
+        for one, other in ALTERNATIVES:
+            if getattr(self, one) is not None and getattr(self, other) is not None:
+                raise ValueError(f"`{one}` and `{other}` exclude each other. Give one of them.")
+        if self.knn_every and not self.knn_split:
+            raise ValueError("`knn_every` needs `knn_split`, a labelled split such as `--knn_split test`.")
+        if (self.push_to_hub or self.push_checkpoints) and not self.repo_id:
+            raise ValueError("`push_to_hub` needs `repo_id`, such as `--repo_id org/directpred-r50`.")
+        if self.mixed_precision not in ("no", "bf16", "fp16"):
+            raise ValueError(f"`mixed_precision` must be one of no, bf16, fp16, got `{self.mixed_precision}`.")
+
+    def _check_numbers(self) -> None:
+        at_least_one = ("batch_size", "gradient_accumulation_steps", "log_every", "checkpoint_every")
+        at_least_one += ("keep_checkpoints", "knn_images", "num_steps")
+        not_negative = ("seed", "knn_every", "weight_decay", "predictor_weight_decay", "warmup_epochs", "warmup_steps")
+        not_negative += ("predictor_lr_multiplier",)
+        positive = ("num_epochs", "base_learning_rate", "lars_trust_coefficient", "max_grad_norm")
+        for names, rule, holds in (
+            (at_least_one, "at least 1", lambda value: value >= 1),
+            (not_negative, "0 or more", lambda value: value >= 0),
+            (positive, "positive", lambda value: value > 0),
+        ):
+            for name in names:
+                value = getattr(self, name)
+                if value is not None and not holds(value):
+                    raise ValueError(f"`{name}` must be {rule}, got {value}.")
+        if not 0 <= self.optimizer_momentum < 1:
+            raise ValueError(f"`optimizer_momentum` must be in [0, 1), got {self.optimizer_momentum}.")

@@ -1,0 +1,238 @@
+"""The training loop: the only place where the order of forward, backward, step and hook is decided."""
+
+import json
+import logging
+import os
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from torch import Tensor, nn
+
+from hf_ssl.data.settings import DataSettings
+from hf_ssl.data.sources import Source
+from hf_ssl.data.stream import Batch, TrainingStream
+from hf_ssl.data.views import Views
+from hf_ssl.methods.base import SSLOutput, SSLPreTrainedModel
+from hf_ssl.modules.batch_norm import synchronize_batch_norm
+from hf_ssl.modules.encoder import build_encoder
+from hf_ssl.training.arguments import TrainingSettings
+from hf_ssl.training.checkpoint import Restored, find_checkpoint, load_checkpoint
+from hf_ssl.training.monitor import check_tracker, open_knn
+from hf_ssl.training.optimizers import build_optimizer, set_learning_rate
+from hf_ssl.training.plan import make_plan
+from hf_ssl.training.processes import average_batch_norm, prepare, start_accelerator
+from hf_ssl.training.record import describe_run, identity_of
+from hf_ssl.training.recorder import Recorder
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """How a run ended.
+
+    Args:
+        step: Optimizer steps done.
+        num_steps: Optimizer steps of the whole run.
+        signal: Number of the signal that ended it early, 0 if none.
+        is_main_process: Whether this process is the one that exports.
+        last_checkpoint: The newest checkpoint.
+    """
+
+    step: int
+    num_steps: int
+    signal: int
+    is_main_process: bool
+    last_checkpoint: Path | None
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run reached its last step."""
+        return self.step == self.num_steps
+
+
+def train(
+    model: SSLPreTrainedModel,
+    source: Source,
+    data: DataSettings,
+    settings: TrainingSettings,
+    *,
+    on_checkpoint: Callable[[int, SSLPreTrainedModel], None] | None = None,
+) -> TrainingResult:
+    """Pretrain a method, from the beginning or from a checkpoint, and leave the trained weights in `model`.
+
+    All processes call this with models that are equal. Writes `run.json`, `metrics.jsonl` and `checkpoints/` in
+    `settings.output_dir`. Ends the process group, so a program with several processes trains once.
+
+    Args:
+        model: The method; its weights are changed in place. BatchNorm statistics that differ between processes are
+            averaged at the end.
+        source: The images.
+        data: How they become batches.
+        settings: How the method is trained.
+        on_checkpoint: Called on the first process with step and model after each checkpoint but the last.
+
+    Returns:
+        How the run ended.
+
+    Raises:
+        ValueError: If settings, data and checkpoint do not fit together.
+        RuntimeError: If processes are missing, or a loss or weight is not finite.
+    """
+    check_tracker(settings.report_to)
+    prepare_output_dir(settings)
+    accelerator = start_accelerator(settings)
+    plan = make_plan(source, settings, accelerator.num_processes)
+    run = describe_run(model, source, data, settings, plan, accelerator.num_processes, accelerator.device)
+    checkpoint = find_checkpoint(Path(settings.output_dir), settings.resume)
+    network, optimizer = _set_up(accelerator, model, settings, plan.learning_rate, fresh=checkpoint is None)
+    restored = Restored(step=0, seconds=0.0, position=None)
+    if checkpoint is not None:
+        restored = load_checkpoint(
+            accelerator, checkpoint, model=model, optimizer=optimizer, identity=identity_of(run)
+        )
+        _continue_record(run, Path(settings.output_dir), restored, plan.num_steps)
+    stream = _open_stream(model, source, data, settings, accelerator, restored)
+    knn = open_knn(source, data, settings) if settings.knn_every else None
+    recorder = Recorder(accelerator, model, optimizer, plan, settings, run, restored, checkpoint, knn, on_checkpoint)
+    step = restored.step
+    with recorder:
+        for batch in recorder.batches(stream) if step < plan.num_steps else ():
+            with accelerator.accumulate(network):
+                output: SSLOutput = network(**_inputs(batch, accelerator.device))  # buffers may change
+                accelerator.backward(output.loss)
+                if accelerator.sync_gradients and settings.max_grad_norm is not None:
+                    accelerator.clip_grad_norm_(network.parameters(), settings.max_grad_norm)
+                set_learning_rate(optimizer, plan.learning_rate, plan.factor(step))
+                optimizer.step()
+                optimizer.zero_grad()
+            recorder.add_loss(output, step + 1)
+            if not accelerator.sync_gradients:
+                continue
+            step += 1
+            if not accelerator.optimizer_step_was_skipped:  # fp16 met an overflow
+                model.after_optimizer_step(step, plan.num_steps)
+            if recorder.after_step(step, output, batch.epoch):
+                break
+    average_batch_norm(model)
+    model.to(memory_format=torch.contiguous_format)  # pyright: ignore[reportCallIssue]
+    recorder.finish(step)
+    accelerator.end_training()
+    return TrainingResult(
+        step, plan.num_steps, recorder.stopped_by, accelerator.is_main_process, recorder.last_checkpoint
+    )
+
+
+def prepare_output_dir(settings: TrainingSettings) -> None:
+    """Make the run's folder and refuse one that holds something else or cannot be written, before any work is done.
+
+    Only the first process looks: the others would see what it has already written.
+
+    Raises:
+        ValueError: If the folder is not empty and `resume` is not given.
+        OSError: If it cannot be written.
+    """
+    if os.environ.get("RANK", "0") != "0":
+        return
+    folder = Path(settings.output_dir)
+    if settings.resume is None and folder.is_dir() and any(folder.iterdir()):
+        raise ValueError(
+            f"`output_dir` `{folder}` is not empty. Give `--resume auto` to continue the run in it, or another folder."
+        )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ValueError(
+            f"`output_dir` `{folder}` cannot be written: {error.strerror}. Give another folder."
+        ) from error
+
+
+def load_timm_weights(model: SSLPreTrainedModel) -> None:
+    """Start the encoder, and its target if there is one, from timm's published weights.
+
+    Raises:
+        ValueError: If timm has no weights of this architecture or cannot get them.
+    """
+    config = model.config
+    try:
+        published = build_encoder(config.architecture, config.model_args, pretrained=True).state_dict()
+    except (RuntimeError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(
+            f"`encoder_pretrained`: timm cannot load weights of `{config.architecture}`: {reason}"
+        ) from error
+    for name in ("encoder", "target_encoder"):
+        if hasattr(model, name):
+            model.get_submodule(name).load_state_dict(published)
+
+
+def _set_up(
+    accelerator: Accelerator, model: SSLPreTrainedModel, settings: TrainingSettings, learning_rate: float, fresh: bool
+) -> tuple[nn.Module, Any]:
+    """The network that the loop calls, and its optimizer: everything that is not in the model's config."""
+    set_seed(settings.seed, device_specific=True)
+    if fresh and settings.encoder_pretrained:
+        load_timm_weights(model)
+    model.train()
+    if settings.activation_checkpointing:
+        model.activation_checkpointing_enable()
+    if model.batch_norm == "sync" and accelerator.num_processes > 1:
+        synchronize_batch_norm(model)
+    if settings.channels_last:
+        model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    if settings.compile:
+        # In place: names of weights stay, and queues and targets are written outside of the compiled graph.
+        model.encoder.compile()
+        if hasattr(model, "target_encoder"):
+            model.get_submodule("target_encoder").compile()
+    return prepare(accelerator, model, build_optimizer(model, settings, learning_rate))
+
+
+def _open_stream(
+    model: SSLPreTrainedModel,
+    source: Source,
+    data: DataSettings,
+    settings: TrainingSettings,
+    accelerator: Accelerator,
+    restored: Restored,
+) -> TrainingStream:
+    config = model.config
+    views = Views(data.view_recipe or model.view_recipe, config.image_size, config.image_mean, config.image_std)
+    return TrainingStream(
+        source,
+        views,
+        settings.batch_size,
+        seed=settings.seed,
+        rank=accelerator.process_index,
+        world_size=accelerator.num_processes,
+        num_workers=data.num_workers,
+        window_size=data.shuffle_window,
+        max_skipped_ratio=data.max_skipped_ratio,
+        position=restored.position,
+    )
+
+
+def _inputs(batch: Batch, device: torch.device) -> dict[str, Tensor | None]:
+    indices = batch.indices if batch.indices is None else batch.indices.to(device, non_blocking=True)
+    return {"pixel_values": batch.pixel_values.to(device, non_blocking=True), "indices": indices}
+
+
+def _continue_record(run: dict[str, Any], output_dir: Path, restored: Restored, num_steps: int) -> None:
+    """Take over what `run.json` knows about the part of the run that is done."""
+    path = output_dir / "run.json"
+    if path.exists():
+        former = json.loads(path.read_text())
+        run |= {name: former[name] for name in ("command", "started", "skipped")}
+        run["finished"] = former["finished"] if restored.step == num_steps else None
+    if restored.step == num_steps:
+        logger.info("The run in `%s` has already finished: nothing is left to train.", output_dir)
+    else:
+        logger.info("Resuming after step %d of %d.", restored.step, num_steps)

@@ -1,0 +1,87 @@
+"""Length of a run and its learning rate, in optimizer steps of all processes together."""
+
+from dataclasses import dataclass
+
+from hf_ssl.data.sources import Source
+from hf_ssl.training.arguments import TrainingSettings
+from hf_ssl.training.optimizers import learning_rate_factor, scaled_learning_rate
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long a run is and how its learning rate moves.
+
+    Args:
+        num_steps: Optimizer steps of the whole run.
+        steps_per_epoch: Optimizer steps of one pass over the data; None if its size is unknown.
+        warmup_steps: Optimizer steps of the warm-up.
+        global_batch_size: Images of one optimizer step.
+        learning_rate: Peak learning rate.
+        lr_schedule: See `TrainingSettings`.
+    """
+
+    num_steps: int
+    steps_per_epoch: float | None
+    warmup_steps: int
+    global_batch_size: int
+    learning_rate: float
+    lr_schedule: str
+
+    def factor(self, step: int) -> float:
+        """Fraction of the peak learning rate for the step after `step` finished ones."""
+        return learning_rate_factor(step, self.num_steps, self.warmup_steps, self.lr_schedule)
+
+
+def make_plan(source: Source, settings: TrainingSettings, num_processes: int) -> Plan:
+    """Translate epochs into steps and the base learning rate into the one for this batch size.
+
+    Args:
+        source: The data set; epochs need its size.
+        settings: Length, batch size and learning rate.
+        num_processes: Processes that train together.
+
+    Raises:
+        ValueError: If the length is unknown, the data set smaller than one batch, or the warm-up longer than the run.
+    """
+    images_at_once = settings.batch_size * num_processes
+    steps_per_epoch = None
+    if source.num_images is not None:
+        if source.num_images < images_at_once:
+            raise ValueError(
+                f"Split `{source.split}` of `{source.name}` has {source.num_images} images, fewer than one batch of "
+                f"{images_at_once} (`batch_size` times processes). Lower `batch_size`."
+            )
+        # Batches go on over the end of an epoch until the accumulated step is full.
+        steps_per_epoch = (source.num_images // images_at_once) / settings.gradient_accumulation_steps
+    num_steps = settings.num_steps
+    if num_steps is None and settings.num_epochs is None:
+        raise ValueError("The length of the run is missing. Give `num_steps` or `num_epochs`.")
+    if num_steps is None:
+        num_steps = max(1, _steps_of(settings.num_epochs, "num_epochs", "num_steps", steps_per_epoch, source))
+    warmup_steps = settings.warmup_steps
+    if warmup_steps is None:
+        warmup_steps = _steps_of(settings.warmup_epochs, "warmup_epochs", "warmup_steps", steps_per_epoch, source)
+    if warmup_steps >= num_steps:
+        raise ValueError(
+            f"The warm-up of {warmup_steps} steps must be shorter than the run of {num_steps}. Lower `warmup_steps`, "
+            "or train longer."
+        )
+    global_batch_size = images_at_once * settings.gradient_accumulation_steps
+    return Plan(
+        num_steps=num_steps,
+        steps_per_epoch=steps_per_epoch,
+        warmup_steps=warmup_steps,
+        global_batch_size=global_batch_size,
+        learning_rate=scaled_learning_rate(settings, global_batch_size),
+        lr_schedule=settings.lr_schedule,
+    )
+
+
+def _steps_of(epochs: float | None, setting: str, instead: str, steps_per_epoch: float | None, source: Source) -> int:
+    if not epochs:
+        return 0
+    if steps_per_epoch is None:
+        raise ValueError(
+            f"`{source.name}` does not say how many images it has, so `{setting}` has no length. Give `{instead}`."
+        )
+    return int(epochs * steps_per_epoch)

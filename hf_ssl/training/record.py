@@ -1,0 +1,189 @@
+"""What a run leaves to read: `run.json` says what was trained and how, `metrics.jsonl` how it went."""
+
+import dataclasses
+import json
+import os
+import platform
+import shlex
+import subprocess
+import sys
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from transformers import PreTrainedConfig
+
+import hf_ssl
+from hf_ssl.data.settings import DataSettings
+from hf_ssl.data.sources import Source
+from hf_ssl.methods.base import SSLConfig, SSLPreTrainedModel
+from hf_ssl.training.arguments import TrainingSettings
+from hf_ssl.training.plan import Plan
+
+_PACKAGES = ("torch", "transformers", "timm", "accelerate", "datasets", "huggingface_hub")
+_INHERITED = {field.name for field in dataclasses.fields(PreTrainedConfig)}
+
+# Settings that may change when a run resumes: its weights do not depend on them.
+_FREE = {
+    "output_dir",
+    "recipe",
+    "log_every",
+    "checkpoint_every",
+    "keep_checkpoints",
+    "resume",
+    "report_to",
+    "knn_every",
+}
+_FREE |= {"knn_split", "knn_images", "push_to_hub", "push_checkpoints", "repo_id", "private", "cpu"}
+_FREE |= {"num_epochs", "num_steps", "warmup_epochs", "warmup_steps"}  # compared as the steps that they come to
+_EXACT_DATA = ("view_recipe", "shuffle_window", "fingerprint")
+
+
+def method_of(model: SSLPreTrainedModel) -> str:
+    """The method's name on the command line, such as `directpred`."""
+    return model.config_class.model_type.removeprefix("hf_ssl_")
+
+
+def config_fields(config: SSLConfig) -> dict[str, Any]:
+    """A config's own fields, without those of transformers."""
+    return {
+        field.name: getattr(config, field.name)
+        for field in dataclasses.fields(config)  # pyright: ignore[reportArgumentType]
+        if field.name not in _INHERITED
+    }
+
+
+def describe_run(
+    model: SSLPreTrainedModel,
+    source: Source,
+    data: DataSettings,
+    settings: TrainingSettings,
+    plan: Plan,
+    num_processes: int,
+    device: torch.device,
+) -> dict[str, Any]:
+    """The content of `run.json` at the start of a run."""
+    training = dataclasses.asdict(settings)
+    del training["recipe"]
+    return {
+        "hf_ssl": hf_ssl.__version__,
+        "method": method_of(model),
+        "recipe": settings.recipe,
+        "command": command_line(),
+        "started": _now(),
+        "finished": None,
+        "config": config_fields(model.config),  # pyright: ignore[reportArgumentType]
+        "data": {
+            **dataclasses.asdict(data),
+            "view_recipe": data.view_recipe or model.view_recipe,
+            "num_images": source.num_images,
+            "fingerprint": source.fingerprint,
+        },
+        "training": {
+            **training,
+            **{name: value for name, value in dataclasses.asdict(plan).items() if name != "lr_schedule"},
+            "num_processes": num_processes,
+        },
+        "versions": {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}},
+        "commit": _commit(),
+        "hardware": {
+            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+            "cpu_count": os.cpu_count(),
+            "memory_gb": round(psutil.virtual_memory().total / 2**30, 1),
+        },
+        "progress": {"step": 0, "epoch": 0.0, "images_seen": 0, "seconds": 0.0},
+        "skipped": {},
+    }
+
+
+def identity_of(run: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of `run.json` that a resumed run must share to continue bit for bit."""
+    training = {name: value for name, value in run["training"].items() if name not in _FREE}
+    steps = {name: run["training"][name] for name in ("num_steps", "warmup_steps")}
+    data = {name: run["data"][name] for name in _EXACT_DATA}
+    return {"method": run["method"], **run["config"], **training, **steps, **data}
+
+
+def command_line() -> str:
+    """The command that started this process, as the user typed it but for folders of programs."""
+    own = [Path(sys.argv[0]).name, *sys.argv[1:]] if sys.argv else []
+    try:
+        launcher = psutil.Process(os.getppid()).cmdline()
+    except (psutil.Error, OSError):
+        launcher = []
+    for position, word in enumerate(launcher[:3]):
+        if Path(word).name in ("accelerate", "accelerate-launch", "torchrun"):
+            prefix = "ACCELERATE_USE_CPU=true " if os.environ.get("ACCELERATE_USE_CPU", "") == "true" else ""
+            return prefix + shlex.join([Path(word).name, *launcher[position + 1 :]])
+    return shlex.join(["python", *([sys.argv[0], *sys.argv[1:]] if own else own)])
+
+
+class MetricsLog:
+    """`metrics.jsonl`: one JSON object a line.
+
+    Args:
+        path: The file; made with the first line.
+        step: Lines after this step are removed: the run resumes from there. 0 empties the file.
+    """
+
+    def __init__(self, path: Path, step: int):
+        self.path = path
+        if path.exists():
+            kept = [line for line in path.read_text().splitlines() if _step_of(line) <= step and step > 0]
+            partial = path.with_name(f".{path.name}.partial")
+            partial.write_text("".join(f"{line}\n" for line in kept))
+            os.replace(partial, path)
+
+    def append(self, values: Mapping[str, Any]) -> None:
+        """Add one line."""
+        with self.path.open("a") as file:
+            file.write(json.dumps(values) + "\n")
+
+
+def _step_of(line: str) -> float:
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError):
+        return float("inf")  # a line that a kill cut off
+
+
+def flat_settings(run: Mapping[str, Any]) -> dict[str, str | int | float | bool]:
+    """Settings of `run.json` as the flat scalars that every tracker takes."""
+    flat = {name: value for part in ("config", "data", "training") for name, value in run[part].items()}
+    flat |= {"method": run["method"], "recipe": run["recipe"]}
+    return {
+        name: value if isinstance(value, str | int | float | bool) else json.dumps(value)
+        for name, value in flat.items()
+    }
+
+
+def finish(run: dict[str, Any]) -> None:
+    """Note the time at which a run has ended."""
+    run["finished"] = _now()
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _commit() -> str | None:
+    """Commit of the package's source, if it runs from a git checkout."""
+    folder = Path(hf_ssl.__file__).parent
+    try:
+        asked = subprocess.run(
+            ["git", "log", "-1", "--format=%H", "--", "."], cwd=folder, capture_output=True, text=True, timeout=10
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return asked.stdout.strip() or None

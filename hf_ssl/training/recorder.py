@@ -1,0 +1,214 @@
+"""What happens between two optimizer steps: log lines, k-NN, checkpoints, and the decision to stop."""
+
+import logging
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch import Tensor
+from tqdm import tqdm
+
+from hf_ssl.data.stream import Batch, TrainingStream
+from hf_ssl.methods.base import SSLOutput, SSLPreTrainedModel
+from hf_ssl.training.arguments import TrainingSettings
+from hf_ssl.training.checkpoint import Restored, save_checkpoint, write_json
+from hf_ssl.training.monitor import (
+    KNN,
+    Clock,
+    LossMonitor,
+    StopSignal,
+    check_weights,
+    collapse_figures,
+    mean_figures,
+)
+from hf_ssl.training.plan import Plan
+from hf_ssl.training.processes import averaged_batch_norm
+from hf_ssl.training.record import MetricsLog, finish, flat_settings, identity_of
+
+logger = logging.getLogger(__name__)
+
+_STEPS_BETWEEN_AGREEMENTS = 10  # every step would make GPUs wait for each other
+
+
+class Recorder:
+    """Writes `run.json`, `metrics.jsonl` and checkpoints of a run; never changes what is trained.
+
+    A context manager: while it is entered, Ctrl-C and SIGTERM end the run after the step in hand, with a checkpoint.
+
+    Args:
+        accelerator: The run's accelerator.
+        model: The method, without wrapper.
+        optimizer: The prepared optimizer.
+        plan: Length and learning rate.
+        settings: What to write how often.
+        run: Content of `run.json`.
+        restored: Where the run starts.
+        checkpoint: The checkpoint that it resumes from.
+        knn: Periodic evaluation.
+        on_checkpoint: See `train`.
+    """
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        model: SSLPreTrainedModel,
+        optimizer: Any,
+        plan: Plan,
+        settings: TrainingSettings,
+        run: dict[str, Any],
+        restored: Restored,
+        checkpoint: Path | None,
+        knn: KNN | None,
+        on_checkpoint: Callable[[int, SSLPreTrainedModel], None] | None,
+    ):
+        self.accelerator, self.model, self.optimizer = accelerator, model, optimizer
+        self.plan, self.settings, self.run = plan, settings, run
+        self.knn, self.on_checkpoint = knn, on_checkpoint
+        self.output_dir = Path(settings.output_dir)
+        self.last_checkpoint = checkpoint
+        self.position = restored.position
+        self.skipped: Counter[str] = Counter()
+        self.losses = LossMonitor(accelerator.device)
+        self.clock = Clock(restored.seconds)
+        self.stop = StopSignal()
+        self.stopped_by = 0
+        if accelerator.is_main_process:
+            self.metrics = MetricsLog(self.output_dir / "metrics.jsonl", restored.step)
+        if settings.report_to != "none":
+            options = {"wandb": {"name": self.output_dir.name}, "trackio": {"name": self.output_dir.name}}
+            accelerator.init_trackers("hf_ssl", config=flat_settings(run), init_kwargs=options)
+        self._write_run(restored.step)
+        self.bar = tqdm(
+            total=plan.num_steps,
+            initial=restored.step,
+            unit="step",
+            dynamic_ncols=True,
+            mininterval=0.5 if sys.stderr.isatty() else 30.0,
+            disable=not accelerator.is_main_process or restored.step == plan.num_steps,
+        )
+
+    def __enter__(self) -> "Recorder":
+        self.stop.__enter__()
+        self.clock.resume()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop.__exit__()
+        self.bar.close()
+
+    def batches(self, stream: TrainingStream) -> Iterator[Batch]:
+        """The batches of a stream, timed and counted."""
+        for batch in self.clock.batches(stream):
+            self.position, self.skipped = batch.position, Counter(batch.skipped)
+            yield batch
+
+    def add_loss(self, output: SSLOutput, step: int) -> None:
+        """Take the loss of one forward pass, which belongs to optimizer step `step`."""
+        assert output.loss is not None
+        self.losses.add(output.loss, step)
+
+    def after_step(self, step: int, output: SSLOutput, epoch: int) -> bool:
+        """Log, evaluate and save what is due after an optimizer step.
+
+        Args:
+            step: Optimizer steps done.
+            output: Of the last forward pass.
+            epoch: Passes over the data so far.
+
+        Returns:
+            Whether to stop: at the last step, or on a signal.
+
+        Raises:
+            RuntimeError: If a loss or weight was not finite, on all processes.
+        """
+        self.bar.update()
+        last = step == self.plan.num_steps
+        logs = last or step % self.settings.log_every == 0
+        saves = last or step % self.settings.checkpoint_every == 0
+        evaluates = self.knn is not None and step % self.settings.knn_every == 0
+        alone = self.accelerator.num_processes == 1
+        agrees = bool(self.stop.received) if alone else step % _STEPS_BETWEEN_AGREEMENTS == 0
+        if not (logs or saves or evaluates or agrees):
+            return False
+        self.clock.pause()
+        self.losses.check(self.last_checkpoint)
+        self.stopped_by = self.stop.on_any_process(self.accelerator.device)
+        figures = self._figures(step, output, epoch) if logs else {}
+        if evaluates and self.knn is not None:
+            figures |= {"step": step, "knn": round(self.knn(self.model).value, 6)}
+        if figures and self.accelerator.is_main_process:
+            self._log(step, figures)
+        if saves or self.stopped_by:
+            self._save(step, last)
+        self.clock.resume()
+        return last or self.stopped_by != 0
+
+    def _figures(self, step: int, output: SSLOutput, epoch: int) -> dict[str, Any]:
+        """One log line; all processes take part in the means."""
+        means: dict[str, Tensor] = {"loss": self.losses.mean(), **collapse_figures(output), **(output.metrics or {})}
+        known = self.plan.steps_per_epoch
+        figures = {
+            "step": step,
+            "epoch": round(step / known, 4) if known else epoch,
+            "lr": self.plan.learning_rate * self.plan.factor(step - 1),
+            **mean_figures(means),
+            **self.clock.read(self.accelerator.num_processes),
+        }
+        skipped = self._skipped_on_all()
+        return {**figures, **({"skipped": sum(skipped.values())} if skipped else {})}
+
+    def _log(self, step: int, figures: dict[str, Any]) -> None:
+        self.metrics.append(figures)
+        self.accelerator.log({name: value for name, value in figures.items() if name != "step"}, step=step)
+        if "loss" in figures:
+            self.bar.set_description(f"epoch {figures['epoch']:.4g}", refresh=False)
+            self.bar.set_postfix_str(
+                f"loss {figures['loss']:.4g}, {figures['images_per_second']:.0f} img/s, data wait "
+                f"{figures['data_wait']:.0%}"
+            )
+
+    def _save(self, step: int, last: bool) -> None:
+        check_weights(self.model, step, self.last_checkpoint)
+        self.run["skipped"] = dict(self._skipped_on_all())
+        self.last_checkpoint = save_checkpoint(
+            self.accelerator,
+            self.output_dir,
+            model=self.model,
+            optimizer=self.optimizer,
+            step=step,
+            seconds=self.clock.total,
+            position=self.position or {},
+            identity=identity_of(self.run),
+            keep=self.settings.keep_checkpoints,
+        )
+        self._write_run(step)
+        if self.on_checkpoint is not None and not last:
+            with averaged_batch_norm(self.model):
+                if self.accelerator.is_main_process:
+                    self.on_checkpoint(step, self.model)
+                self.accelerator.wait_for_everyone()
+
+    def finish(self, step: int) -> None:
+        """Write the final `run.json`, if the run is at its end."""
+        if step == self.plan.num_steps and self.run["finished"] is None:
+            finish(self.run)
+        self._write_run(step)
+
+    def _write_run(self, step: int) -> None:
+        known = self.plan.steps_per_epoch
+        self.run["progress"] = {
+            "step": step,
+            "epoch": round(step / known, 4) if known else None,
+            "images_seen": step * self.plan.global_batch_size,
+            "seconds": round(self.clock.total, 2),
+        }
+        if self.accelerator.is_main_process:
+            write_json(self.output_dir / "run.json", self.run)
+
+    def _skipped_on_all(self) -> Counter[str]:
+        """Images skipped so far by reason, on all processes."""
+        return sum((Counter(part) for part in gather_object([dict(self.skipped)])), Counter())

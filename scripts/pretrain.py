@@ -1,0 +1,120 @@
+"""Pretrain an image encoder without labels, and export it for transformers and timm.
+
+    accelerate launch scripts/pretrain.py --output_dir runs/first --num_epochs 10 --encoder test_resnet --image_size 32
+
+trains DirectPred on the pictures that the package draws. With data of your own, change only `--dataset`: a folder of
+images, a parquet or webdataset file, or the id of a data set on the Hub, which is streamed:
+
+    accelerate launch scripts/pretrain.py --method moco --recipe cifar --dataset uoft-cs/cifar10 \
+        --output_dir runs/moco-cifar10 --num_epochs 200 --knn_split test --knn_every 1000
+
+Killed, or stopped by Ctrl-C or a cluster? The same command with `--resume auto` continues bit for bit. Two processes
+on the CPU:
+
+    ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes 2 scripts/pretrain.py ...
+"""
+
+import json
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from accelerate.utils import set_seed
+from huggingface_hub import get_token
+
+from hf_ssl.cli import errors_for_users, parse_pretraining, show_log
+from hf_ssl.data.settings import DataSettings
+from hf_ssl.data.sources import Source
+from hf_ssl.evaluation.results import update_results
+from hf_ssl.hub.export import export_run
+from hf_ssl.hub.model_card import write_model_card
+from hf_ssl.hub.publish import publish
+from hf_ssl.methods import METHODS
+from hf_ssl.methods.base import SSLPreTrainedModel
+from hf_ssl.training.arguments import ALTERNATIVES, TrainingSettings
+from hf_ssl.training.loop import prepare_output_dir, train
+from hf_ssl.training.monitor import open_knn
+
+
+def main(arguments: list[str]) -> int:
+    """Parse, train, export; returns the exit code."""
+    model_class, config, data, settings = parse_pretraining(
+        arguments,
+        METHODS,
+        DataSettings,
+        TrainingSettings,
+        default_method="directpred",
+        default_recipe="paper-imagenet",
+        alternatives=ALTERNATIVES,
+        examples=__doc__ or "",
+    )
+    prepare_output_dir(settings)
+    if (settings.push_to_hub or settings.push_checkpoints) and get_token() is None:
+        raise ValueError("`push_to_hub` needs a Hub token. Run `hf auth login` or set `HF_TOKEN`.")
+    source = data.open()
+    set_seed(settings.seed)
+    model = model_class(config)
+    result = train(model, source, data, settings, on_checkpoint=_publisher(settings))
+    if not result.is_main_process:
+        return 0
+    if result.signal:
+        print(
+            f"Stopped by {signal.Signals(result.signal).name} after step {result.step} of {result.num_steps}, with a "
+            f"checkpoint in {result.last_checkpoint}. The same command with `--resume auto` continues.",
+            file=sys.stderr,
+        )
+        return 128 + result.signal
+    encoder = export_run(model, Path(settings.output_dir))
+    _evaluate(model, source, data, settings, encoder)
+    print(f"Encoder: {encoder}")
+    if settings.push_to_hub:
+        print(f"Published: {publish(Path(settings.output_dir), settings.repo_id or '', private=settings.private)}")
+    return 0
+
+
+def _publisher(settings: TrainingSettings) -> Callable[[int, SSLPreTrainedModel], None] | None:
+    """What happens after a checkpoint: nothing, or the encoder so far goes to a branch of the repository."""
+    if not settings.push_checkpoints:
+        return None
+
+    def publish_step(step: int, model: SSLPreTrainedModel) -> None:
+        run_dir = Path(settings.output_dir)
+        export_run(model, run_dir)
+        revision = f"step-{step:06d}"
+        publish(run_dir, settings.repo_id or "", private=settings.private, revision=revision, message=f"Step {step}")
+
+    return publish_step
+
+
+def _evaluate(
+    model: SSLPreTrainedModel, source: Source, data: DataSettings, settings: TrainingSettings, encoder: Path
+) -> None:
+    """Measure the encoder by k-NN on a labelled split, if there is one, for its results and its card."""
+    knn = open_knn(source, data, settings)
+    if knn is None or (encoder / "results.json").exists():
+        return
+    measured = knn(model)
+    run = json.loads((encoder / "run.json").read_text())
+    entry = {
+        "dataset": data.dataset,
+        "dataset_config": data.dataset_config,
+        "split": knn.test_source.split,
+        "train_split": source.split,
+        "label": measured.label,
+        "protocol": measured.protocol,
+        "metric": "accuracy",
+        "value": measured.value,
+        "settings": measured.settings,
+        "command": run["command"],
+        "num_images": measured.num_images,
+    }
+    update_results(encoder / "results.json", [entry])
+    write_model_card(encoder)
+    print(f"k-NN accuracy of {measured.label} on split {knn.test_source.split}: {measured.value:.1%}")
+
+
+if __name__ == "__main__":
+    with errors_for_users():
+        show_log()
+        sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,244 @@
+import io
+import warnings
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageOps
+
+from hf_ssl.data.decode import MAX_PIXELS, SkippedImageError, decode
+
+HEIGHT, WIDTH = 20, 30
+
+
+def _photo(height=HEIGHT, width=WIDTH, seed=0):
+    """Smooth picture, as photos are, so that lossy formats stay close."""
+    coarse = np.random.default_rng(seed).integers(0, 256, (4, 5, 3), dtype=np.uint8)
+    return cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
+
+
+def _encoded(image, format_, **options):
+    file = io.BytesIO()
+    image.save(file, format_, **options)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("format_", ["PNG", "BMP", "TIFF", "PPM", "TGA"])
+def test_lossless_formats_come_back_exactly(format_):
+    np.testing.assert_array_equal(decode(_encoded(Image.fromarray(_photo()), format_)), _photo())
+
+
+@pytest.mark.parametrize("format_", ["JPEG", "WEBP", "JPEG2000", "AVIF", "GIF"])
+def test_lossy_formats_come_back_nearly(format_):
+    decoded = decode(_encoded(Image.fromarray(_photo()), format_))
+    assert decoded.shape == (HEIGHT, WIDTH, 3)
+    assert decoded.dtype == np.uint8
+    assert np.abs(decoded.astype(int) - _photo()).mean() < 12
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    height=st.integers(1, 70),
+    width=st.integers(1, 70),
+    quality=st.integers(1, 100),
+    subsampling=st.sampled_from([0, 1, 2]),
+    progressive=st.booleans(),
+    grey=st.booleans(),
+    noise=st.booleans(),
+    restart=st.sampled_from([0, 1]),
+)
+def test_jpegs_equal_pillow_bit_for_bit(height, width, quality, subsampling, progressive, grey, noise, restart):
+    picture = _photo(height, width)
+    if noise:
+        picture = np.random.default_rng(1).integers(0, 256, picture.shape, dtype=np.uint8)
+    image = Image.fromarray(picture).convert("L" if grey else "RGB")
+    options = {"quality": quality, "progressive": progressive, "restart_marker_rows": restart}
+    data = _encoded(image, "JPEG", **options, **({} if grey else {"subsampling": subsampling}))
+    reference = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+    np.testing.assert_array_equal(decode(data), reference)
+
+
+def test_every_input_form_is_read(tmp_path):
+    data = _encoded(Image.fromarray(_photo()), "PNG")
+    path = tmp_path / "name with spaces.png"
+    path.write_bytes(data)
+    for record_image in (
+        data,
+        {"bytes": data, "path": None},
+        {"bytes": None, "path": str(path)},
+        str(path),
+        path.as_uri().replace("%20", " "),
+    ):
+        np.testing.assert_array_equal(decode(record_image), _photo())
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("format_", ["JPEG", "PNG"])
+def test_exif_rotation_is_applied(orientation, format_):
+    image = Image.fromarray(_photo())
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = _encoded(image, format_, exif=exif)
+    expected = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(data))))
+    assert expected.shape[:2] == ((WIDTH, HEIGHT) if orientation >= 5 else (HEIGHT, WIDTH))
+    np.testing.assert_array_equal(decode(data), expected)
+
+
+def test_unreadable_exif_does_not_cost_the_image():
+    data = bytearray(_encoded(Image.fromarray(_photo()), "JPEG", exif=b"Exif\x00\x00MM\x00*\x00\x00\x00\x08\x00\x63"))
+    assert decode(bytes(data)).shape == (HEIGHT, WIDTH, 3)
+
+
+def test_grey_becomes_three_equal_channels():
+    grey = _photo()[:, :, 0]
+    for image in (Image.fromarray(grey), Image.fromarray(grey >= 128)):
+        decoded = decode(_encoded(image, "PNG"))
+        np.testing.assert_array_equal(decoded, np.repeat(np.asarray(image.convert("L"))[:, :, None], 3, axis=2))
+
+
+def test_16_bit_grey_is_scaled_from_its_full_range():
+    grey = np.linspace(0, 65535, HEIGHT * WIDTH).reshape(HEIGHT, WIDTH).astype(np.uint16)
+    for format_ in ("PNG", "TIFF"):
+        decoded = decode(_encoded(Image.fromarray(grey), format_))
+        assert decoded.min() == 0
+        assert decoded.max() == 255
+        np.testing.assert_allclose(decoded[:, :, 1], grey / 65535 * 255, atol=0.51)
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([[0.0, 0.5, 1.0]], [[0, 128, 255]]),  # a fraction of white
+        ([[0.0, 100.4, 250.0]], [[0, 100, 250]]),  # grey levels
+        ([[-10.0, 0.0, 10.0]], [[0, 128, 255]]),  # neither: its own range
+        ([[np.nan, 1000.0, 3000.0]], [[0, 0, 255]]),
+        ([[7e5, 7e5, 7e5]], [[0, 0, 0]]),
+    ],
+)
+def test_float_grey_is_converted_by_its_range(values, expected):
+    decoded = decode(_encoded(Image.fromarray(np.array(values, np.float32)), "TIFF"))
+    np.testing.assert_array_equal(decoded[:, :, 2], expected)
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [([[0, 100, 255]], [[0, 100, 255]]), ([[0, 257, 65535]], [[0, 1, 255]]), ([[-5, 0, 5]], [[0, 128, 255]])],
+)
+def test_32_bit_grey_is_converted_by_its_range(values, expected):
+    decoded = decode(_encoded(Image.fromarray(np.array(values, np.int32)), "TIFF"))
+    np.testing.assert_array_equal(decoded[:, :, 0], expected)
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+def test_alpha_is_laid_on_white(mode):
+    image = Image.new(mode, (2, 1), (0,) * (len(mode) - 1) + (0,))
+    image.putpixel((1, 0), (0,) * (len(mode) - 1) + (255,))
+    np.testing.assert_array_equal(decode(_encoded(image, "PNG"))[0], [[255, 255, 255], [0, 0, 0]])
+
+
+def test_palette_with_and_without_transparency():
+    image = Image.new("P", (2, 1))
+    image.putpalette([10, 20, 30, 40, 50, 60])
+    image.putpixel((1, 0), 1)
+    np.testing.assert_array_equal(decode(_encoded(image, "PNG"))[0], [[10, 20, 30], [40, 50, 60]])
+    np.testing.assert_array_equal(decode(_encoded(image, "PNG", transparency=0))[0], [[255] * 3, [40, 50, 60]])
+
+
+def test_cmyk_is_converted_as_pillow_does():
+    image = Image.fromarray(_photo()).convert("CMYK")
+    data = _encoded(image, "JPEG")
+    np.testing.assert_array_equal(decode(data), np.asarray(Image.open(io.BytesIO(data)).convert("RGB")))
+
+
+def test_an_animation_gives_its_first_frame():
+    frames = [Image.new("RGB", (4, 4), colour) for colour in ("red", "blue")]
+    data = _encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
+    assert (decode(data) == (255, 0, 0)).all()
+
+
+def test_one_pixel_and_extreme_shapes():
+    for shape in ((1, 1, 3), (3, 9000, 3), (9000, 3, 3)):
+        assert decode(_encoded(Image.new("RGB", shape[1::-1]), "PNG")).shape == shape
+
+
+def _png_header(width, height):
+    data = bytearray(_encoded(Image.new("1", (8, 8)), "PNG"))
+    data[16:24] = width.to_bytes(4, "big") + height.to_bytes(4, "big")
+    import zlib
+
+    data[29:33] = zlib.crc32(data[12:29]).to_bytes(4, "big")
+    return bytes(data)
+
+
+def _jpeg_header(width, height):
+    data = bytearray(_encoded(Image.new("L", (8, 8)), "JPEG"))
+    frame = data.index(b"\xff\xc0")
+    data[frame + 5 : frame + 9] = height.to_bytes(2, "big") + width.to_bytes(2, "big")
+    return bytes(data)
+
+
+JPEG = _encoded(Image.fromarray(_photo(200, 300)), "JPEG", quality=95)
+PNG = _encoded(Image.fromarray(_photo(200, 300)), "PNG")
+
+
+@pytest.mark.parametrize(
+    ("record_image", "reason"),
+    [
+        (None, "null"),
+        ({"bytes": None, "path": None}, "null"),
+        ({"bytes": b"", "path": "empty.jpg"}, "empty"),
+        (b"", "empty"),
+        ({"bytes": None, "path": "/nonexistent/x.jpg"}, "missing file"),
+        ("file:///nonexistent/x.jpg", "missing file"),
+        (b"this is text", "not an image"),
+        (b"<svg></svg>", "not an image"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n", "not an image"),
+        (JPEG[: len(JPEG) // 2], "truncated"),
+        (PNG[: len(PNG) // 2], "truncated"),
+        (JPEG[:20], "not an image"),
+        (_png_header(12000, 12000), "too large"),  # Pillow would warn
+        (_png_header(30000, 30000), "too large"),  # Pillow would raise
+        (_jpeg_header(60000, 60000), "too large"),
+    ],
+)
+def test_unusable_images_are_refused_with_a_reason_and_without_warnings(record_image, reason):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(SkippedImageError) as caught:
+            decode(record_image)
+    assert caught.value.reason == reason
+
+
+def test_a_folder_in_place_of_a_file_is_refused(tmp_path):
+    with pytest.raises(SkippedImageError, match="unreadable file"):
+        decode(str(tmp_path))
+
+
+def test_the_pixel_limit_holds_whatever_pillow_allows(monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
+    side = int(MAX_PIXELS**0.5) + 1
+    with pytest.raises(SkippedImageError, match="too large"):
+        decode(_png_header(side, side))
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    format_=st.sampled_from(["PNG", "TIFF", "GIF", "BMP", "WEBP", "PPM"]),
+    places=st.lists(st.floats(0, 1, exclude_max=True), min_size=1, max_size=20),
+    value=st.integers(0, 255),
+    keep=st.floats(0, 1),
+)
+def test_damaged_bytes_give_a_picture_or_a_reason(format_, places, value, keep):
+    data = bytearray(_encoded(Image.fromarray(_photo()), format_))
+    for place in places:
+        data[int(place**3 * len(data))] = value
+    try:
+        picture = decode(bytes(data[: max(1, int(keep * len(data)))]))
+    except SkippedImageError as error:
+        assert error.reason in ("not an image", "truncated", "damaged", "too large")
+    else:
+        assert picture.ndim == 3
+        assert picture.shape[2] == 3
+        assert picture.dtype == np.uint8

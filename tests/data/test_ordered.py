@@ -1,0 +1,104 @@
+from collections import Counter
+
+import cv2
+import datasets
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+
+from hf_ssl.data.ordered import UNKNOWN_LABEL
+from hf_ssl.data.sources import open_source
+from hf_ssl.data.stream import evaluation_batches
+
+NUMBER = 23
+BAD = {4: (b"text", "not an image"), 11: (None, "null"), 12: (b"", "empty")}
+LABELS = [n % 3 for n in range(NUMBER)]
+LABELS[2], LABELS[3], LABELS[5] = 7, -1, None  # out of range, out of range, missing
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    features = datasets.Features(
+        {
+            "image": datasets.Image(),
+            "label": datasets.ClassLabel(names=["a", "b", "c"]),
+            "kind": datasets.ClassLabel(names=["x", "y"]),
+        }
+    )
+    images = []
+    for number in range(NUMBER):
+        picture = np.full((5, 4, 3), number, np.uint8)
+        data = BAD[number][0] if number in BAD else cv2.imencode(".png", picture)[1].tobytes()
+        images.append(None if data is None else {"bytes": data, "path": None})
+    rows = {"image": images, "label": LABELS, "kind": [n % 2 for n in range(NUMBER)]}
+    path = tmp_path_factory.mktemp("ordered") / "rows.parquet"
+    pq.write_table(pa.table(rows, schema=features.arrow_schema), path, row_group_size=6)
+    return open_source(str(path))
+
+
+def _transform(image):
+    assert isinstance(image, Image.Image)
+    assert image.mode == "RGB"
+    return torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1).float()
+
+
+GOOD = [n for n in range(NUMBER) if n not in BAD]
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_every_image_once_in_order_with_all_labels(source, num_workers):
+    batches = evaluation_batches(source, _transform, 5, num_workers=num_workers)
+    made = list(batches)
+    assert torch.cat([batch.row_ids for batch in made]).tolist() == GOOD
+    pixels = torch.cat([batch.pixel_values for batch in made])
+    assert pixels.shape == (len(GOOD), 3, 5, 4)
+    assert pixels[:, 0, 0, 0].tolist() == GOOD
+    known = [UNKNOWN_LABEL if label is None or not 0 <= label < 3 else label for label in LABELS]
+    assert torch.cat([batch.labels["label"] for batch in made]).tolist() == [known[n] for n in GOOD]
+    assert torch.cat([batch.labels["kind"] for batch in made]).tolist() == [n % 2 for n in GOOD]
+    assert made[0].labels.keys() == source.labels.keys()
+    assert made[0].labels["label"].dtype == torch.int64
+    assert [len(batch.row_ids) for batch in made] == [4, 5, 3, 5, 3]
+    assert batches.skipped == Counter({"not an image": 1, "null": 1, "empty": 1})
+
+
+def test_ranks_share_the_images(source):
+    shares = [evaluation_batches(source, _transform, 3, rank=rank, world_size=3) for rank in range(3)]
+    rows = [torch.cat([batch.row_ids for batch in share]).tolist() for share in shares]
+    assert sorted(sum(rows, [])) == GOOD
+    assert all(rows)
+    assert sum((share.skipped for share in shares), Counter()).total() == 3
+
+
+def test_a_batch_of_bad_images_is_counted_and_left_out(source):
+    batches = evaluation_batches(source, _transform, 1)
+    assert [batch.row_ids.item() for batch in batches] == GOOD
+    assert batches.skipped.total() == 3
+
+
+@pytest.mark.parametrize("max_images", [0, 1, 5, 7, 100])
+def test_max_images_counts_records_of_the_data_set(source, max_images):
+    for world_size in (1, 2):
+        rows = []
+        for rank in range(world_size):
+            batches = evaluation_batches(
+                source, _transform, 5, rank=rank, world_size=world_size, max_images=max_images
+            )
+            rows += [row for batch in batches for row in batch.row_ids.tolist()]
+        assert sorted(rows) == [n for n in GOOD if n < max_images]
+
+
+def test_it_can_be_read_again_and_moves_no_generator(source):
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    first = [batch.row_ids.tolist() for batch in evaluation_batches(source, _transform, 5)]
+    assert [batch.row_ids.tolist() for batch in evaluation_batches(source, _transform, 5)] == first
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_wrong_batch_size(source):
+    with pytest.raises(ValueError, match="`batch_size` must be at least 1, got 0"):
+        evaluation_batches(source, _transform, 0)

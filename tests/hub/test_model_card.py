@@ -1,0 +1,215 @@
+"""The card says what the run's records say, in metadata that the Hub accepts, and nothing else."""
+
+import json
+import re
+
+import pytest
+import yaml
+from huggingface_hub import ModelCard
+
+from hf_ssl.hub.model_card import render_model_card, write_model_card
+from hf_ssl.methods import METHODS
+
+RESULTS = [
+    {
+        "dataset": "ORG/NAME",
+        "split": "test",
+        "train_split": "train",
+        "label": "label",
+        "protocol": protocol,
+        "metric": "accuracy",
+        "value": value,
+        "settings": {"k": 200} if protocol == "knn" else {"epochs": 90},
+        "baselines": {"raw": 0.2966, "random": 0.3344},
+        "command": f"python scripts/evaluate.py runs/x --dataset ORG/NAME {protocol}",
+        "num_images": 10000,
+    }
+    for protocol, value in (("knn", 0.81234), ("linear", 0.85678))
+]
+
+
+@pytest.fixture
+def encoder_folder(make_run, tmp_path):
+    make_run(tmp_path / "run")
+    return tmp_path / "run" / "encoder"
+
+
+def write_record(folder, name, value):
+    (folder / name).write_text(json.dumps(value))
+
+
+def metadata_of(text):
+    return yaml.safe_load(text.split("---\n")[1])
+
+
+def test_metadata(encoder_folder):
+    metadata = metadata_of(render_model_card(encoder_folder, "org/enc"))
+    assert metadata == {
+        "library_name": "timm",
+        "pipeline_tag": "image-feature-extraction",
+        "tags": ["transformers", "timm", "self-supervised-learning", "hf_ssl", "simsiam"],
+        "datasets": ["ORG/NAME"],
+    }
+
+
+def test_results_are_in_the_index_and_in_the_table(encoder_folder):
+    write_record(encoder_folder, "results.json", {"results": RESULTS})
+    text = render_model_card(encoder_folder, "org/enc")
+    read = ModelCard(text).data.eval_results  # as the Hub's own library understands it
+    assert [(r.dataset_type, r.dataset_split, r.metric_type, r.metric_value) for r in read] == [
+        ("ORG/NAME", "test", "accuracy", 0.81234),
+        ("ORG/NAME", "test", "accuracy", 0.85678),
+    ]
+    assert metadata_of(text)["model-index"][0]["name"] == "enc"
+    rows = [line for line in text.splitlines() if line.startswith("| ORG/NAME |")]
+    assert len(rows) == 2
+    assert "81.2" in rows[0]
+    assert "k `200`" in rows[0]
+    assert "| 85.7 | 29.7 | 33.4 |" in rows[1]
+    for result in RESULTS:
+        assert result["command"] in text
+    assert "has not been evaluated" not in text
+
+
+def test_a_number_chosen_on_the_test_split_is_marked_and_not_in_the_index(encoder_folder):
+    best = RESULTS[1] | {"protocol": "linear-sgd-best", "value": 0.87}
+    write_record(encoder_folder, "results.json", {"results": [*RESULTS, best]})
+    text = render_model_card(encoder_folder, "org/enc")
+    assert "| linear probe (sgd), best epoch* | 87.0 |" in text
+    assert text.count("\\* The epoch was chosen") == 1
+    assert len(ModelCard(text).data.eval_results) == 2
+    assert "chosen" not in render_with(encoder_folder, RESULTS)
+
+
+def render_with(folder, results):
+    write_record(folder, "results.json", {"results": results})
+    return render_model_card(folder, "org/enc")
+
+
+def test_without_results_it_says_so(encoder_folder):
+    text = render_model_card(encoder_folder, "org/enc")
+    assert "This encoder has not been evaluated." in text
+    assert "model-index" not in text
+
+
+def test_it_tells_the_run(encoder_folder, run_record):
+    text = render_model_card(encoder_folder, "org/enc")
+    paper = METHODS["simsiam"].paper
+    for expected in (
+        run_record["command"],
+        paper.bibtex,
+        paper.url,
+        "50,000",
+        "64,000",
+        "1 h 2 min 5 s",
+        "3 truncated, 1 not an image",
+        "500 of 500",
+        "128 images each",
+        "torch 2.15.0",
+        "device `cpu`",
+        "2 processes",
+        "| config | projection_dim | `16` |",
+        "| training | learning_rate | `0.015` |",
+    ):
+        assert expected in text, expected
+    assert "Intermediate" not in text
+
+
+@pytest.mark.parametrize("with_results", [False, True])
+def test_no_number_is_invented_and_no_gap_is_left(encoder_folder, with_results):
+    if with_results:
+        write_record(encoder_folder, "results.json", {"results": RESULTS})
+    body = render_model_card(encoder_folder, "org/enc").split("---\n", 2)[2]
+    for gap in ("None", "null", "More Information", "{{", "{%", "nan", "\n\n\n"):
+        assert gap not in body, gap
+    assert "commit" not in body  # the record has none
+    body = re.sub(r"```bibtex.*?```|<!--.*?-->|num_labels=10", "", body, flags=re.DOTALL)
+    known = (encoder_folder / "run.json").read_text() + (encoder_folder / "config.json").read_text()
+    known += json.dumps(RESULTS) + METHODS["simsiam"].paper.url
+    known += " 81.2 85.7 29.7 33.4 1 2 5 3 2020 2011"  # rounded results, the duration, the paper's years
+    numbers = {number.replace(",", "") for number in re.findall(r"(?<![\w.])\d[\d,]*(?:\.\d+)*", body)}
+    unknown = {number for number in numbers if number not in known}
+    assert not unknown
+
+
+def test_an_intermediate_checkpoint_says_so(encoder_folder, run_record):
+    run_record["progress"]["step"] = 250
+    write_record(encoder_folder, "run.json", run_record)
+    assert "**Intermediate checkpoint**: step 250 of 500." in render_model_card(encoder_folder)
+
+
+@pytest.mark.parametrize(
+    "name", ["shapes", "digits", "C:\\photos\\birds", "/data/photos/birds", "./birds", "a/birds.tar"]
+)
+def test_only_a_hub_data_set_is_named_in_the_metadata(encoder_folder, run_record, name):
+    run_record["data"]["dataset"] = name
+    write_record(encoder_folder, "run.json", run_record)
+    text = render_model_card(encoder_folder)
+    assert "datasets" not in metadata_of(text)
+    title = re.search(r"^# .*", text, re.MULTILINE).group()
+    assert title.endswith(
+        (
+            "pretrained on shapes",
+            "pretrained on digits",
+            "pretrained on birds (local)",
+            "pretrained on birds.tar (local)",
+        )
+    )
+
+
+def test_a_folder_that_looks_like_a_hub_name_is_local(encoder_folder, run_record, monkeypatch, tmp_path):
+    (tmp_path / "ORG" / "NAME").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert "datasets" not in metadata_of(render_model_card(encoder_folder))
+
+
+def test_the_licence_is_the_users_and_stays(encoder_folder):
+    assert "no licence" in (encoder_folder / "README.md").read_text()
+    text = write_model_card(encoder_folder, license="apache-2.0").read_text()
+    assert metadata_of(text)["license"] == "apache-2.0"
+    write_record(encoder_folder, "results.json", {"results": RESULTS})
+    text = write_model_card(encoder_folder).read_text()
+    assert metadata_of(text)["license"] == "apache-2.0"
+    assert "81.2" in text
+
+
+def test_a_card_edited_by_hand_is_left_as_it_is(encoder_folder):
+    card = encoder_folder / "README.md"
+    for text in (card.read_text() + "Mine.", card.read_text().replace("500", "501"), "Mine."):
+        card.write_text(text)
+        assert write_model_card(encoder_folder).read_text() == text
+    card.unlink()
+    assert "Mine." not in write_model_card(encoder_folder).read_text()
+
+
+def test_figures_are_shown(encoder_folder):
+    (encoder_folder / "figures").mkdir()
+    (encoder_folder / "figures" / "k-NN_accuracy.png").write_bytes(b"")
+    (encoder_folder / "spectrum.png").write_bytes(b"")
+    text = render_model_card(encoder_folder)
+    assert "](figures/k-NN_accuracy.png)" in text
+    assert "](spectrum.png)" in text
+
+
+def test_examples_load_the_repository_or_the_folder(encoder_folder, run_record):
+    assert f'from_pretrained("{encoder_folder.as_posix()}")' in render_model_card(encoder_folder)
+    assert f'timm.create_model("local-dir:{encoder_folder.as_posix()}"' in (encoder_folder / "README.md").read_text()
+    run_record["training"]["repo_id"] = "org/planned"
+    write_record(encoder_folder, "run.json", run_record)
+    assert 'timm.create_model("hf_hub:org/planned"' in render_model_card(encoder_folder)
+    assert "trust_remote_code" not in render_model_card(encoder_folder)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_has_a_card(encoder_folder, run_record, method):
+    run_record["method"] = method
+    write_record(encoder_folder, "run.json", run_record)
+    text = render_model_card(encoder_folder)
+    assert METHODS[method].paper.title in text
+    assert METHODS[method].paper.arxiv in text
+
+
+def test_a_folder_without_record_has_no_card(encoder_folder):
+    (encoder_folder / "run.json").unlink()
+    with pytest.raises(ValueError, match="has no `run.json`.*Export the run again"):
+        render_model_card(encoder_folder)

@@ -1,0 +1,236 @@
+"""Pushing with the real client to a server on this machine, also when the server or the network fails."""
+
+import json
+import os
+import runpy
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from huggingface_hub import HfApi
+
+from hf_ssl.hub.model_card import write_model_card
+from hf_ssl.hub.publish import publish
+
+ROOT = Path(__file__).parents[2]
+SCRIPT = ROOT / "scripts" / "publish.py"
+
+
+@pytest.fixture
+def run_dir(make_run, tmp_path):
+    make_run(tmp_path / "run")
+    return tmp_path / "run"
+
+
+def content_of(folder):
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_one_commit_holds_encoder_method_and_card(online, run_dir):
+    before = content_of(run_dir)
+    url = publish(run_dir, "org/enc", message="First")
+    assert url.endswith("/org/enc")
+    (_, (_, files)) = online.repos["org/enc"].commits["main"]
+    assert set(files) == {
+        "config.json",
+        "model.safetensors",
+        "README.md",
+        "run.json",
+        "pretraining/config.json",
+        "pretraining/model.safetensors",
+    }
+    for path, content in files.items():
+        if path != "README.md":
+            local = path if path.startswith("pretraining/") else f"encoder/{path}"
+            assert content == before[local]
+    assert b'from_pretrained("org/enc")' in files["README.md"]
+    assert str(run_dir).encode() not in files["README.md"]
+    assert content_of(run_dir) == before
+
+
+def test_a_second_push_of_the_same_makes_no_commit_and_new_results_do(online, run_dir):
+    publish(run_dir, "org/enc")
+    publish(run_dir, "org/enc")
+    assert len(online.repos["org/enc"].commits["main"]) == 2
+    (run_dir / "encoder" / "results.json").write_text(json.dumps({"results": []}))
+    publish(run_dir, "org/enc")
+    assert "results.json" in online.files("org/enc")
+    (run_dir / "encoder" / "results.json").unlink()
+    HfApi().upload_file(path_or_fileobj=b"mine", path_in_repo="notes.md", repo_id="org/enc")
+    HfApi().upload_file(path_or_fileobj=b"{}", path_in_repo="preprocessor_config.json", repo_id="org/enc")
+    publish(run_dir, "org/enc")
+    files = online.files("org/enc")
+    assert files["notes.md"] == b"mine"  # not ours
+    assert "results.json" not in files  # they were of other weights
+    assert "preprocessor_config.json" not in files  # it would replace the preprocessing of config.json
+
+
+@pytest.mark.parametrize("kind", ["500", "drop", "lost"])
+@pytest.mark.parametrize(
+    "call",
+    [
+        ("POST", "/api/repos/create"),
+        ("POST", "/preupload/"),
+        ("POST", "/objects/batch"),
+        ("PUT", "/lfs/"),
+        ("GET", "/tree/"),
+        ("POST", "/commit/"),
+    ],
+    ids=lambda call: call[1].strip("/"),
+)
+def test_a_fault_costs_another_attempt_and_never_a_second_commit(online, run_dir, call, kind, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda _: None)
+    online.faults = [(*call, kind)]
+    publish(run_dir, "org/enc")
+    assert online.faults == []
+    commits = online.repos["org/enc"].commits["main"]
+    assert len(commits) == 2
+    assert len(commits[-1][1]) == 6
+
+
+def test_it_gives_up_after_some_attempts_and_says_how_to_try_again(online, run_dir):
+    before = content_of(run_dir)
+    online.faults = [("POST", "/commit/", "500")] * 20
+    with pytest.raises(RuntimeError, match=r"status 500.*intact; then: python scripts/publish.py") as error:
+        publish(run_dir, "org/enc", revision="step-000500", private=True, message="Half way")
+    retry = shlex.split(str(error.value).split("then: ")[1])
+    expected = [
+        str(run_dir),
+        "--repo_id",
+        "org/enc",
+        "--private",
+        "--revision",
+        "step-000500",
+        "--message",
+        "Half way",
+    ]
+    assert retry[2:] == expected
+    assert content_of(run_dir) == before
+    assert online.files("org/enc") == {}  # all or nothing
+    online.faults = []
+    publish(run_dir, "org/enc")
+    assert len(online.files("org/enc")) == 6
+
+
+def test_a_revision_is_a_branch_and_main_stays(online, run_dir):
+    publish(run_dir, "org/enc")
+    (run_dir / "encoder" / "notes.txt").write_text("more")
+    for _ in range(2):  # the branch is there the second time
+        url = publish(run_dir, "org/enc", revision="step-000500")
+    assert url.endswith("/org/enc/tree/step-000500")
+    assert "notes.txt" in online.files("org/enc", "step-000500")
+    assert "notes.txt" not in online.files("org/enc")
+    online.repos["org/enc"].tags["v1.0"] = "0" * 40
+    with pytest.raises(RuntimeError, match=r"tag `v1.0`.*another `--revision`"):
+        publish(run_dir, "org/enc", revision="v1.0")
+
+
+def test_private(online, run_dir):
+    publish(run_dir, "org/secret", private=True)
+    assert online.repos["org/secret"].private
+    publish(run_dir, "org/open")
+    assert not online.repos["org/open"].private
+    (run_dir / "encoder" / "notes.txt").write_text("secret")
+    with pytest.raises(RuntimeError, match=r"`org/open` exists and is public"):
+        publish(run_dir, "org/open", private=True)
+    assert "notes.txt" not in online.files("org/open")
+
+
+def test_a_name_without_owner_goes_to_the_user(online, run_dir):
+    assert publish(run_dir, "enc").endswith("/someone/enc")
+    assert b'from_pretrained("someone/enc")' in online.files("someone/enc")["README.md"]
+
+
+def test_a_card_edited_by_hand_is_pushed_as_it_is(online, run_dir):
+    card = write_model_card(run_dir / "encoder")
+    card.write_text(card.read_text() + "\nTrained for the bird count.\n")
+    publish(run_dir, "org/enc")
+    assert online.files("org/enc")["README.md"] == card.read_bytes()
+
+
+@pytest.mark.parametrize("repo_id", ["a/b/c", "org/", "org/na me", "../x", "org/-enc", "x" * 120])
+def test_a_bad_name_is_refused_before_anything_else(online, run_dir, repo_id):
+    with pytest.raises(ValueError, match=r"`repo_id` must be `org/name`"):
+        publish(run_dir, repo_id)
+    assert online.requests == []
+
+
+@pytest.mark.parametrize("missing", ["encoder/model.safetensors", "pretraining/config.json", "encoder/config.json"])
+def test_a_folder_that_is_not_a_run_is_refused(online, run_dir, missing):
+    (run_dir / missing).unlink()
+    with pytest.raises(ValueError, match=f"it has no `{missing}`"):
+        publish(run_dir, "org/enc")
+    assert online.requests == []
+
+
+def test_an_encoder_of_another_step_is_refused(online, run_dir, make_run, tmp_path):
+    make_run(tmp_path / "other")
+    (tmp_path / "other" / "encoder" / "model.safetensors").replace(run_dir / "encoder" / "model.safetensors")
+    with pytest.raises(RuntimeError, match="not of the same step"):
+        publish(run_dir, "org/enc")
+    assert online.requests == []
+
+
+def test_no_token_a_wrong_one_and_one_without_write_access(online, run_dir, monkeypatch):
+    online.forbidden = True
+    with pytest.raises(RuntimeError, match=r"may not write to `org/enc`.*then: python"):
+        publish(run_dir, "org/enc")
+    monkeypatch.setenv("HF_TOKEN", "hf_wrong")
+    with pytest.raises(RuntimeError, match=r"does not accept the token.*then: python") as error:
+        publish(run_dir, "org/enc")
+    assert "hf_wrong" not in str(error.value)
+    monkeypatch.delenv("HF_TOKEN")
+    asked = len(online.requests)
+    with pytest.raises(RuntimeError, match=r"No Hub token was found.*then: python"):
+        publish(run_dir, "org/enc")
+    assert len(online.requests) == asked  # needs no network to say so
+
+
+def test_no_network(online, run_dir, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(RuntimeError, match=r"`HF_HUB_OFFLINE` is set.*then: python"):
+        publish(run_dir, "org/enc")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(RuntimeError, match=r"The Hub cannot be reached.*then: python"):
+        publish(run_dir, "org/enc")
+
+
+def run_script(*arguments, **environment):
+    """`scripts/publish.py` as a user runs it, in a process of its own."""
+    variables = {k: v for k, v in os.environ.items() if not k.startswith("HF_")} | environment
+    command = [sys.executable, str(SCRIPT), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, env=variables, timeout=120, check=False)
+
+
+def test_the_script_pushes(online, run_dir, hub_server, tmp_path):
+    online.faults = [("POST", "/commit/", "lost")]
+    settings = {"HF_HOME": str(tmp_path / "home"), "HF_ENDPOINT": hub_server.url, "HF_HUB_DISABLE_XET": "1"}
+    done = run_script(run_dir, "--repo_id", "org/enc", HF_TOKEN=online.token, **settings)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == f"{hub_server.url}/org/enc"
+    assert len(online.repos["org/enc"].commits["main"]) == 2
+    assert online.token not in done.stdout + done.stderr
+
+
+def test_the_script_says_what_it_would_push(run_dir, tmp_path):
+    nowhere = {"HF_HOME": str(tmp_path / "home"), "HF_ENDPOINT": "http://127.0.0.1:9"}
+    shown = run_script(run_dir, "--repo_id", "org/enc", "--license", "mit", "--dry_run", **nowhere)
+    assert shown.returncode == 0, shown.stderr
+    for path in ("config.json", "model.safetensors", "pretraining/model.safetensors", "README.md"):
+        assert f"  {path}\n" in shown.stdout
+    assert 'from_pretrained("org/enc")' in shown.stdout
+    assert "license: mit" in shown.stdout
+
+
+def test_the_script_fails_in_one_line(online, run_dir, monkeypatch, capsys):
+    monkeypatch.delenv("HF_TOKEN")
+    monkeypatch.setattr(sys, "argv", ["publish.py", str(run_dir), "--repo_id", "org/enc"])
+    with pytest.raises(SystemExit) as exit_:
+        runpy.run_path(str(SCRIPT), run_name="__main__")
+    assert exit_.value.code == 2
+    message = capsys.readouterr().err
+    assert message.startswith("error: No Hub token was found.")
+    assert len(message.splitlines()) == 1

@@ -1,0 +1,398 @@
+"""What every method promises to the training loop, the exporter and the command line."""
+
+import copy
+import dataclasses
+import inspect
+import re
+
+import pytest
+import timm
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForPreTraining
+
+from hf_ssl.data.recipes import VIEW_RECIPES
+from hf_ssl.data.settings import DataSettings
+from hf_ssl.methods import METHODS
+from hf_ssl.methods.base import SSLConfig, SSLPreTrainedModel
+from hf_ssl.modules.encoder import build_encoder
+from hf_ssl.training.arguments import TrainingSettings
+
+# Small sizes for the fields that a method has; a method with other fields runs at its own defaults. The queue is so
+# large that twenty steps on the same images do not fill it with their own keys.
+SMALL = {
+    "projector_hidden_dim": 32,
+    "predictor_hidden_dim": 16,
+    "projection_dim": 24,
+    "queue_size": 20_000,
+    "bn_splits": 2,
+}
+# Further settings under which a method must keep the contract.
+VARIANTS = {
+    "byol": [
+        {"predictor": "linear", "symmetrize": True, "use_ema": False},
+        {"predictor": "none", "ema_schedule": "constant", "target_init": "independent"},
+    ],
+    "simsiam": [{"projector_layers": 2, "constant_predictor_lr": False, "stop_gradient": False}],
+    "moco": [{"projector": "linear", "temperature": 0.07, "bn_splits": 1}, {"symmetric": True}],
+    "directpred": [
+        {"freq": 5, "rho": None, "projector_affine": False, "projector_bias": True},
+        {"rule": "directcopy", "use_ema": False, "remove_mean": True},
+    ],
+}
+CASES = [
+    pytest.param(name, settings, id="-".join([name, *(f"{key}={value}" for key, value in settings.items())]))
+    for name in METHODS
+    for settings in [{}, *VARIANTS.get(name, [])]
+]
+every_method = pytest.mark.parametrize("name", METHODS)
+every_case = pytest.mark.parametrize(("name", "settings"), CASES)
+
+
+def make_config(name: str, settings: dict | None = None) -> SSLConfig:
+    config_class = METHODS[name].config_class
+    own = {field.name for field in dataclasses.fields(config_class)}
+    small = {key: value for key, value in SMALL.items() if key in own}
+    return config_class(**{"architecture": "test_resnet", "image_size": 32, **small, **(settings or {})})
+
+
+def make_model(name: str, settings: dict | None = None, seed: int = 0) -> SSLPreTrainedModel:
+    torch.manual_seed(seed)
+    return METHODS[name](make_config(name, settings))
+
+
+def make_views(batch_size: int = 8, seed: int = 1, image_size: int = 32) -> Tensor:
+    """Two noisy versions of each of some random pictures."""
+    generator = torch.Generator().manual_seed(seed)
+    shape = (3, image_size, image_size)
+    pictures = torch.randn(batch_size, 1, *shape, generator=generator)
+    return pictures + 0.5 * torch.randn(batch_size, 2, *shape, generator=generator)
+
+
+def state_of(tensors) -> dict[str, Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in tensors}
+
+
+def changed(before: dict[str, Tensor], after) -> set[str]:
+    return {name for name, tensor in after if not torch.equal(before[name], tensor)}
+
+
+def method_buffers(model: SSLPreTrainedModel) -> dict[str, Tensor]:
+    """Buffers of the method itself, not the running statistics of its BatchNorm layers."""
+    return dict(model.named_buffers(recurse=False))
+
+
+def train_step(model: SSLPreTrainedModel, optimizer: torch.optim.Optimizer, views: Tensor, step: int) -> float:
+    loss = model(views).loss
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    model.after_optimizer_step(step, 20)
+    return loss.item()
+
+
+def make_optimizer(model: SSLPreTrainedModel, lr: float = 0.05) -> torch.optim.Optimizer:
+    return torch.optim.SGD(model.trainable_parameters().values(), lr=lr, momentum=0.9)
+
+
+@every_case
+def test_output_has_the_promised_shapes(name, settings):
+    model = make_model(name, settings)
+    output = model(make_views())
+    assert output.loss.shape == () and output.loss.dtype == torch.float32 and output.loss.isfinite()
+    assert output.representations.shape == (8, 2, model.hidden_size)
+    assert output.projections.ndim == 3 and output.projections.shape[:2] == (8, 2)
+    for tensor in (output.representations, output.projections, *output.metrics.values()):
+        assert tensor.isfinite().all() and not tensor.requires_grad
+    assert all(metric.shape == () for metric in output.metrics.values())
+
+
+@every_case
+def test_representations_are_those_of_the_encoder_view_by_view(name, settings):
+    model = make_model(name, settings).eval()
+    views = make_views()
+    output = model(views)
+    for view in range(2):
+        torch.testing.assert_close(output.representations[:, view], model.encode(views[:, view]).detach())
+
+
+@every_case
+def test_gradient_reaches_every_trainable_and_no_frozen_parameter(name, settings):
+    model = make_model(name, settings)
+    model(make_views()).loss.backward()
+    frozen = tuple(f"{module}." for module in model.frozen_modules)
+    assert model.trainable_parameters()
+    for parameter_name, parameter in model.named_parameters():
+        assert parameter.requires_grad != parameter_name.startswith(frozen), parameter_name
+        assert (parameter.grad is not None) == parameter.requires_grad, parameter_name
+
+
+@every_case
+def test_target_starts_equal_unless_told_otherwise(name, settings):
+    model = make_model(name, settings)
+    targets = [module for module in model.frozen_modules if module.startswith("target_")]
+    assert bool(targets) == hasattr(model, "target_encoder")
+    for target in targets:
+        online = model.get_submodule(target.removeprefix("target_")).state_dict()
+        different = changed(online, model.get_submodule(target).state_dict().items())
+        assert bool(different) == ((settings or {}).get("target_init") == "independent")
+
+
+@every_case
+def test_encoder_keeps_the_initialisation_of_timm(name, settings):
+    model = make_model(name, settings)
+    torch.manual_seed(0)
+    expected = build_encoder("test_resnet").state_dict()
+    assert list(model.encoder.state_dict()) == list(expected)
+    assert not changed(expected, model.encoder.state_dict().items())
+
+
+@every_case
+def test_forward_writes_no_parameter_and_the_hook_no_buffer(name, settings):
+    model = make_model(name, settings)
+    optimizer = make_optimizer(model)
+    parameters = state_of(model.named_parameters())
+    model(make_views()).loss.backward()
+    assert not changed(parameters, model.named_parameters())
+    optimizer.step()
+    buffers, parameters = state_of(model.named_buffers()), state_of(model.named_parameters())
+    model.after_optimizer_step(1, 10)
+    assert not changed(buffers, model.named_buffers())
+    # The hook moves what gradients do not, and may correct a predictor.
+    allowed = (*(f"{module}." for module in model.frozen_modules), "predictor.")
+    assert all(parameter.startswith(allowed) for parameter in changed(parameters, model.named_parameters()))
+
+
+@every_case
+def test_the_hook_moves_every_target(name, settings):
+    model = make_model(name, settings)
+    train_step(model, make_optimizer(model), make_views(), 1)
+    for target in (module for module in model.frozen_modules if module.startswith("target_")):
+        before = state_of(model.get_submodule(target).named_parameters())
+        with torch.no_grad():
+            for parameter in model.get_submodule(target.removeprefix("target_")).parameters():
+                parameter.add_(1.0)
+        model.after_optimizer_step(2, 10)
+        assert changed(before, model.get_submodule(target).named_parameters()) == set(before)
+
+
+@every_case
+def test_evaluation_mode_writes_nothing(name, settings):
+    model = make_model(name, settings).eval()
+    state = state_of(model.state_dict().items())
+    output = model(make_views())
+    assert output.loss.isfinite() and not changed(state, model.state_dict().items())
+    assert torch.equal(output.loss, model(make_views()).loss)
+
+
+@every_case
+def test_saving_and_loading_keeps_every_bit_and_the_frozen_set(name, settings, tmp_path):
+    model = make_model(name, settings)
+    optimizer = make_optimizer(model)
+    for step in (1, 2):
+        train_step(model, optimizer, make_views(seed=step), step)
+    model.save_pretrained(tmp_path)
+    loaded = AutoModelForPreTraining.from_pretrained(tmp_path)
+    assert type(loaded) is METHODS[name]
+    assert list(loaded.state_dict()) == list(model.state_dict())
+    assert not changed(model.state_dict(), loaded.state_dict().items())
+    assert list(loaded.trainable_parameters()) == list(model.trainable_parameters())
+    assert loaded.frozen_modules == model.frozen_modules
+    assert loaded.constant_lr_modules == model.constant_lr_modules
+    assert loaded.config.to_diff_dict() == model.config.to_diff_dict()
+    # Weights in another place of the memory may be added up in another order: equal but for rounding.
+    torch.testing.assert_close(loaded(make_views()).loss, model.eval()(make_views()).loss)
+    losses = []
+    for each in (model.train(), loaded.train()):
+        torch.manual_seed(5)
+        losses.append(train_step(each, make_optimizer(each), make_views(seed=9), 3))
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+@every_case
+def test_encoder_is_a_plain_timm_model(name, settings):
+    model = make_model(name, settings)
+    train_step(model, make_optimizer(model), make_views(), 1)
+    plain = timm.create_model("test_resnet", num_classes=0)
+    plain.load_state_dict(model.encoder.state_dict())
+    view = make_views()[:, 0]
+    assert torch.equal(plain.eval()(view), model.eval().encode(view))
+
+
+@every_case
+def test_same_seed_same_run(name, settings):
+    def run() -> tuple[list[float], dict[str, Tensor]]:
+        model = make_model(name, settings, seed=3)
+        optimizer = make_optimizer(model)
+        return [train_step(model, optimizer, make_views(seed=step), step) for step in (1, 2, 3)], model.state_dict()
+
+    (losses, state), (losses_again, state_again) = run(), run()
+    assert losses == losses_again and not changed(state, state_again.items())
+
+
+@every_case
+def test_twenty_steps_on_eight_images_lower_the_loss(name, settings):
+    model = make_model(name, settings)
+    optimizer = make_optimizer(model, lr=0.02)
+    views = make_views()
+    losses = [train_step(model, optimizer, views, step) for step in range(1, 21)]
+    assert sum(losses[-3:]) / 3 < losses[0]
+
+
+@every_case
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
+def test_autocast_gives_finite_float32_losses_and_state(name, settings, dtype):
+    model = make_model(name, settings)
+    kinds = {key: tensor.dtype for key, tensor in model.state_dict().items()}
+    torch.manual_seed(0)
+    exact = copy.deepcopy(model)(make_views()).loss
+    torch.manual_seed(0)
+    with torch.autocast("cpu", dtype=dtype):
+        output = model(make_views())
+    output.loss.backward()
+    model.after_optimizer_step(1, 10)
+    assert output.loss.dtype == torch.float32
+    torch.testing.assert_close(output.loss, exact, atol=0.1, rtol=0.02)
+    assert {key: tensor.dtype for key, tensor in model.state_dict().items()} == kinds
+    for key, tensor in model.state_dict().items():
+        assert tensor.isfinite().all(), key
+    for key, parameter in model.trainable_parameters().items():
+        assert parameter.grad.isfinite().all(), key
+
+
+@every_case
+def test_micro_batches_can_wait_for_one_backward_pass(name, settings):
+    """Two forward passes before the backward pass: no buffer that is written spoils a saved tensor."""
+    model = make_model(name, settings)
+    twin = copy.deepcopy(model)
+    torch.manual_seed(0)
+    (model(make_views(seed=1)).loss + model(make_views(seed=2)).loss).backward()
+    torch.manual_seed(0)
+    for seed in (1, 2):
+        twin(make_views(seed=seed)).loss.backward()
+    for (key, one), other in zip(model.named_parameters(), twin.parameters(), strict=True):
+        if one.requires_grad:
+            torch.testing.assert_close(one.grad, other.grad, atol=1e-4, rtol=1e-3, msg=key)
+    model.after_optimizer_step(1, 10)
+
+
+@every_case
+def test_activation_checkpointing_changes_no_gradient(name, settings):
+    model = make_model(name, settings)
+    twin = copy.deepcopy(model)
+    twin.activation_checkpointing_enable()
+    torch.manual_seed(0)
+    model(make_views()).loss.backward()
+    torch.manual_seed(0)
+    twin(make_views()).loss.backward()
+    for (key, one), other in zip(model.named_parameters(), twin.parameters(), strict=True):
+        if one.requires_grad:
+            torch.testing.assert_close(one.grad, other.grad, msg=key)
+    buffers = method_buffers(twin)
+    assert not changed(method_buffers(model), buffers.items())
+
+
+@every_case
+def test_odd_batches_work(name, settings):
+    model = make_model(name, settings)
+    optimizer = make_optimizer(model)
+    for step, batch_size in enumerate((7, 5, 9), start=1):
+        assert train_step(model, optimizer, make_views(batch_size), step) == pytest.approx(0, abs=100)
+
+
+@every_method
+@pytest.mark.parametrize(
+    ("architecture", "model_args"), [("test_vit", {"img_size": 32, "patch_size": 8}), ("test_convnext", None)]
+)
+def test_encoders_without_batch_norm_work(name, architecture, model_args):
+    model = make_model(name, {"architecture": architecture, "model_args": model_args})
+    loss = train_step(model, make_optimizer(model), make_views(), 1)
+    assert loss == pytest.approx(0, abs=100)
+
+
+@every_method
+def test_models_can_be_built_without_memory(name):
+    config = make_config(name)
+    with torch.device("meta"):
+        model = METHODS[name](config)
+    assert {tensor.device.type for tensor in model.state_dict().values()} == {"meta"}
+
+
+@every_method
+@pytest.mark.parametrize("shape", [(8, 3, 32, 32), (8, 3, 3, 32, 32)])
+def test_wrong_number_of_views_is_refused(name, shape):
+    message = rf"`pixel_values` must have shape \(batch, 2, channels, height, width\), got {re.escape(str(shape))}"
+    with pytest.raises(ValueError, match=message):
+        make_model(name)(torch.zeros(shape))
+
+
+@every_method
+def test_a_misspelt_setting_is_named(name):
+    with pytest.raises(TypeError, match=r"has no setting `image_sise`\. Did you mean `image_size`\?"):
+        METHODS[name].config_class(image_sise=32)
+
+
+@every_method
+def test_a_setting_of_the_wrong_type_is_refused(name):
+    with pytest.raises(StrictDataclassError, match="image_size"):
+        METHODS[name].config_class(image_size="large")
+
+
+@every_method
+def test_auto_classes_know_the_method(name):
+    method = METHODS[name]
+    assert method.config_class.model_type == f"hf_ssl_{name}"
+    assert type(AutoConfig.for_model(f"hf_ssl_{name}")) is method.config_class
+
+
+@every_method
+def test_documentation_describes_the_method_and_every_setting(name):
+    method = METHODS[name]
+    own = set(method.config_class.__annotations__) - {"model_type"}
+    section = inspect.cleandoc(method.config_class.__doc__).split("Args:\n")[1]
+    described = re.findall(r"^    (\w+): ", section, re.MULTILINE)
+    assert sorted(described) == sorted(own)
+    assert "Relations: " in method.__doc__ and "Recipes: " in method.__doc__
+    assert method.paper.year >= 2018 and re.fullmatch(r"\d{4}\.\d{5}", method.paper.arxiv)
+    assert method.paper.title in method.paper.bibtex
+    assert method.batch_norm in ("sync", "local")
+
+
+@every_method
+def test_recipes_are_settings_that_exist(name):
+    method = METHODS[name]
+    config_fields = {field.name for field in dataclasses.fields(method.config_class)}
+    data_fields = {field.name for field in dataclasses.fields(DataSettings)}
+    training_fields = {field.name for field in dataclasses.fields(TrainingSettings)}
+    assert {"paper-imagenet", "cifar"} <= set(method.recipes)
+    assert method.view_recipe in VIEW_RECIPES
+    assert config_fields.isdisjoint(data_fields | training_fields) and data_fields.isdisjoint(training_fields)
+    for recipe in method.recipes.values():
+        assert set(recipe) <= config_fields | data_fields | training_fields
+        config = method.config_class(**{key: value for key, value in recipe.items() if key in config_fields})
+        assert timm.is_model(config.architecture)
+        DataSettings(**{key: value for key, value in recipe.items() if key in data_fields})
+        TrainingSettings(output_dir="x", **{key: value for key, value in recipe.items() if key in training_fields})
+        assert recipe["view_recipe"] in VIEW_RECIPES
+
+
+@every_method
+def test_the_default_config_is_the_recipe_of_the_paper(name):
+    method = METHODS[name]
+    config = method.config_class()
+    same = {key: getattr(config, key) for key in method.recipes["paper-imagenet"] if hasattr(config, key)}
+    expected = {key: method.recipes["paper-imagenet"][key] for key in same}
+    ema = {"ema_momentum", "ema_schedule"} if name == "directpred" else set()
+    assert {key for key in same if same[key] != expected[key]} <= ema
+
+
+def test_the_base_class_is_no_method():
+    with pytest.raises(TypeError, match="abstract"):
+        SSLPreTrainedModel(make_config("byol"))
+
+
+def test_a_checkpoint_of_another_method_is_refused(tmp_path):
+    make_model("byol", {"predictor": "none", "use_ema": False}).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"The checkpoint lacks \d+ weights of `BYOLForPreTraining`, such as `"):
+        METHODS["byol"].from_pretrained(tmp_path, config=make_config("byol"))

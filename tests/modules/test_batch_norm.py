@@ -1,0 +1,187 @@
+"""Split and synchronised BatchNorm; run as a script, this file is one of two processes."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+import torch.distributed as dist
+from timm.layers import BatchNormAct2d
+from torch import nn
+
+from hf_ssl.modules import batch_norm
+from hf_ssl.modules.batch_norm import SplitBatchNorm, SyncBatchNorm, split_batch_norm, synchronize_batch_norm
+
+
+def _network() -> nn.Sequential:
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(3, 4, 3), BatchNormAct2d(4), nn.Conv2d(4, 5, 3, bias=False), nn.BatchNorm2d(5, affine=False)
+    )
+    return nn.Sequential(net, nn.Flatten(), nn.Linear(80, 6), nn.BatchNorm1d(6, momentum=None))
+
+
+def _split_reference(x: np.ndarray, sizes: list[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Normalised output, and the mean over groups of mean and unbiased variance, for (batch, channels, pixels)."""
+    start, outputs, means, variances = 0, [], [], []
+    for size in sizes:
+        group = x[start : start + size]
+        start += size
+        count = group.shape[0] * group.shape[2]
+        mean = group.sum(axis=(0, 2)) / count
+        variance = ((group - mean[None, :, None]) ** 2).sum(axis=(0, 2)) / count
+        outputs.append((group - mean[None, :, None]) / np.sqrt(variance + 1e-5)[None, :, None])
+        means.append(mean)
+        variances.append(variance * count / (count - 1))
+    return np.concatenate(outputs), np.mean(means, axis=0), np.mean(variances, axis=0)
+
+
+@pytest.mark.parametrize(("batch_size", "num_splits", "sizes"), [(8, 4, [2] * 4), (7, 3, [3, 2, 2]), (5, 1, [5])])
+def test_groups_are_normalised_apart(batch_size, num_splits, sizes):
+    torch.manual_seed(1)
+    x = torch.randn(batch_size, 3, 4, 4) * 2 + 1
+    norm = SplitBatchNorm(3, num_splits)
+    expected, mean, variance = _split_reference(x.double().numpy().reshape(batch_size, 3, 16), sizes)
+    output = norm(x).detach().double().numpy().reshape(batch_size, 3, 16)
+    np.testing.assert_allclose(output, expected, atol=1e-5)
+    np.testing.assert_allclose(norm.running_mean.numpy(), 0.1 * mean, atol=1e-6)
+    np.testing.assert_allclose(norm.running_var.numpy(), 0.9 + 0.1 * variance, atol=1e-5)
+    assert int(norm.num_batches_tracked) == 1
+
+
+def test_a_split_network_keeps_the_state_and_the_evaluation_of_the_plain_one():
+    plain, split = _network(), _network()
+    names = list(plain.state_dict())
+    parameters = list(split.parameters())
+    split_batch_norm(split, 2)
+    assert list(split.state_dict()) == names
+    assert all(a is b for a, b in zip(parameters, split.parameters(), strict=True))
+    assert sum(isinstance(module, SplitBatchNorm) for module in split.modules()) == 3
+    x = torch.randn(6, 3, 8, 8)
+    for _ in range(3):
+        split(x)
+    plain.load_state_dict(split.state_dict())
+    assert torch.equal(plain.eval()(x), split.eval()(x))
+
+
+def test_one_image_group_is_refused_and_uneven_batches_work():
+    norm = SplitBatchNorm(3, 4)
+    assert norm(torch.randn(9, 3)).shape == (9, 3)
+    with pytest.raises(ValueError, match="`bn_splits` makes 4 BatchNorm groups of a batch of 7, but each needs two"):
+        norm(torch.randn(7, 3))
+    norm.eval()
+    assert norm(torch.randn(1, 3)).shape == (1, 3)
+
+
+def test_activations_inside_the_norm_survive():
+    net = nn.Sequential(BatchNormAct2d(3))
+    split_batch_norm(net, 2)
+    assert net(torch.randn(8, 3, 4, 4)).min() == 0
+
+
+def test_encoders_without_batch_norm_do_not_change():
+    encoder = timm.create_model("test_vit", num_classes=0)
+    before = [type(module) for module in encoder.modules()]
+    split_batch_norm(encoder, 8)
+    synchronize_batch_norm(encoder)
+    assert [type(module) for module in encoder.modules()] == before
+
+
+def test_one_split_and_one_process_change_nothing():
+    net = _network()
+    split_batch_norm(net, 1)
+    synchronize_batch_norm(net)
+    assert not any(isinstance(module, (SplitBatchNorm, SyncBatchNorm)) for module in net.modules())
+
+
+def test_split_norm_works_in_bfloat16_and_channels_last():
+    net = _network()
+    split_batch_norm(net, 2)
+    net = net.to(memory_format=torch.channels_last)
+    x = torch.randn(6, 3, 8, 8).to(memory_format=torch.channels_last)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        output = net(x)
+    output.float().sum().backward()
+    assert output.isfinite().all() and all(parameter.grad.isfinite().all() for parameter in net.parameters())
+
+
+def test_pytorch_synchronises_on_other_backends(monkeypatch):
+    monkeypatch.setattr(batch_norm, "world_size", lambda: 2)
+    monkeypatch.setattr(dist, "get_backend", lambda: "nccl")
+    plain, converted = _network(), _network()
+    names, parameters = list(converted.state_dict()), list(converted.parameters())
+    synchronize_batch_norm(converted)
+    assert sum(isinstance(module, nn.SyncBatchNorm) for module in converted.modules()) == 3
+    assert list(converted.state_dict()) == names
+    assert all(a is b for a, b in zip(parameters, converted.parameters(), strict=True))
+    x = torch.randn(4, 3, 8, 8)
+    assert torch.equal(plain.eval()(x), converted.eval()(x))
+
+
+def _images() -> torch.Tensor:
+    return torch.randn(12, 3, 8, 8, generator=torch.Generator().manual_seed(2))
+
+
+def _results(net: nn.Module, x: torch.Tensor) -> dict[str, torch.Tensor]:
+    outputs = [net(x), net(x * 0.5 + 1)]
+    loss = (outputs[0] * outputs[1].detach()).pow(2).mean() + outputs[1].sin().mean()
+    loss.backward()
+    gradients = {f"gradient.{name}": parameter.grad for name, parameter in net.named_parameters()}
+    net.eval()
+    with torch.no_grad():
+        evaluation = net(x)
+    return {"output": outputs[0].detach(), "evaluation": evaluation, **gradients, **net.state_dict()}
+
+
+def _process(rank: int, folder: Path) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    net = _network()
+    names, parameters = list(net.state_dict()), list(net.parameters())
+    split = nn.Sequential(SplitBatchNorm(4, 8))
+    synchronize_batch_norm(split)
+    synchronize_batch_norm(net)
+    kinds = [type(module) for module in net.modules()]
+    same_state = list(net.state_dict()) == names and all(
+        a is b for a, b in zip(parameters, net.parameters(), strict=True)
+    )
+    # Processes may hold different numbers of images.
+    results = _results(net, _images()[:5] if rank == 0 else _images()[5:])
+    same_state = same_state and isinstance(split[0], SplitBatchNorm) and kinds.count(SyncBatchNorm) == 3
+    torch.save({"same_state": same_state, **results}, folder / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_two_processes_equal_one(tmp_path):
+    processes = [subprocess.Popen([sys.executable, __file__, str(rank), str(tmp_path)]) for rank in range(2)]
+    assert [process.wait(timeout=120) for process in processes] == [0, 0]
+    parts = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
+    assert all(part.pop("same_state") for part in parts)
+    # Outputs of 5 and 7 images lie side by side; running statistics agree.
+    net = _network()
+    whole = _images()
+    outputs = net(whole)
+    torch.testing.assert_close(torch.cat([part["output"] for part in parts]), outputs, atol=1e-5, rtol=1e-5)
+    for name in ("0.1.running_mean", "0.1.running_var", "0.3.running_var", "3.running_mean", "3.num_batches_tracked"):
+        assert torch.equal(parts[0][name], parts[1][name])
+    net = _network()
+    losses = []
+    first, second = net(whole), net(whole * 0.5 + 1)
+    for part in (slice(0, 5), slice(5, 12)):
+        losses.append((first[part] * second[part].detach()).pow(2).mean() + second[part].sin().mean())
+    sum(losses).backward()
+    for name, parameter in net.named_parameters():
+        total = parts[0][f"gradient.{name}"] + parts[1][f"gradient.{name}"]
+        torch.testing.assert_close(total, parameter.grad, atol=1e-4, rtol=1e-4)
+    for name, value in net.state_dict().items():
+        torch.testing.assert_close(parts[0][name], value, atol=1e-5, rtol=1e-5)
+    net.eval()
+    evaluation = torch.cat([part["evaluation"] for part in parts])
+    torch.testing.assert_close(evaluation, net(whole), atol=1e-5, rtol=1e-5)
+
+
+if __name__ == "__main__":
+    _process(int(sys.argv[1]), Path(sys.argv[2]))

@@ -1,0 +1,96 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from hf_ssl.modules.losses import info_nce, negative_cosine, regression_loss
+
+
+def _rows(tensor: torch.Tensor) -> list[np.ndarray]:
+    return [row.numpy().astype(np.float64) for row in tensor]
+
+
+def _unit(*shape: int) -> torch.Tensor:
+    return torch.nn.functional.normalize(torch.randn(*shape), dim=-1)
+
+
+def test_negative_cosine_by_loops():
+    p, z = torch.randn(5, 7) * 3, torch.randn(5, 7)
+    cosines = [a @ b / math.sqrt((a @ a) * (b @ b)) for a, b in zip(_rows(p), _rows(z), strict=True)]
+    assert negative_cosine(p, z).item() == pytest.approx(-sum(cosines) / 5, rel=1e-5)
+
+
+def test_regression_loss_by_loops():
+    p, z = torch.randn(5, 7), torch.randn(5, 7) * 100
+    total = 0.0
+    for a, b in zip(_rows(p), _rows(z), strict=True):
+        difference = a / math.sqrt(a @ a) - b / math.sqrt(b @ b)
+        total += float(difference @ difference)
+    assert regression_loss(p, z).item() == pytest.approx(total / 5, rel=1e-5)
+
+
+def test_cosine_losses_at_their_limits():
+    x, y = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 2.0]])
+    assert [negative_cosine(x, other).item() for other in (x, -x, y)] == [-1.0, 1.0, 0.0]
+    assert [regression_loss(x, other).item() for other in (x, -x, y)] == [0.0, 4.0, 2.0]
+    assert torch.isfinite(negative_cosine(torch.zeros(2, 3), torch.ones(2, 3)))
+
+
+def test_info_nce_by_loops():
+    query, positive, negatives = _unit(4, 6), _unit(4, 6), _unit(9, 6)
+    tau, total, right = 0.3, 0.0, 0
+    for q, k in zip(_rows(query), _rows(positive), strict=True):
+        scores = [math.exp(q @ n / tau) for n in _rows(negatives)]
+        own = math.exp(q @ k / tau)
+        total -= math.log(own / (own + sum(scores)))
+        right += own > max(scores)
+    loss, accuracy = info_nce(query, positive, negatives, tau)
+    assert loss.item() == pytest.approx(total / 4, rel=1e-5)
+    assert accuracy.item() == right / 4 and not accuracy.requires_grad
+
+
+def test_info_nce_with_one_negative_is_the_logistic_loss():
+    query, positive, negative = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.6, 0.8]]), torch.tensor([[0.0, 1.0]])
+    loss, accuracy = info_nce(query, positive, negative, 0.5)
+    assert loss.item() == pytest.approx(math.log(1 + math.exp(-0.6 / 0.5)), rel=1e-6)
+    assert accuracy.item() == 1.0
+
+
+@pytest.mark.parametrize("keys", [4096, 65536])
+def test_info_nce_starts_near_the_logarithm_of_all_keys(keys):
+    loss, accuracy = info_nce(_unit(64, 128), _unit(64, 128), _unit(keys, 128), 0.2)
+    # Random unit vectors score N(0, 1 / (128 tau^2)), which adds half its variance to the logarithm.
+    assert loss.item() == pytest.approx(math.log(keys + 1) + 0.5 / (128 * 0.2**2), abs=0.15)
+    assert accuracy.item() < 0.1
+
+
+def test_info_nce_at_extreme_temperatures():
+    query, positive, negatives = _unit(4, 8), _unit(4, 8), _unit(15, 8)
+    hot, _ = info_nce(query, positive, negatives, 1e6)
+    assert hot.item() == pytest.approx(math.log(16), rel=1e-4)
+    cold, _ = info_nce(query, query, negatives, 1e-4)
+    assert cold.item() == pytest.approx(0.0, abs=1e-6)
+
+
+def test_gradients_reach_the_query_and_not_a_detached_key():
+    query, key = _unit(4, 8).requires_grad_(), _unit(4, 8).requires_grad_()
+    info_nce(query, key.detach(), _unit(5, 8), 0.2)[0].backward()
+    assert query.grad.abs().sum() > 0 and key.grad is None
+
+
+def test_losses_stay_in_float32_under_autocast():
+    query, positive, negatives = _unit(8, 64), _unit(8, 64), _unit(4096, 64)
+    exact = info_nce(query, positive, negatives, 0.07)[0], negative_cosine(query, positive)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        autocast = info_nce(query, positive, negatives, 0.07)[0], negative_cosine(query, positive)
+    for a, b in zip(exact, autocast, strict=True):
+        assert b.dtype == torch.float32 and torch.equal(a, b)
+    assert info_nce(query.bfloat16(), positive.bfloat16(), negatives, 0.07)[0].dtype == torch.float32
+
+
+def test_unequal_shapes_are_refused():
+    with pytest.raises(ValueError, match=r"`prediction` and `target` must have one shape, got \(2, 3\) and \(1, 3\)"):
+        negative_cosine(torch.ones(2, 3), torch.ones(1, 3))
+    with pytest.raises(ValueError, match=r"`query` and `positive` must have one shape"):
+        info_nce(torch.ones(2, 3), torch.ones(1, 3), torch.ones(5, 3), 0.1)

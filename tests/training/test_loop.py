@@ -1,0 +1,351 @@
+"""The loop in one process: order of events, accumulation, precision, k-NN, what stops it and what it leaves."""
+
+import json
+import os
+import random
+import signal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from accelerate.state import AcceleratorState, GradientState
+from torch import nn
+
+from hf_ssl.data.settings import DataSettings
+from hf_ssl.data.sources import open_source
+from hf_ssl.methods import METHODS
+from hf_ssl.training import loop
+from hf_ssl.training.arguments import TrainingSettings
+from hf_ssl.training.checkpoint import complete_checkpoints
+from hf_ssl.training.loop import train
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerate():
+    """Accelerate remembers its settings for the whole process; a program trains once, these tests often."""
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return open_source("digits")
+
+
+def new_model(method: str = "directpred", **values: Any):
+    torch.manual_seed(0)
+    model_class = METHODS[method]
+    small = {"architecture": "test_resnet", "image_size": 16, "projection_dim": 16}
+    if method == "directpred":
+        small["projector_hidden_dim"] = 32
+    if method == "moco":
+        small["queue_size"] = 50
+    return model_class(model_class.config_class(**small, **values))
+
+
+DATA = DataSettings(dataset="digits", view_recipe="simclr", num_workers=0, shuffle_window=100)
+
+
+def settings(folder: Path, **values: Any) -> TrainingSettings:
+    return TrainingSettings(
+        **{"output_dir": str(folder), "batch_size": 8, "num_steps": 6, "log_every": 2, "checkpoint_every": 3, **values}
+    )
+
+
+def weights(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def assert_same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
+    torch.testing.assert_close(one, other, rtol=0, atol=0)
+
+
+def read_log(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_what_a_run_leaves(digits, tmp_path: Path):
+    model = new_model()
+    before = weights(model)
+    result = train(model, digits, DATA, settings(tmp_path / "run", num_steps=7, weight_decay=0.01))
+    assert result.finished and result.step == 7 and result.signal == 0
+    after = weights(model)
+    assert any(not torch.equal(before[name], after[name]) for name in before if name.startswith("encoder."))
+
+    log = read_log(tmp_path / "run")
+    assert [line["step"] for line in log] == [2, 4, 6, 7]
+    expected = {"step", "epoch", "loss", "lr", "images_per_second", "data_wait", "feature_std", "effective_rank"}
+    assert all(expected <= line.keys() and 0 <= line["data_wait"] <= 1 for line in log)
+    assert log[0]["epoch"] == pytest.approx(2 / (1437 // 8), abs=1e-4)
+    peak = 0.03 * 8 / 256
+    assert log[0]["lr"] == pytest.approx(peak * 0.5 * (1 + np.cos(np.pi / 7)))  # of the second step
+
+    run = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert run["method"] == "directpred" and run["config"]["projection_dim"] == 16
+    assert run["data"]["num_images"] == 1437 and run["data"]["view_recipe"] == "simclr"
+    assert run["training"]["learning_rate"] == pytest.approx(peak)
+    assert run["training"]["num_steps"] == 7 and run["training"]["steps_per_epoch"] == 179
+    assert run["progress"]["step"] == 7 and run["progress"]["images_seen"] == 56
+    assert run["finished"] >= run["started"] and run["versions"]["torch"] == torch.__version__
+    assert [path.name for path in complete_checkpoints(tmp_path / "run")] == ["step-000006", "step-000007"]
+
+
+def test_resume_continues_bit_for_bit(digits, tmp_path: Path):
+    """A run that is cut after a checkpoint, with what it wrote later lost, ends like one that was not."""
+    options = {"num_steps": 8, "gradient_accumulation_steps": 2, "optimizer": "lars", "max_grad_norm": 1.0}
+    whole = new_model("moco")
+    train(whole, digits, DATA, settings(tmp_path / "whole", **options, keep_checkpoints=9))
+
+    cut = tmp_path / "cut"
+    half = new_model("moco")
+    train(half, digits, DATA, settings(cut, **options, keep_checkpoints=9))
+    for path in complete_checkpoints(cut)[1:]:
+        (path / "state.json").unlink()
+    with (cut / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 8, "lo')
+    random.seed(5)
+    np.random.seed(5)
+    resumed = new_model("moco")  # its own weights must not matter
+    with torch.no_grad():
+        for parameter in resumed.parameters():
+            parameter.zero_()
+    workers = DataSettings(**{**vars(DATA), "num_workers": 2})
+    result = train(resumed, digits, workers, settings(cut, **options, resume="auto", log_every=1))
+    assert result.finished
+    assert_same(weights(resumed), weights(whole))
+    assert [line["step"] for line in read_log(cut)] == [2, 4, 5, 6, 7, 8]
+
+
+def test_a_finished_run_is_left_alone(digits, tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    first = new_model()
+    train(first, digits, DATA, settings(tmp_path / "run"))
+    run = (tmp_path / "run" / "run.json").read_text()
+    log = (tmp_path / "run" / "metrics.jsonl").read_text()
+    caplog.set_level("INFO", "hf_ssl")
+    again = new_model(rho=0.3)
+    result = train(again, digits, DATA, settings(tmp_path / "run", resume="auto"))
+    assert result.finished and "already finished" in caplog.text
+    assert_same(weights(again), weights(first))
+    assert (tmp_path / "run" / "metrics.jsonl").read_text() == log
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["finished"] == json.loads(run)["finished"]
+
+
+def test_resume_without_checkpoint_starts_and_says_so(digits, tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    caplog.set_level("INFO", "hf_ssl")
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n')  # of a run that was killed before its first checkpoint
+    train(new_model(), digits, DATA, settings(tmp_path, resume="auto", num_steps=2))
+    assert "starts from the beginning" in caplog.text
+    assert [line["step"] for line in read_log(tmp_path)] == [2]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"seed": 1}, "`seed` was `0`"),
+        ({"num_steps": 9}, "`num_steps` was `6`"),
+        ({"base_learning_rate": 0.1}, "`base_learning_rate` was|`learning_rate` was"),
+        ({"method": "byol"}, "is of method `directpred`, this run trains `byol`"),
+        ({"rho": 0.5}, "`rho` was `0.3`"),
+        ({"dataset": "shapes"}, "`fingerprint` was"),
+        ({"view_recipe": "byol"}, "`view_recipe` was `simclr`"),
+    ],
+)
+def test_resume_refuses_another_run(digits, tmp_path: Path, change: dict, message: str):
+    train(new_model(), digits, DATA, settings(tmp_path))
+    source = open_source("digits", split="test") if change.pop("dataset", None) else digits
+    model = new_model(change.pop("method", "directpred"), **{k: v for k, v in change.items() if k == "rho"})
+    data = DataSettings(**{**vars(DATA), **{k: v for k, v in change.items() if k == "view_recipe"}})
+    training = {k: v for k, v in change.items() if k not in ("rho", "view_recipe")}
+    with pytest.raises(ValueError, match=message):
+        train(model, source, data, settings(tmp_path, resume="auto", **training))
+
+
+def test_accumulation_makes_one_step_of_several_batches(digits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The hook runs once a step, after the weights have moved; the gradient is the mean over the batches."""
+    model = new_model("simsiam")
+    events: list[tuple[str, int]] = []
+    monkeypatch.setattr(model, "after_optimizer_step", lambda step, num_steps: events.append(("hook", step)))
+    forward = model.forward
+    monkeypatch.setattr(model, "forward", lambda **inputs: (events.append(("forward", 0)), forward(**inputs))[1])
+    build = loop.build_optimizer
+
+    def build_and_watch(*arguments: Any):
+        optimizer = build(*arguments)
+        optimizer.register_step_post_hook(lambda *_: events.append(("step", 0)))
+        return optimizer
+
+    monkeypatch.setattr(loop, "build_optimizer", build_and_watch)
+    train(model, digits, DATA, settings(tmp_path, num_steps=2, gradient_accumulation_steps=3))
+    one_step = [("forward", 0)] * 3 + [("step", 0)]
+    assert events == [*one_step, ("hook", 1), *one_step, ("hook", 2)]
+
+
+def test_accumulated_gradient_is_that_of_the_mean_loss(digits, tmp_path: Path):
+    class Linear(METHODS["simsiam"]):
+        """A loss that is a mean over images, so that two batches of 4 equal one of 8."""
+
+        def forward(self, pixel_values: torch.Tensor, indices: torch.Tensor | None = None):
+            output = super().forward(pixel_values)
+            mean = pixel_values.mean(dim=(1, 3, 4)).mean(dim=0)
+            output.loss = (self.weight * mean).sum() + 0 * output.loss
+            return output
+
+    def moved(folder: str, batch_size: int, accumulation: int) -> torch.Tensor:
+        torch.manual_seed(0)
+        config = Linear.config_class(architecture="test_resnet", image_size=16, projection_dim=16)
+        model = Linear(config)
+        model.weight = nn.Parameter(torch.zeros(3))
+        options = {"batch_size": batch_size, "gradient_accumulation_steps": accumulation, "num_steps": 3}
+        train(model, digits, DATA, settings(tmp_path / folder, **options, weight_decay=0.0, base_learning_rate=10.0))
+        return model.weight.detach()
+
+    whole, parts = moved("whole", 8, 1), moved("parts", 4, 2)
+    assert whole.abs().max() > 1e-3
+    torch.testing.assert_close(whole, parts)
+
+
+def test_gradients_are_clipped(digits, tmp_path: Path):
+    def first_move(folder: str, **values: Any) -> float:
+        model = new_model("simsiam")
+        before = weights(model)
+        options = {"num_steps": 1, "optimizer_momentum": 0.0, "weight_decay": 0.0, "learning_rate_scaling": "none"}
+        train(model, digits, DATA, settings(tmp_path / folder, **options, base_learning_rate=1.0, **values))
+        names = model.trainable_parameters().keys()
+        return float(sum((weights(model)[name] - before[name]).square().sum() for name in names) ** 0.5)
+
+    assert first_move("free") > 0.011
+    assert first_move("clipped", max_grad_norm=0.01) == pytest.approx(0.01, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"mixed_precision": "bf16"},
+        {"channels_last": False},
+        {"activation_checkpointing": True},
+        {"optimizer": "adamw", "lr_schedule": "step"},
+    ],
+    ids=lambda values: next(iter(values)),
+)
+def test_options_train(digits, tmp_path: Path, values: dict):
+    model = new_model("byol")
+    train(model, digits, DATA, settings(tmp_path, num_steps=2, **values))
+    assert all(value.isfinite().all() for value in weights(model).values())
+    assert all(value.dtype == torch.float32 for value in model.parameters())
+    assert all(value.is_contiguous() for value in model.parameters())
+
+
+def test_knn_changes_nothing_but_the_log(digits, tmp_path: Path):
+    options = {"num_steps": 4, "knn_split": "test", "knn_images": 100}
+    plain, watched = new_model("moco"), new_model("moco")
+    train(plain, digits, DATA, settings(tmp_path / "plain", **options))
+    train(watched, digits, DATA, settings(tmp_path / "watched", **options, knn_every=2))
+    assert_same(weights(plain), weights(watched))
+    lines = read_log(tmp_path / "watched")
+    assert [("knn" in line, line["step"]) for line in lines] == [(True, 2), (True, 4)]
+    assert all(0 <= line["knn"] <= 1 for line in lines)
+    assert all("knn" not in line for line in read_log(tmp_path / "plain"))
+
+
+def test_a_loss_that_is_no_number_stops_the_run(digits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    model = new_model("simsiam")
+    calls = []
+    forward = model.forward
+
+    def spoilt(**inputs: Any):
+        output = forward(**inputs)
+        calls.append(1)
+        if len(calls) == 5:
+            output.loss = output.loss * float("nan")
+        return output
+
+    monkeypatch.setattr(model, "forward", spoilt)
+    with pytest.raises(RuntimeError, match=r"not finite at step 5 on process 0. The last good checkpoint is .*000003"):
+        train(model, digits, DATA, settings(tmp_path, num_steps=9, log_every=100))
+    assert [path.name for path in complete_checkpoints(tmp_path)] == ["step-000003"]
+
+
+def test_weights_that_are_no_numbers_are_not_saved(digits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    model = new_model("simsiam")
+
+    def spoil(step: int, num_steps: int) -> None:
+        with torch.no_grad():
+            next(model.encoder.parameters()).fill_(float("inf"))
+
+    monkeypatch.setattr(model, "after_optimizer_step", spoil)
+    with pytest.raises(RuntimeError, match="Weights were not finite after step 1.*No checkpoint was written before"):
+        train(model, digits, DATA, settings(tmp_path, num_steps=1))
+    assert complete_checkpoints(tmp_path) == []
+
+
+def test_a_signal_ends_the_run_with_a_checkpoint(digits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    whole = new_model("simsiam")
+    train(whole, digits, DATA, settings(tmp_path / "whole"))
+    model = new_model("simsiam")
+    hook = lambda step, num_steps: os.kill(os.getpid(), signal.SIGTERM) if step == 2 else None  # noqa: E731
+    monkeypatch.setattr(model, "after_optimizer_step", hook)
+    handler = signal.getsignal(signal.SIGTERM)
+    result = train(model, digits, DATA, settings(tmp_path / "cut"))
+    assert (result.step, result.signal, result.finished) == (2, signal.SIGTERM, False)
+    assert signal.getsignal(signal.SIGTERM) is handler
+    assert json.loads((tmp_path / "cut" / "run.json").read_text())["finished"] is None
+    resumed = new_model("simsiam")
+    train(resumed, digits, DATA, settings(tmp_path / "cut", resume="auto"))
+    assert_same(weights(resumed), weights(whole))
+
+
+def test_the_hook_after_checkpoints(digits, tmp_path: Path):
+    seen = []
+    model = new_model()
+    train(model, digits, DATA, settings(tmp_path), on_checkpoint=lambda step, given: seen.append((step, given is model)))
+    assert seen == [(3, True)]  # the last one is the run's end
+
+
+def test_tensorboard_gets_the_log(digits, tmp_path: Path):
+    pytest.importorskip("tensorboard")
+    train(new_model(), digits, DATA, settings(tmp_path, num_steps=2, report_to="tensorboard"))
+    assert list((tmp_path / "tracker").rglob("events.out.tfevents.*"))
+
+
+def test_a_tracker_that_is_not_installed_is_refused(digits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match="`report_to` wandb needs a package: `pip install wandb`"):
+        train(new_model(), digits, DATA, settings(tmp_path, report_to="wandb"))
+
+
+def test_output_folders_that_cannot_be_used(digits, tmp_path: Path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="is not empty. Give `--resume auto`"):
+        train(new_model(), digits, DATA, settings(tmp_path))
+    with pytest.raises(ValueError, match="`output_dir` .* cannot be written: Not a directory"):
+        train(new_model(), digits, DATA, settings(tmp_path / "file" / "run"))
+
+
+def test_knn_needs_labels_that_both_splits_have(digits, tmp_path: Path):
+    from dataclasses import replace
+
+    with pytest.raises(ValueError, match="k-NN needs a label column"):
+        train(new_model(), replace(digits, labels={}), DATA, settings(tmp_path, knn_every=1, knn_split="test"))
+
+
+def test_published_weights_reach_encoder_and_target(digits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    model, published = new_model("byol"), new_model("byol").encoder
+    with torch.no_grad():
+        for parameter in published.parameters():
+            parameter.fill_(0.25)
+    asked = []
+    monkeypatch.setattr(loop, "build_encoder", lambda *arguments, **flags: (asked.append(flags), published)[1])
+    loop.load_timm_weights(model)
+    assert asked == [{"pretrained": True}]
+    for part in (model.encoder, model.target_encoder):
+        assert all((parameter == 0.25).all() for parameter in part.parameters())
+
+    def offline(*_: Any, **__: Any):
+        raise OSError("no network\nat all")
+
+    monkeypatch.setattr(loop, "build_encoder", offline)
+    with pytest.raises(ValueError, match="`encoder_pretrained`: timm cannot load weights of `test_resnet`: no network$"):
+        loop.load_timm_weights(model)

@@ -1,0 +1,70 @@
+"""Epochs become steps, and lengths that make no sense are refused."""
+
+from dataclasses import replace
+
+import datasets
+import pytest
+
+from hf_ssl.data.sources import Source
+from hf_ssl.training.arguments import TrainingSettings
+from hf_ssl.training.plan import make_plan
+
+SOURCE = Source("pictures", "train", datasets.IterableDataset.from_generator(lambda: iter(())), "image", {}, 100, "ab")
+
+
+def settings(**values) -> TrainingSettings:
+    return TrainingSettings(**{"output_dir": "runs/x", "batch_size": 8, **values})
+
+
+def test_epochs_count_whole_batches_of_all_processes():
+    plan = make_plan(SOURCE, settings(num_epochs=3, warmup_epochs=1), num_processes=2)
+    assert plan.steps_per_epoch == 6  # 100 // 16: the last 4 images fill no batch
+    assert (plan.num_steps, plan.warmup_steps, plan.global_batch_size) == (18, 6, 16)
+
+
+def test_accumulation_goes_on_over_the_end_of_an_epoch():
+    plan = make_plan(SOURCE, settings(num_epochs=3, gradient_accumulation_steps=5), num_processes=1)
+    assert plan.steps_per_epoch == pytest.approx(12 / 5)
+    assert plan.num_steps == 7  # 36 batches, 5 a step
+    assert plan.global_batch_size == 40
+
+
+def test_steps_need_no_known_size():
+    plan = make_plan(replace(SOURCE, num_images=None), settings(num_steps=9, warmup_steps=2), num_processes=1)
+    assert (plan.num_steps, plan.warmup_steps, plan.steps_per_epoch) == (9, 2, None)
+
+
+@pytest.mark.parametrize(
+    ("source", "values", "message"),
+    [
+        (SOURCE, {}, "Give `num_steps` or `num_epochs`"),
+        (replace(SOURCE, num_images=None), {"num_epochs": 2}, "Give `num_steps`"),
+        (replace(SOURCE, num_images=None), {"num_steps": 5, "warmup_epochs": 2}, "Give `warmup_steps`"),
+        (replace(SOURCE, num_images=7), {"num_steps": 5}, "7 images, fewer than one batch of 8"),
+        (SOURCE, {"num_steps": 5, "warmup_epochs": 1}, "warm-up of 12 steps must be shorter than the run of 5"),
+    ],
+)
+def test_impossible_lengths_are_refused(source: Source, values: dict, message: str):
+    with pytest.raises(ValueError, match=message):
+        make_plan(source, settings(**values), num_processes=1)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"output_dir": ""}, "`output_dir` is needed"),
+        ({"batch_size": 0}, "`batch_size` must be at least 1, got 0"),
+        ({"num_steps": -3}, "`num_steps` must be at least 1, got -3"),
+        ({"base_learning_rate": -1.0}, "`base_learning_rate` must be positive, got -1.0"),
+        ({"weight_decay": float("nan")}, "`weight_decay` must be 0 or more, got nan"),
+        ({"optimizer_momentum": 1.0}, r"`optimizer_momentum` must be in \[0, 1\), got 1.0"),
+        ({"num_steps": 3, "num_epochs": 3}, "`num_epochs` and `num_steps` exclude each other"),
+        ({"warmup_steps": 3, "warmup_epochs": 3}, "`warmup_epochs` and `warmup_steps` exclude each other"),
+        ({"knn_every": 5}, "`knn_every` needs `knn_split`"),
+        ({"push_to_hub": True}, "`push_to_hub` needs `repo_id`"),
+        ({"mixed_precision": "fp8"}, "`mixed_precision` must be one of no, bf16, fp16, got `fp8`"),
+    ],
+)
+def test_settings_out_of_range_are_refused(values: dict, message: str):
+    with pytest.raises(ValueError, match=message):
+        settings(**values)
