@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from typing import Any, NoReturn, Union, get_args, get_origin
 
 from huggingface_hub.errors import HfHubHTTPError, StrictDataclassError
+from tqdm import tqdm
 from transformers import HfArgumentParser, PreTrainedConfig
 
 ALIASES = {"architecture": "--encoder"}
@@ -312,14 +313,16 @@ def parse_pretraining(
     )
 
 
+class _BesideProgressBars(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm.write(self.format(record), file=sys.stderr)
+
+
 def show_log() -> None:
     """Print what the package logs, such as where a run resumes, on the first process alone."""
-    logger = logging.getLogger("hf_ssl")
+    logger = logging.getLogger(__name__.split(".")[0])
     if not logger.handlers:
-        handler = logging.StreamHandler(sys.stderr)
-        handler.setFormatter(logging.Formatter("%(message)s"))
-        logger.addHandler(handler)
-        logger.propagate = False
+        logger.addHandler(_BesideProgressBars())
     logger.setLevel(logging.INFO if os.environ.get("RANK", "0") == "0" else logging.ERROR)
 
 

@@ -18,6 +18,7 @@ import json
 import signal
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from accelerate.utils import set_seed
@@ -34,7 +35,7 @@ from hf_ssl.methods import METHODS
 from hf_ssl.methods.base import SSLPreTrainedModel
 from hf_ssl.training.arguments import ALTERNATIVES, TrainingSettings
 from hf_ssl.training.loop import prepare_output_dir, train
-from hf_ssl.training.monitor import open_knn
+from hf_ssl.training.monitor import KNN, open_knn
 
 
 def main(arguments: list[str]) -> int:
@@ -91,7 +92,7 @@ def _evaluate(
     model: SSLPreTrainedModel, source: Source, data: DataSettings, settings: TrainingSettings, encoder: Path
 ) -> None:
     """Measure the encoder by k-NN on a labelled split, if there is one, for its results and its card."""
-    knn = open_knn(source, data, settings)
+    knn = open_knn(source, data, settings) or _find_knn(source, data, settings)
     if knn is None or (encoder / "results.json").exists():
         return
     measured = knn(model)
@@ -112,6 +113,18 @@ def _evaluate(
     update_results(encoder / "results.json", [entry])
     write_model_card(encoder)
     print(f"k-NN accuracy of {measured.label} on split {knn.test_source.split}: {measured.value:.1%}")
+
+
+def _find_knn(source: Source, data: DataSettings, settings: TrainingSettings) -> KNN | None:
+    """k-NN on the usual labelled split of a data set that has one."""
+    for split in ("test", "validation"):
+        if split == source.split or not source.labels:
+            continue
+        try:
+            return open_knn(source, data, replace(settings, knn_split=split))
+        except ValueError:
+            continue  # no such split, or one without labels
+    return None
 
 
 if __name__ == "__main__":

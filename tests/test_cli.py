@@ -1,4 +1,4 @@
-"""Flags, help and errors come from docstrings and types; expected errors are one sentence, bugs keep their traceback."""
+"""Flags, help and errors come from docstrings and types; messages are a sentence, bugs keep their traceback."""
 
 import dataclasses
 import subprocess

@@ -91,10 +91,13 @@ _SIMCLR = ViewParameters(
     blur_kernel_ratio=0.1,
 )
 _SHAPES = ViewParameters(
-    crop_scale=(0.3, 1.0),
+    crop_scale=(0.4, 1.0),
     vertical_flip_probability=0.5,
-    jitter=(0.4, 0.4, 0.0, 0.0),
+    jitter=(0.4, 0.4, 0.4, 0.1),
     jitter_probability=0.8,
+    grey_probability=0.2,
+    blur_probability=0.5,
+    blur_sigma=(0.3, 1.2),
     invert_probability=0.5,
 )
 
@@ -119,6 +122,6 @@ VIEW_RECIPES: dict[str, ViewRecipe] = {
     ),
     "randaugment": _both(ViewParameters(policy="randaugment"), "Cubuk et al., 2019 (RandAugment), 1909.13719"),
     "autoaugment": _both(ViewParameters(policy="autoaugment"), "Cubuk et al., 2018 (AutoAugment), 1805.09501"),
-    "shapes": _both(_SHAPES, "made for the embedded shapes: the shape itself is what stays the same"),
+    "shapes": _both(_SHAPES, "made for the embedded shapes: what stays the same is the shape itself"),
 }
 """Recipe name -> the two views of an image."""

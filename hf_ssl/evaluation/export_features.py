@@ -5,7 +5,6 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import datasets
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
@@ -75,15 +74,15 @@ def write_features(
 
 
 def _record_batch(batch: Features, labels: list[str], dtype: str, schema: pa.Schema) -> pa.RecordBatch:
-    embedding = batch.features.numpy().astype(dtype)
-    if dtype == "float16" and not np.isfinite(embedding).all() and torch.isfinite(batch.features).all():
+    features = batch.features.half() if dtype == "float16" else batch.features
+    if torch.isinf(features).any() and not torch.isinf(batch.features).any():
         raise ValueError(
             f"A feature of {float(batch.features.abs().max()):.0f} is too large for `float16`. Write `float32`."
         )
     columns = [
         pa.array(batch.row_ids.numpy()),
         *(pa.array(batch.labels[column].numpy()) for column in labels),
-        pa.FixedSizeListArray.from_arrays(pa.array(embedding.reshape(-1)), embedding.shape[1]),
+        pa.FixedSizeListArray.from_arrays(pa.array(features.flatten().numpy()), features.shape[1]),
     ]
     return pa.RecordBatch.from_arrays(
         [column.cast(field.type) for column, field in zip(columns, schema, strict=True)], schema=schema

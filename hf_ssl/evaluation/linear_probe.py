@@ -198,9 +198,13 @@ def _standardised(train: Tensor, test: Tensor) -> tuple[Tensor, Tensor]:
 def _standardised_and_rotated(train: Tensor, test: Tensor) -> tuple[Tensor, Tensor]:
     """Standardise, then rotate to the principal axes, which changes no minimum of a rotation-invariant penalty."""
     train, test = _standardised(train, test)
-    if train.shape[1] > _MAX_DIM_TO_ROTATE:
+    rank = min(train.shape)
+    if rank > _MAX_RANK_TO_ROTATE or rank * train.numel() > _MAX_PRODUCTS_TO_ROTATE:
         return train, test
-    _, axes = torch.linalg.eigh(train.T @ train / len(train))
+    if len(train) < train.shape[1]:
+        axes = torch.linalg.svd(train, full_matrices=False).Vh.T
+    else:
+        axes = torch.linalg.eigh(train.T @ train).eigenvectors
     train, test = train @ axes, test @ axes
     # Directions without variance get no weight; grey pictures have them for two of the three channels.
     varying = train.square().mean(dim=0) > 1e-7
@@ -211,7 +215,7 @@ def _standardised_and_rotated(train: Tensor, test: Tensor) -> tuple[Tensor, Tens
 
 _STRENGTHS = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5)
 _MAX_ITERATIONS = 300
-_MAX_DIM_TO_ROTATE = 4096  # above, finding the axes would take minutes
+_MAX_RANK_TO_ROTATE, _MAX_PRODUCTS_TO_ROTATE = 4096, 1e12  # above, finding the axes would take minutes
 
 
 class LogisticRegression:

@@ -133,7 +133,7 @@ class SSLPreTrainedModel(PreTrainedModel, ABC):
         config_class: The method's config.
         paper: The publication.
         recipes: Named settings, `{recipe: {flag: value}}`, of the original papers and codes. Keys may name fields of
-            the config, the data settings or the training settings. `paper-imagenet` is the default of the command line.
+            the config, the data settings or the training settings. The command line starts from `paper-imagenet`.
         view_recipe: Augmentation used unless the recipe or the user names another, a name in `data/views.py`.
         batch_norm: `sync` for BatchNorm statistics over all processes, `local` for those of each process.
         frozen_modules: Names of submodules that gradient descent must not move.
@@ -243,10 +243,20 @@ class SSLPreTrainedModel(PreTrainedModel, ABC):
         otherwise: a moving average in half precision stands still.
 
         Raises:
-            ValueError: If the checkpoint lacks weights; transformers would leave them at random.
+            ValueError: If the checkpoint lacks weights, which transformers would leave at random, or has other shapes.
         """
         kwargs.setdefault("dtype", torch.float32)
-        model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+        loaded: Any = super().from_pretrained(
+            *args, output_loading_info=True, **{"ignore_mismatched_sizes": True, **kwargs}
+        )
+        model, info = loaded
+        mismatched = sorted(info["mismatched_keys"])
+        if mismatched:
+            name, saved, built = mismatched[0]
+            raise ValueError(
+                f"The checkpoint has other shapes than the config for {len(mismatched)} weights of `{cls.__name__}`, such "
+                f"as `{name}`: {tuple(saved)} instead of {tuple(built)}. Load it with the config it was saved with."
+            )
         missing = sorted(info["missing_keys"])
         if missing:
             raise ValueError(

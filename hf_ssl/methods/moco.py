@@ -62,7 +62,8 @@ class MoCoForPreTraining(SSLPreTrainedModel):
     shuffled between them, where others synchronise it.
 
     Recipes: `paper-imagenet` is version 2 and `paper-imagenet-v1` version 1 of the official code
-    (facebookresearch/moco) on 8 processes, `cifar` its CIFAR-10 demo with the symmetric loss. Deviation: timm starts
+    (facebookresearch/moco) on 8 processes, `cifar` its CIFAR-10 demo with the symmetric loss. `quickstart`
+    trains a small encoder in minutes on a CPU, with values of its own. Deviation: timm starts
     the last BatchNorm of each residual block at zero, torchvision (and the official code) at one;
     `--model_args '{"zero_init_last": false}'` does so here.
     """
@@ -128,6 +129,27 @@ class MoCoForPreTraining(SSLPreTrainedModel):
             "base_learning_rate": 0.03,
             "learning_rate_scaling": "linear",
             "weight_decay": 5e-4,
+            "optimizer_momentum": 0.9,
+            "decay_norm_and_bias": True,
+            "lr_schedule": "cosine",
+            "warmup_epochs": 0,
+        },
+        "quickstart": {
+            "architecture": "test_resnet",
+            "image_size": 32,
+            "image_mean": (0.5, 0.5, 0.5),
+            "image_std": (0.25, 0.25, 0.25),
+            "view_recipe": "shapes",
+            "queue_size": 2048,
+            "temperature": 0.2,
+            "ema_momentum": 0.99,
+            "symmetric": True,
+            "batch_size": 128,
+            "num_epochs": 30,
+            "optimizer": "sgd",
+            "base_learning_rate": 0.2,
+            "learning_rate_scaling": "linear",
+            "weight_decay": 4e-4,
             "optimizer_momentum": 0.9,
             "decay_norm_and_bias": True,
             "lr_schedule": "cosine",

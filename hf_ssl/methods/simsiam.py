@@ -48,6 +48,7 @@ class SimSiamForPreTraining(SSLPreTrainedModel):
 
     Recipes: `paper-imagenet` is the official code (facebookresearch/simsiam) on 8 processes, `cifar` the paper's
     appendix D. Deviation: the width of the bottleneck on CIFAR-10, which was not found, is that of ImageNet.
+    `quickstart` trains a small encoder in minutes on a CPU, with values of its own.
     """
 
     config_class = SimSiamConfig
@@ -87,6 +88,27 @@ class SimSiamForPreTraining(SSLPreTrainedModel):
             "base_learning_rate": 0.03,
             "learning_rate_scaling": "linear",
             "weight_decay": 5e-4,
+            "optimizer_momentum": 0.9,
+            "decay_norm_and_bias": True,
+            "lr_schedule": "cosine",
+            "warmup_epochs": 0,
+        },
+        "quickstart": {
+            "architecture": "test_resnet",
+            "image_size": 32,
+            "image_mean": (0.5, 0.5, 0.5),
+            "image_std": (0.25, 0.25, 0.25),
+            "view_recipe": "shapes",
+            "projector_layers": 2,
+            "projector_hidden_dim": 512,
+            "projection_dim": 512,
+            "predictor_hidden_dim": 128,
+            "batch_size": 128,
+            "num_epochs": 30,
+            "optimizer": "sgd",
+            "base_learning_rate": 0.4,
+            "learning_rate_scaling": "linear",
+            "weight_decay": 4e-4,
             "optimizer_momentum": 0.9,
             "decay_norm_and_bias": True,
             "lr_schedule": "cosine",

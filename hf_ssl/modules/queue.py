@@ -35,8 +35,8 @@ def enqueue(queue: Tensor, position: Tensor, keys: Tensor) -> None:
     size, batch_size = queue.shape[1], keys.shape[0]
     if batch_size > size:
         raise ValueError(
-            f"The queue holds {size} keys but one step brings {batch_size} (batch size times processes). "
-            "Raise `queue_size` or lower the batch size."
+            f"The queue holds {size} keys but one step brings {batch_size} (batch size times processes, twice that if "
+            "symmetric). Raise `queue_size` or lower the batch size."
         )
     columns = (position + torch.arange(batch_size, device=queue.device)) % size
     queue.index_copy_(1, columns, keys.T.to(queue.dtype))

@@ -44,8 +44,9 @@ class TrainingSettings:
             of a checkpoint.
         report_to: Tracker that receives the log beside `metrics.jsonl`.
         knn_every: Optimizer steps between two k-NN evaluations; 0 for none.
-        knn_split: Labelled split that k-NN classifies, with the training split as its memory.
-        knn_images: Images of either split that k-NN during training uses at most.
+        knn_split: Labelled split that k-NN classifies, with the training split as its memory; at the end of a run
+            `test` or `validation` if not given.
+        knn_images: Images of either split that this k-NN uses at most.
         push_to_hub: Publish the encoder to the Hugging Face Hub at the end.
         push_checkpoints: Publish it at every checkpoint too.
         repo_id: Hub repository, such as `org/directpred-r50`.

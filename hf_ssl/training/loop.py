@@ -183,7 +183,7 @@ def _set_up(
         load_timm_weights(model)
     model.train()
     if settings.activation_checkpointing:
-        model.activation_checkpointing_enable()
+        model.encoder.set_grad_checkpointing(True)  # pyright: ignore[reportCallIssue]
     if model.batch_norm == "sync" and accelerator.num_processes > 1:
         synchronize_batch_norm(model)
     if settings.channels_last:

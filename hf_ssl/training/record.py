@@ -110,16 +110,16 @@ def identity_of(run: Mapping[str, Any]) -> dict[str, Any]:
 
 def command_line() -> str:
     """The command that started this process, as the user typed it but for folders of programs."""
-    own = [Path(sys.argv[0]).name, *sys.argv[1:]] if sys.argv else []
     try:
         launcher = psutil.Process(os.getppid()).cmdline()
     except (psutil.Error, OSError):
         launcher = []
     for position, word in enumerate(launcher[:3]):
-        if Path(word).name in ("accelerate", "accelerate-launch", "torchrun"):
+        program = {"accelerate.commands.launch": "accelerate launch"}.get(word, Path(word).name)
+        if program.split()[0] in ("accelerate", "accelerate-launch", "torchrun"):
             prefix = "ACCELERATE_USE_CPU=true " if os.environ.get("ACCELERATE_USE_CPU", "") == "true" else ""
-            return prefix + shlex.join([Path(word).name, *launcher[position + 1 :]])
-    return shlex.join(["python", *([sys.argv[0], *sys.argv[1:]] if own else own)])
+            return f"{prefix}{program} {shlex.join(launcher[position + 1 :])}"
+    return shlex.join(["python", *sys.argv])
 
 
 class MetricsLog:

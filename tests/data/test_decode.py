@@ -1,5 +1,6 @@
 import io
 import warnings
+import zlib
 
 import cv2
 import numpy as np
@@ -166,8 +167,6 @@ def test_one_pixel_and_extreme_shapes():
 def _png_header(width, height):
     data = bytearray(_encoded(Image.new("1", (8, 8)), "PNG"))
     data[16:24] = width.to_bytes(4, "big") + height.to_bytes(4, "big")
-    import zlib
-
     data[29:33] = zlib.crc32(data[12:29]).to_bytes(4, "big")
     return bytes(data)
 

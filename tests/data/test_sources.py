@@ -4,6 +4,8 @@ import tarfile
 
 import datasets
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
@@ -205,9 +207,6 @@ def test_columns_of_bytes_and_paths(tmp_path):
 
 def test_labels_out_of_range_and_missing_images_stop_nothing(tmp_path):
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b"])})
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     table = pa.table(
         {"image": [{"bytes": _png(1), "path": None}, None], "label": [7, None]}, schema=features.arrow_schema
     )
@@ -215,6 +214,20 @@ def test_labels_out_of_range_and_missing_images_stop_nothing(tmp_path):
     records = list(open_source(str(tmp_path / "a.parquet")).records)
     assert [record["label"] for record in records] == [7, None]
     assert not (records[1]["image"] or {}).get("bytes")
+
+
+def test_a_stream_that_declares_no_columns():
+    records = datasets.IterableDataset.from_generator(_undeclared, gen_kwargs={"numbers": [3, 4, 5]})
+    assert records.features is None
+    opened = sources._Opened(records, None, "undeclared")
+    source = sources._with_columns(opened, "org/undeclared", None, "train", None, None)
+    assert (source.image_column, source.labels) == ("img", {"label": []})
+    assert [(_number(record, "img"), record["label"]) for record in source.records] == [(3, 1), (4, None), (5, 1)]
+
+
+def _undeclared(numbers):
+    for number in numbers:
+        yield {"img": _png(number), "label": 1 if number % 2 else None, "note": "x"}
 
 
 def test_fingerprint_follows_the_content_and_not_the_place(tmp_path):

@@ -164,6 +164,14 @@ def test_resuming_with_another_batch_size_goes_on_with_the_next_image(places):
             assert rest == whole[(stop + 1) * 8 :][:6]
 
 
+def test_what_fills_no_batch_at_the_end_of_an_epoch_is_dropped(places):
+    batches = list(islice(_stream(places, "folder", views=_Numbers(), batch_size=7), 36))
+    assert [batch.epoch for batch in batches] == [0] * 12 + [1] * 12 + [2] * 12
+    for epoch in range(3):
+        numbers = [int(n) for batch in batches[epoch * 12 : epoch * 12 + 12] for n in batch.pixel_values[:, 0]]
+        assert len(set(numbers)) == 84
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_epoch_shows_every_good_image_once_and_the_batches_are_full(places, kind):
     good = [n for n in range(90) if not (kind.endswith("bad") and _is_bad(n))]

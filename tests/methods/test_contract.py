@@ -281,7 +281,7 @@ def test_micro_batches_can_wait_for_one_backward_pass(name, settings):
 def test_activation_checkpointing_changes_no_gradient(name, settings):
     model = make_model(name, settings)
     twin = copy.deepcopy(model)
-    twin.activation_checkpointing_enable()
+    twin.encoder.set_grad_checkpointing(True)
     torch.manual_seed(0)
     model(make_views()).loss.backward()
     torch.manual_seed(0)
@@ -395,4 +395,13 @@ def test_the_base_class_is_no_method():
 def test_a_checkpoint_of_another_method_is_refused(tmp_path):
     make_model("byol", {"predictor": "none", "use_ema": False}).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"The checkpoint lacks \d+ weights of `BYOLForPreTraining`, such as `"):
+        METHODS["byol"].from_pretrained(tmp_path, config=make_config("byol"))
+
+
+def test_a_checkpoint_of_another_shape_is_refused(tmp_path):
+    make_model("byol", {"projection_dim": 7}).save_pretrained(tmp_path)
+    expected = (
+        r"other shapes than the config for \d+ weights of `BYOLForPreTraining`, such as `[\w.]+`: \(.*7.*\) instead"
+    )
+    with pytest.raises(ValueError, match=expected):
         METHODS["byol"].from_pretrained(tmp_path, config=make_config("byol"))

@@ -69,7 +69,7 @@ def test_one_key_in_the_queue_is_one_negative():
     negative = model.queue.clone()
     view = make_views(2)
     with pytest.raises(
-        ValueError, match=r"The queue holds 1 keys but one step brings 2 \(batch size times processes\)"
+        ValueError, match=r"The queue holds 1 keys but one step brings 2 \(batch size times processes, twice"
     ):
         model(view)
     assert torch.equal(model.queue, negative)

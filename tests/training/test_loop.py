@@ -4,6 +4,7 @@ import json
 import os
 import random
 import signal
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -38,12 +39,12 @@ def digits():
 def new_model(method: str = "directpred", **values: Any):
     torch.manual_seed(0)
     model_class = METHODS[method]
-    small = {"architecture": "test_resnet", "image_size": 16, "projection_dim": 16}
+    small = {"architecture": "test_resnet", "image_size": 16, "projection_dim": 16, **values}
     if method == "directpred":
         small["projector_hidden_dim"] = 32
     if method == "moco":
-        small["queue_size"] = 50
-    return model_class(model_class.config_class(**small, **values))
+        small |= {"queue_size": 50, "bn_splits": 2}
+    return model_class(model_class.config_class(**small))
 
 
 DATA = DataSettings(dataset="digits", view_recipe="simclr", num_workers=0, shuffle_window=100)
@@ -89,7 +90,7 @@ def test_what_a_run_leaves(digits, tmp_path: Path):
     assert run["training"]["learning_rate"] == pytest.approx(peak)
     assert run["training"]["num_steps"] == 7 and run["training"]["steps_per_epoch"] == 179
     assert run["progress"]["step"] == 7 and run["progress"]["images_seen"] == 56
-    assert run["finished"] >= run["started"] and run["versions"]["torch"] == torch.__version__
+    assert run["finished"] >= run["started"] and run["versions"]["torch"] == version("torch")
     assert [path.name for path in complete_checkpoints(tmp_path / "run")] == ["step-000006", "step-000007"]
 
 
@@ -231,7 +232,8 @@ def test_gradients_are_clipped(digits, tmp_path: Path):
     ids=lambda values: next(iter(values)),
 )
 def test_options_train(digits, tmp_path: Path, values: dict):
-    model = new_model("byol")
+    # oneDNN's bfloat16 convolution with stride 2 over a map of 1 x 1, as at 16 px, returns uninitialised memory.
+    model = new_model("byol", image_size=32)
     train(model, digits, DATA, settings(tmp_path, num_steps=2, **values))
     assert all(value.isfinite().all() for value in weights(model).values())
     assert all(value.dtype == torch.float32 for value in model.parameters())
@@ -300,7 +302,9 @@ def test_a_signal_ends_the_run_with_a_checkpoint(digits, tmp_path: Path, monkeyp
 def test_the_hook_after_checkpoints(digits, tmp_path: Path):
     seen = []
     model = new_model()
-    train(model, digits, DATA, settings(tmp_path), on_checkpoint=lambda step, given: seen.append((step, given is model)))
+    train(
+        model, digits, DATA, settings(tmp_path), on_checkpoint=lambda step, given: seen.append((step, given is model))
+    )
     assert seen == [(3, True)]  # the last one is the run's end
 
 
@@ -347,5 +351,5 @@ def test_published_weights_reach_encoder_and_target(digits, tmp_path: Path, monk
         raise OSError("no network\nat all")
 
     monkeypatch.setattr(loop, "build_encoder", offline)
-    with pytest.raises(ValueError, match="`encoder_pretrained`: timm cannot load weights of `test_resnet`: no network$"):
+    with pytest.raises(ValueError, match="timm cannot load weights of `test_resnet`: no network$"):
         loop.load_timm_weights(model)

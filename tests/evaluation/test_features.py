@@ -1,0 +1,371 @@
+"""Encoders of every kind with their own preprocessing, and features that depend on nothing but the images."""
+
+import io
+import json
+
+import datasets
+import numpy as np
+import pytest
+import timm
+import torch
+import torch.distributed as dist
+import torch.multiprocessing
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import (
+    AutoImageProcessor,
+    AutoModel,
+    CLIPConfig,
+    CLIPImageProcessor,
+    CLIPModel,
+    Dinov2Config,
+    Dinov2Model,
+    ResNetConfig,
+    ResNetModel,
+    ViTConfig,
+    ViTForImageClassification,
+    ViTImageProcessor,
+    ViTMAEConfig,
+    ViTMAEModel,
+    ViTModel,
+)
+
+from hf_ssl.data.sources import open_source
+from hf_ssl.evaluation.features import (
+    PooledTransformersEncoder,
+    encoder_of,
+    extract_features,
+    feature_batches,
+    load_encoder,
+)
+from hf_ssl.hub.export import export_run
+from hf_ssl.methods import METHODS
+
+MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
+
+
+@pytest.fixture(scope="module")
+def model():
+    method = METHODS["simsiam"]
+    torch.manual_seed(1)
+    config = method.config_class(
+        architecture="test_resnet", image_size=32, image_mean=MEAN, image_std=STD, projection_dim=8
+    )
+    model = method(config)
+    with torch.no_grad():  # statistics of BatchNorm that differ from a fresh model's
+        model.encoder(torch.randn(16, 3, 32, 32) + 1)
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def run(model, tmp_path_factory):
+    """A folder as a run leaves it, without a record of the run."""
+    folder = tmp_path_factory.mktemp("runs") / "first"
+    export_run(model, folder)
+    return folder
+
+
+def picture(index, mode="RGB", size=(40, 33)):
+    generator = np.random.default_rng(index)
+    colours = generator.integers(256, size=(*size[::-1], 4), dtype=np.uint8)
+    return Image.fromarray(colours, mode="RGBA").convert(mode)
+
+
+def png(image):
+    stream = io.BytesIO()
+    image.save(stream, format="PNG")
+    return stream.getvalue()
+
+
+@pytest.fixture(scope="module")
+def folder_of_images(tmp_path_factory):
+    """23 images of two label columns; two of them cannot be read."""
+    folder = tmp_path_factory.mktemp("data")
+    images = [{"bytes": png(picture(index)), "path": None} for index in range(23)]
+    images[5]["bytes"] = b"no image"
+    images[22]["bytes"] = images[22]["bytes"][:200]
+    features = datasets.Features(
+        {
+            "image": datasets.Image(),
+            "kind": datasets.ClassLabel(names=["a", "b", "c"]),
+            "side": datasets.ClassLabel(names=["left", "right"]),
+        }
+    )
+    columns = {"image": images, "kind": [i % 3 for i in range(23)], "side": [i % 2 for i in range(23)]}
+    datasets.Dataset.from_dict(columns, features=features).to_parquet(folder / "train-00000-of-00001.parquet")
+    return folder
+
+
+@pytest.fixture
+def source(folder_of_images):
+    return open_source(str(folder_of_images))
+
+
+IMAGES = [picture(0), picture(1, "L"), picture(2, "RGBA"), picture(3, "P"), picture(4, "CMYK", (90, 20))]
+
+
+@pytest.mark.parametrize("of_the_run", [True, False])
+def test_an_exported_encoder_equals_what_transformers_loads(run, of_the_run):
+    encoder = load_encoder(str(run if of_the_run else run / "encoder"))
+    processor = AutoImageProcessor.from_pretrained(run / "encoder")
+    pixels = processor([image.convert("RGB") for image in IMAGES], return_tensors="pt")["pixel_values"]
+    own_pixels = torch.stack([encoder.transform(image) for image in IMAGES])
+    assert torch.equal(own_pixels, pixels)
+    with torch.no_grad():
+        expected = AutoModel.from_pretrained(run / "encoder")(pixels).pooler_output
+        features = encoder.module(own_pixels)
+    torch.testing.assert_close(features, expected, atol=1e-5, rtol=0)
+    assert encoder.dim == features.shape[1]
+    assert not encoder.module.training
+
+
+def test_an_encoder_in_training_equals_its_export(model, run, source):
+    during = encoder_of(model.encoder, 32, MEAN, STD)
+    after = load_encoder(str(run))
+    assert during.dim == after.dim
+    torch.testing.assert_close(
+        extract_features(during, source).features, extract_features(after, source).features, atol=1e-6, rtol=0
+    )
+
+
+def test_a_timm_folder_with_a_classifier_gives_what_stands_before_it(tmp_path):
+    classifier = timm.create_model("test_vit", num_classes=7).eval()
+    timm.models.save_for_hf(classifier, tmp_path / "encoder", safe_serialization=True)
+    encoder = load_encoder(str(tmp_path / "encoder"))
+    pixels = torch.randn(2, *classifier.pretrained_cfg["input_size"])
+    with torch.no_grad():
+        expected = classifier.forward_head(classifier.forward_features(pixels), pre_logits=True)
+        torch.testing.assert_close(encoder.module(pixels), expected)
+    # What the published config says, not what the image is.
+    assert encoder.transform(picture(0)).shape == classifier.pretrained_cfg["input_size"]
+
+
+def test_the_cifar_resnet_of_this_package_loads(tmp_path):
+    method = METHODS["simsiam"]
+    model = method(method.config_class(architecture="resnet18_cifar", image_size=32, projection_dim=8)).eval()
+    export_run(model, tmp_path)
+    encoder = load_encoder(str(tmp_path))
+    pixels = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(encoder.module(pixels), model.encode(pixels))
+
+
+SMALL = {
+    "hidden_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+    "image_size": 32,
+}
+
+
+def transformers_folder(folder, model, processor=None):
+    torch.manual_seed(2)
+    model = model()
+    model.save_pretrained(folder)
+    (processor or ViTImageProcessor(size={"height": 32, "width": 32})).save_pretrained(folder)
+    return model.eval()
+
+
+CASES = {
+    "vit": (lambda: ViTModel(ViTConfig(**SMALL)), lambda output: output.pooler_output),
+    "dinov2": (lambda: Dinov2Model(Dinov2Config(**SMALL, patch_size=16)), lambda output: output.pooler_output),
+    "resnet": (
+        lambda: ResNetModel(ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1])),
+        lambda output: output.pooler_output[:, :, 0, 0],
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", CASES)
+def test_transformers_encoders_give_their_pooled_output(kind, tmp_path):
+    make, pooled = CASES[kind]
+    model = transformers_folder(tmp_path, make)
+    encoder = load_encoder(str(tmp_path))
+    processor = AutoImageProcessor.from_pretrained(tmp_path)
+    pixels = processor([image.convert("RGB") for image in IMAGES], return_tensors="pt")["pixel_values"]
+    own_pixels = torch.stack([encoder.transform(image) for image in IMAGES])
+    assert torch.equal(own_pixels, pixels)
+    with torch.no_grad():
+        torch.testing.assert_close(encoder.module(own_pixels), pooled(model(pixels)))
+
+
+def test_a_pooler_that_the_checkpoint_lacks_is_not_used(tmp_path):
+    # transformers would fill it with random numbers; the class token is what was trained.
+    model = transformers_folder(tmp_path, lambda: ViTForImageClassification(ViTConfig(**SMALL)))
+    pixels = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        expected = model.vit(pixels).last_hidden_state[:, 0]
+        torch.testing.assert_close(load_encoder(str(tmp_path)).module(pixels), expected)
+
+
+def test_a_masked_autoencoder_sees_the_whole_image(tmp_path):
+    transformers_folder(tmp_path, lambda: ViTMAEModel(ViTMAEConfig(**SMALL, patch_size=8)))
+    module = load_encoder(str(tmp_path)).module
+    pixels = torch.randn(1, 3, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(module(pixels), module(pixels))  # else each call would mask at random
+
+
+def test_of_a_model_of_images_and_text_the_vision_part_is_used(tmp_path):
+    text = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    config = CLIPConfig(text_config=text, vision_config={**SMALL, "patch_size": 16}, projection_dim=8)
+    size = {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}
+    model = transformers_folder(tmp_path, lambda: CLIPModel(config), CLIPImageProcessor(**size))
+    pixels = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        expected = model.vision_model(pixels).pooler_output
+        torch.testing.assert_close(load_encoder(str(tmp_path)).module(pixels), expected)
+
+
+@pytest.mark.parametrize("shape", [(2, 5, 7), (2, 7, 3, 4)])
+def test_without_pooler_and_class_token_positions_are_averaged(shape):
+    hidden = torch.randn(shape)
+
+    class Bare(nn.Module):
+        def forward(self, pixel_values):
+            return type("Output", (), {"last_hidden_state": hidden})()
+
+    expected = hidden.mean(dim=1) if hidden.ndim == 3 else hidden.flatten(2).mean(dim=2)
+    torch.testing.assert_close(PooledTransformersEncoder(Bare(), use_pooler=True)(None), expected)
+
+
+def test_an_incomplete_checkpoint_is_refused(tmp_path):
+    transformers_folder(tmp_path, lambda: ViTModel(ViTConfig(**SMALL)))
+    weights = load_file(tmp_path / "model.safetensors")
+    name = next(name for name in weights if "layernorm_before" in name)
+    del weights[name]
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match="lacks 1 weights of its encoder, such as `.*layernorm_before"):
+        load_encoder(str(tmp_path))
+
+
+def test_the_random_baseline_is_timms_fresh_initialisation(run):
+    state = torch.get_rng_state()
+    first, again, other = (load_encoder(f"random:{run}", seed=seed) for seed in (0, 0, 1))
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.manual_seed(0)
+    expected = timm.create_model("test_resnet", num_classes=0).state_dict()
+    for name, value in first.module.state_dict().items():
+        assert torch.equal(value, expected[name])  # also the statistics of BatchNorm
+        assert torch.equal(value, again.module.state_dict()[name])
+    assert not torch.equal(first.module.conv1[0].weight, other.module.conv1[0].weight)
+    trained = load_encoder(str(run))
+    assert torch.equal(first.transform(IMAGES[4]), trained.transform(IMAGES[4]))
+    assert first.dim == trained.dim
+
+
+def test_a_random_transformers_encoder_differs_from_its_weights(tmp_path):
+    transformers_folder(tmp_path, lambda: Dinov2Model(Dinov2Config(**SMALL, patch_size=16)))
+    pixels = torch.randn(1, 3, 32, 32)
+    trained, first, again = (load_encoder(f"{kind}{tmp_path}").module for kind in ("", "random:", "random:"))
+    assert torch.equal(first(pixels), again(pixels))
+    assert not torch.allclose(first(pixels), trained(pixels), atol=1e-3)
+
+
+def test_raw_pixels_are_those_that_the_encoder_sees(run):
+    raw, trained = load_encoder(f"raw:{run}"), load_encoder(str(run))
+    pixels = torch.stack([trained.transform(image) for image in IMAGES])
+    assert raw.dim == 3 * 32 * 32
+    assert torch.equal(raw.module(torch.stack([raw.transform(image) for image in IMAGES])), pixels.flatten(1))
+
+
+def test_features_come_in_order_with_labels_and_without_bad_images(run, source, caplog):
+    encoder = load_encoder(str(run))
+    features = extract_features(encoder, source, batch_size=4)
+    good = [index for index in range(22) if index != 5]
+    assert features.row_ids.tolist() == good
+    assert features.labels["kind"].tolist() == [index % 3 for index in good]
+    assert features.labels["side"].tolist() == [index % 2 for index in good]
+    assert features.features.dtype == torch.float32
+    with torch.no_grad():
+        expected = encoder.module(torch.stack([encoder.transform(picture(index)) for index in good]))
+    torch.testing.assert_close(features.features, expected, atol=1e-5, rtol=0)
+    assert "not an image: 1" in caplog.text
+    assert "truncated: 1" in caplog.text
+
+
+def test_batches_and_workers_change_nothing(run, source):
+    encoder = load_encoder(str(run))
+    whole = extract_features(encoder, source, batch_size=64)
+    parts = extract_features(encoder, source, batch_size=3, num_workers=1)
+    torch.testing.assert_close(parts.features, whole.features, atol=1e-6, rtol=0)
+    assert torch.equal(parts.row_ids, whole.row_ids)
+    first = extract_features(encoder, source, max_images=7)
+    assert first.row_ids.tolist() == [0, 1, 2, 3, 4, 6]
+
+
+def test_training_mode_is_restored_part_by_part_and_features_can_be_trained_on(source):
+    module = timm.create_model("test_resnet", num_classes=0)
+    module.bn1.eval()
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    features = extract_features(encoder_of(module, 32, MEAN, STD), source)
+    assert module.training
+    assert not module.bn1.training
+    assert module.layer1.training
+    for name, value in module.state_dict().items():
+        assert torch.equal(value, before[name])  # evaluation moves no statistics
+    nn.Linear(features.features.shape[1], 2)(features.features).sum().backward()  # an inference tensor would raise
+
+
+def test_the_mode_is_restored_when_the_consumer_stops_early(source):
+    module = timm.create_model("test_resnet", num_classes=0)
+    batches = feature_batches(encoder_of(module, 32, MEAN, STD), source, batch_size=4)
+    next(batches)
+    assert not module.training
+    batches.close()
+    assert module.training
+
+
+def _extract(rank, run, data, folder):
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    features = extract_features(load_encoder(run), open_source(data), batch_size=4)
+    torch.save([features.features, features.labels, features.row_ids], f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_two_processes_give_the_features_of_one(run, folder_of_images, tmp_path):
+    torch.multiprocessing.start_processes(
+        _extract, (str(run), str(folder_of_images), str(tmp_path)), nprocs=2, start_method="fork"
+    )
+    alone = extract_features(load_encoder(str(run)), open_source(str(folder_of_images)), batch_size=4)
+    for rank in range(2):
+        features, labels, row_ids = torch.load(tmp_path / f"{rank}.pt")
+        assert torch.equal(row_ids, alone.row_ids)
+        assert torch.equal(features, alone.features)
+        assert all(torch.equal(labels[column], alone.labels[column]) for column in alone.labels)
+
+
+def test_a_data_set_without_usable_images_is_named(run, tmp_path):
+    (tmp_path / "one.png").write_bytes(b"")
+    (tmp_path / "two.jpg").write_bytes(b"text")
+    with pytest.raises(ValueError, match="Split `train` of .* has no usable image .*empty: 1"):
+        extract_features(load_encoder(str(run)), open_source(str(tmp_path)))
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("resnet5O", r"no folder `resnet5O` and timm knows no encoder of that name. Did you mean `resnet50"),
+        ("raw", "The baseline `raw` needs an encoder .* Write `raw:ENCODER`"),
+        ("random:resnet5O", r"Did you mean `resnet50"),
+        ("runs/none/encoder", "Give a folder, a timm name or a repo|Did you mean"),
+        ("no-such-org/no-such-repo", "`no-such-org/no-such-repo` is no folder here, and the Hub gave no encoder"),
+        ("test_resnet", "timm could not load the weights of `test_resnet`"),  # tests have no network
+    ],
+)
+def test_unknown_encoders_are_named(name, message):
+    with pytest.raises(ValueError, match=message):
+        load_encoder(name)
+
+
+def test_folders_that_hold_no_encoder_are_named(run, tmp_path):
+    with pytest.raises(ValueError, match="holds no encoder"):
+        load_encoder(str(tmp_path))
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "no_such_type"}))
+    with pytest.raises(ValueError, match="transformers could not load the encoder"):
+        load_encoder(str(tmp_path))
+    with pytest.raises(ValueError, match="`bf16` needs a CUDA device, got `cpu`"):
+        next(feature_batches(load_encoder(str(run)), open_source("digits"), bf16=True))

@@ -1,0 +1,47 @@
+"""The file of results: what is replaced, what stays, and the table to read."""
+
+import json
+
+import pytest
+
+from hf_ssl.evaluation.results import table_text, update_results
+
+
+def entry(value, **changes):
+    return {"dataset": "shapes", "split": "test", "label": "shape", "protocol": "knn", "value": value} | changes
+
+
+def values_of(path):
+    return [result["value"] for result in json.loads(path.read_text())["results"]]
+
+
+def test_the_same_measurement_is_replaced_and_others_stay(tmp_path):
+    path = tmp_path / "encoder" / "results.json"
+    update_results(path, [entry(0.1), entry(0.2, label="row"), entry(0.3, protocol="linear")])
+    update_results(path, [entry(0.4, split="validation"), entry(0.5), entry(0.6, dataset_config="large")])
+    assert values_of(path) == [0.5, 0.2, 0.3, 0.4, 0.6]
+    assert [file.name for file in path.parent.iterdir()] == ["results.json"]
+
+
+def test_a_file_of_something_else_is_left_alone(tmp_path):
+    path = tmp_path / "results.json"
+    for content in ("{", "[1]", '{"accuracy": 1}'):
+        path.write_text(content)
+        with pytest.raises(ValueError, match="is no file of results"):
+            update_results(path, [entry(0.1)])
+        assert path.read_text() == content
+
+
+def test_the_table_has_a_column_for_each_label_or_protocol():
+    chance = {"shape": 0.1, "row": 0.34}
+    raw, own = {"shape": 0.256, "row": 0.9}, {"shape": 0.8, "row": 1.0}
+    lines = table_text({"knn": {"raw pixels": raw, "first": own}}, chance).splitlines()
+    assert lines[0].split() == ["weighted", "k-NN", "shape", "row"]
+    assert [line.split()[-2:] for line in lines[2:5]] == [["10.0", "34.0"], ["25.6", "90.0"], ["80.0", "100.0"]]
+    assert len({len(line) for line in lines[:5]}) == 1
+
+    one = {"knn": {"first": {"row": 0.5}}, "linear-luckmatters-best": {"first": {"row": 0.75}}}
+    text = table_text(one, {"row": 0.34})
+    assert "best epoch*" in text
+    assert "chosen on the test split" in text
+    assert text.splitlines()[3].split() == ["first", "50.0", "75.0"]

@@ -1,0 +1,81 @@
+"""Figures show the numbers that they were given."""
+
+import json
+
+import matplotlib
+import pytest
+from PIL import Image
+
+from hf_ssl.figures import accuracy_bars, training_curves
+
+PANELS = {
+    "weighted k-NN": {"raw pixels": {"shape": 0.25, "row": 0.9}, "first": {"shape": 0.8, "row": 0.4}},
+    "linear probe": {"raw pixels": {"shape": 0.12, "row": 0.35}, "first": {"shape": 0.9, "row": 0.5}},
+}
+CHANCE = dict.fromkeys(PANELS, {"shape": 0.1, "row": 0.34})
+
+
+def saved(figure, path):
+    backend = matplotlib.get_backend(auto_select=False)
+    figure.savefig(path)
+    assert matplotlib.get_backend(auto_select=False) == backend  # no global state
+    with Image.open(path) as image:
+        assert min(image.size) > 200
+        assert len(image.convert("RGB").getcolors(2**24)) > 10
+        return image.size
+
+
+def test_bars_have_the_heights_of_the_accuracies(tmp_path):
+    figure = accuracy_bars(PANELS, CHANCE, "title")
+    assert [axis.get_title(loc="left") for axis in figure.axes] == list(PANELS)
+    for axis, encoders in zip(figure.axes, PANELS.values(), strict=True):
+        heights = [bar.get_height() for bars in axis.containers for bar in bars]
+        assert heights == pytest.approx([100 * v for values in encoders.values() for v in values.values()])
+        assert [tick.get_text() for tick in axis.get_xticklabels()] == ["shape", "row"]
+        levels = [line.get_segments()[0][0, 1] for line in axis.collections]
+        assert levels == pytest.approx([10, 34])
+        assert axis.get_ylabel()
+    names = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert sorted(names) == ["first", "most frequent class", "raw pixels"]
+    saved(figure, tmp_path / "bars.png")
+
+
+def test_many_labels_stay_within_a_page(tmp_path):
+    labels = {f"attribute {number}": 0.5 for number in range(40)}
+    width, _ = saved(accuracy_bars({"knn": {"a": labels, "b": labels, "c": labels}}), tmp_path / "many.png")
+    assert width <= 16 * 150
+
+
+def test_nothing_to_draw_is_named():
+    with pytest.raises(ValueError, match="no accuracies to draw"):
+        accuracy_bars({"knn": {}})
+
+
+def test_curves_show_what_the_log_holds(tmp_path):
+    lines = [
+        {"step": 10, "epoch": 0.1, "loss": 2.0, "lr": 0.1, "feature_std": 0.05, "effective_rank": 9.0},
+        {"step": 20, "epoch": 0.2, "loss": 1.0, "lr": 0.2, "feature_std": 0.06, "effective_rank": 8.0, "knn": 0.3},
+        {"step": 25, "knn": 0.4},
+        {"step": 20, "epoch": 0.2, "loss": 1.5, "lr": 0.2, "feature_std": 0.06, "effective_rank": 8.0},  # resumed
+    ]
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("\n".join(json.dumps(line) for line in lines) + "\n")
+    figure = training_curves(path)
+    drawn = {}
+    for axis in figure.axes:
+        (line,) = axis.get_lines()
+        drawn[axis.get_title(loc="left")] = [tuple(point) for point in line.get_xydata().tolist()]
+        assert axis.get_xlabel() == "optimizer step"
+    assert drawn["loss"] == [(10, 2.0), (20, 1.5)]
+    assert drawn["k-NN accuracy (%)"] == [(20, 30.0), (25, 40.0)]
+    assert len(drawn) == 5
+    saved(figure, tmp_path / "curves.png")
+
+
+def test_a_log_without_knn_has_no_panel_for_it_and_an_empty_one_is_named(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1, "loss": 0.5}\n')
+    assert len(training_curves(path).axes) == 1
+    path.write_text("")
+    with pytest.raises(ValueError, match="holds no numbers to draw"):
+        training_curves(path)

@@ -1,0 +1,207 @@
+"""scripts/evaluate.py: what it prints, what it leaves in the encoder folder, and how it refuses wrong input."""
+
+import importlib.util
+import json
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from hf_ssl.data.sources import open_source
+from hf_ssl.evaluation.features import extract_features, load_encoder
+from hf_ssl.evaluation.knn import knn_accuracy
+from hf_ssl.evaluation.linear_probe import linear_probe_accuracy
+from hf_ssl.hub.export import export_run
+from hf_ssl.methods import METHODS
+
+SCRIPT = Path(__file__).parents[2] / "scripts" / "evaluate.py"
+RUN = {
+    "hf_ssl": "0.1.0",
+    "method": "simsiam",
+    "recipe": "cifar",
+    "command": "accelerate launch scripts/pretrain.py --method simsiam",
+    "started": "2031-01-01T00:00:00",
+    "finished": "2031-01-01T01:02:05",
+    "config": {"architecture": "test_resnet", "image_size": 32},
+    "data": {"dataset": "shapes", "dataset_config": None, "dataset_revision": None, "split": "train"}
+    | {"num_images": 100, "fingerprint": "0123"},
+    "training": {"batch_size": 8, "num_steps": 5, "global_batch_size": 8, "num_processes": 1, "repo_id": None}
+    | {"encoder_pretrained": False},
+    "versions": {"torch": "2.15.0"},
+    "commit": None,
+    "hardware": {"device": "cpu"},
+    "progress": {"step": 5, "epoch": 1, "images_seen": 40, "seconds": 3.0},
+    "skipped": {},
+}
+
+
+@pytest.fixture(scope="module")
+def evaluate():
+    spec = importlib.util.spec_from_file_location("evaluate_script", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.main
+
+
+@pytest.fixture
+def run(tmp_path):
+    method = METHODS["simsiam"]
+    torch.manual_seed(1)
+    model = method(method.config_class(architecture="test_resnet", image_size=32, projection_dim=8))
+    folder = tmp_path / "runs" / "first"
+    folder.mkdir(parents=True)
+    (folder / "run.json").write_text(json.dumps(RUN))
+    export_run(model, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Squares: `tone` is plain to see, `coin` is independent of the picture, `same` has one class."""
+    folder = tmp_path_factory.mktemp("squares")
+    features = {
+        "image": datasets.Image(),
+        "tone": datasets.ClassLabel(names=["dark", "middle", "light"]),
+        "coin": datasets.ClassLabel(names=["heads", "tails"]),
+        "same": datasets.ClassLabel(names=["one", "other"]),
+    }
+    for split, count in (("train", 90), ("test", 60)):
+        generator = np.random.default_rng(count)
+        tones, coins = np.arange(count) % 3, generator.integers(2, size=count)
+        pixels = 60 + 60 * tones[:, None, None] + generator.normal(0, 25, size=(count, 24, 24))
+        columns = {
+            "image": [Image.fromarray(picture.clip(0, 255).astype(np.uint8)) for picture in pixels],
+            "tone": tones,
+            "coin": coins,
+            "same": np.zeros(count, dtype=int),
+        }
+        table = datasets.Dataset.from_dict(columns, features=datasets.Features(features))
+        table.to_parquet(folder / f"{split}-00000-of-00001.parquet")
+    return str(folder)
+
+
+FAST = ["--num_workers", "0", "--label_column", "tone"]
+
+
+def results_of(path):
+    return {(result["label"], result["protocol"]): result for result in json.loads(path.read_text())["results"]}
+
+
+def test_numbers_go_into_the_table_the_results_the_card_and_a_figure(evaluate, run, data, capsys):
+    card = (run / "encoder" / "README.md").read_text()
+    arguments = [str(run), "--dataset", data, *FAST[:2], "--label_column", "tone", "--baselines", "raw", "random"]
+    assert evaluate([*arguments, "knn", "linear"]) == 0
+    text = capsys.readouterr().out
+
+    results = results_of(run / "encoder" / "results.json")
+    assert list(results) == [("tone", "knn"), ("tone", "linear")]
+    own, raw, random = (
+        [extract_features(load_encoder(f"{kind}{run}"), open_source(data, split=s)) for s in ("train", "test")]
+        for kind in ("", "raw:", "random:")
+    )
+    for name, (train, test) in {"own": own, "raw": raw, "random": random}.items():
+        labelled = (train.features, train.labels["tone"], test.features, test.labels["tone"])
+        for protocol, accuracy in (("knn", knn_accuracy), ("linear", linear_probe_accuracy)):
+            result = results["tone", protocol]
+            value = result["value"] if name == "own" else result["baselines"][name]
+            assert value == pytest.approx(accuracy(*labelled))
+            assert f"{100 * value:.1f}" in text
+
+    result = results["tone", "knn"]
+    assert result["settings"]["k"] == 90  # of 200, there are no more images
+    assert "Note: k-NN uses all 90 training images" in text
+    assert result["baselines"]["most_frequent_class"] == pytest.approx(1 / 3)
+    assert result["num_images"] == 60
+    assert result["metric"] == "accuracy"
+    assert (result["dataset"], result["split"], result["train_split"]) == (data, "test", "train")
+    assert shlex.split(result["command"])[2:] == [*arguments, "knn", "linear"]
+
+    new_card = (run / "encoder" / "README.md").read_text()
+    assert new_card != card
+    assert f"{100 * result['value']:.1f}" in new_card
+    (figure,) = (run / "encoder" / "figures").glob("*.png")
+    assert figure.name in new_card
+    with Image.open(figure) as image:
+        assert min(image.size) > 200
+    for line in ("AutoModel.from_pretrained", "AutoImageProcessor.from_pretrained", str(run / "encoder")):
+        assert line in text
+
+
+def test_all_label_columns_are_measured_and_an_older_result_is_replaced(evaluate, run, data, capsys):
+    folder = run / "encoder"
+    evaluate([str(folder), "linear-sgd", "--dataset", data, *FAST])
+    assert evaluate([str(folder), "--dataset", data, *FAST[:2], "--label_column", "all", "knn", "--k", "5"]) == 0
+    evaluate([str(folder), "knn", "--dataset", data, *FAST, "--k", "7"])
+    results = results_of(folder / "results.json")
+    assert set(results) == {("tone", "linear-sgd"), ("tone", "knn"), ("coin", "knn"), ("same", "knn")}
+    assert results["tone", "knn"]["settings"]["k"] == 7
+    assert results["coin", "knn"]["settings"]["k"] == 5
+    assert results["same", "knn"]["value"] == 1
+    text = capsys.readouterr().out
+    assert len([line for line in text.splitlines() if line.split()[-3:] == ["tone", "coin", "same"]]) == 1
+
+
+def test_results_can_go_elsewhere(evaluate, run, data, tmp_path, capsys):
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+    output = tmp_path / "other" / "numbers.json"
+    evaluate([f"random:{run}", "--dataset", data, *FAST, "--output", str(output), "--max_images", "30", "linear"])
+    evaluate([str(run), "--dataset", data, *FAST, "knn", "--no-show_loading", "--output", str(output)])
+    results = results_of(output)
+    assert results["tone", "linear"]["num_images"] == 30
+    assert results["tone", "linear"]["settings"]["train_images"] == 30
+    assert output.with_suffix(".png").stat().st_size > 1000
+    assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
+    assert "from_pretrained" not in capsys.readouterr().out
+
+
+def test_words_after_baselines_may_be_protocols(evaluate, run, data):
+    evaluate([str(run), "--dataset", data, *FAST, "--baselines", "raw", "knn"])
+    results = results_of(run / "encoder" / "results.json")
+    assert list(results) == [("tone", "knn")]
+    assert set(results["tone", "knn"]["baselines"]) == {"most_frequent_class", "raw"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--split", "validation"], r"has no split `validation`. It has: .*(train.*test|test.*train)"),
+        (["--split", "train"], "`--split` and `--train_split` are both `train`"),
+        (["--label_column", "colour"], "colour.*tone"),
+        (["--label_column", "same", "linear"], "at least two classes, got one"),
+        (["--labl_column", "tone"], r"Unknown flag `--labl_column`. Did you mean `--label_column`\?"),
+        (["knnn"], r"Unknown protocol `knnn`. Did you mean `knn`\?"),
+        (["--baselines", "row"], r"Unknown baseline `row`.* Did you mean `raw`\?"),
+        (["--k", "0"], "`--k` must be at least 1, got 0"),
+        (["--max_images", "0"], "`--max_images` must be at least 1, got 0"),
+        (["--temperature", "0"], "`--temperature` must be positive, got 0.0"),
+        (["--bf16", "--device", "cpu"], "`bf16` needs a CUDA device"),
+    ],
+)
+def test_wrong_input_is_named_and_nothing_is_written(evaluate, run, data, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        evaluate([str(run), "--dataset", data, "--num_workers", "0", *arguments])
+    assert not (run / "encoder" / "results.json").exists()
+
+
+def test_data_without_labels_are_named(evaluate, run, tmp_path):
+    for split in ("train", "test"):
+        (tmp_path / "bare" / split).mkdir(parents=True)
+        Image.new("RGB", (32, 32)).save(tmp_path / "bare" / split / "one.png")
+    with pytest.raises(ValueError, match="Evaluation needs labels, but split `train` of .* has no label column"):
+        evaluate([str(run), "--dataset", str(tmp_path / "bare")])
+
+
+def test_a_user_sees_one_sentence_and_exit_code_2(tmp_path):
+    command = [sys.executable, str(SCRIPT), "resnet5O", "--dataset", "digits", "knn"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env={**os.environ})
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert "Did you mean `resnet50" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
