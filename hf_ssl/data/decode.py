@@ -125,9 +125,10 @@ def _read_file(path: str) -> bytes:
 
 
 def _plain_jpeg_size(data: bytes) -> tuple[int, int] | None:
-    """Height and width of a complete 8-bit grey or YCbCr JPEG without EXIF, which OpenCV decodes like Pillow.
+    """Height and width of a complete 8-bit JPEG of one or three channels without EXIF.
 
-    None for everything else: OpenCV fills truncated files with grey, and knows no Adobe colour transforms.
+    None for everything else: for CMYK and EXIF OpenCV has rules of its own, and some of its versions fill what is
+    missing of a truncated file with grey.
     """
     if data[:2] != b"\xff\xd8" or data[-2:] != b"\xff\xd9":
         return None
@@ -138,7 +139,7 @@ def _plain_jpeg_size(data: bytes) -> tuple[int, int] | None:
             precision, height, width, channels = struct.unpack_from(">BHHB", data, position + 4)
             plain = precision == 8 and channels in (1, 3) and height > 0 and width > 0
             return (height, width) if plain else None
-        if marker in (0xE1, 0xEE) or not (0xC4 <= marker <= 0xFE) or marker == 0xDA:  # EXIF, Adobe, unexpected
+        if marker == 0xE1 or marker == 0xDA or not 0xC4 <= marker <= 0xFE:  # EXIF, or not where it should be
             return None
         position += 2 + int.from_bytes(data[position + 2 : position + 4], "big")
     return None
@@ -146,8 +147,7 @@ def _plain_jpeg_size(data: bytes) -> tuple[int, int] | None:
 
 def _decode_by_pillow(data: bytes) -> NDArray[np.uint8]:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of corrupt EXIF and the like, once for each of a million files
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        warnings.simplefilter("ignore")  # of corrupt EXIF, large pictures and the like, for each of a million files
         try:
             image = Image.open(io.BytesIO(data), formats=_FORMATS)
             if image.width * image.height > MAX_PIXELS:
@@ -155,7 +155,7 @@ def _decode_by_pillow(data: bytes) -> NDArray[np.uint8]:
             return _upright_rgb(image)
         except SkippedImageError:
             raise
-        except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        except Image.DecompressionBombError:
             raise SkippedImageError("too large") from None
         except UnidentifiedImageError:
             raise SkippedImageError("not an image") from None

@@ -28,4 +28,5 @@ def effective_rank(features: Tensor) -> Tensor:
     if total <= 1e-20 * features.double().square().sum():
         return torch.zeros((), device=features.device)
     probabilities = eigenvalues / total
-    return torch.special.entr(probabilities).sum().exp().float()
+    entropy = -torch.xlogy(probabilities, probabilities).sum()
+    return entropy.exp().float()

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 @torch.no_grad()
 def feature_std(features: Tensor) -> Tensor:
-    """Standard deviation of each channel of the normalised features, averaged over channels (Chen & He 2020, section 4.1).
+    """Standard deviation of each channel of the normalised features, mean over channels (SimSiam, section 4.1).
 
     Features spread evenly over the sphere give about 1 / sqrt(dim); complete collapse gives 0. Multiply by sqrt(dim)
     for a number that is comparable between widths.

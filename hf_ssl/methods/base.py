@@ -254,8 +254,8 @@ class SSLPreTrainedModel(PreTrainedModel, ABC):
         if mismatched:
             name, saved, built = mismatched[0]
             raise ValueError(
-                f"The checkpoint has other shapes than the config for {len(mismatched)} weights of `{cls.__name__}`, such "
-                f"as `{name}`: {tuple(saved)} instead of {tuple(built)}. Load it with the config it was saved with."
+                f"The checkpoint has other shapes than the config for {len(mismatched)} weights of `{cls.__name__}`, "
+                f"such as `{name}`: {tuple(saved)} instead of {tuple(built)}. Load it with its own config."
             )
         missing = sorted(info["missing_keys"])
         if missing:

@@ -49,14 +49,18 @@ def test_lossy_formats_come_back_nearly(format_):
     grey=st.booleans(),
     noise=st.booleans(),
     restart=st.sampled_from([0, 1]),
+    adobe=st.sampled_from([None, 0, 1]),
 )
-def test_jpegs_equal_pillow_bit_for_bit(height, width, quality, subsampling, progressive, grey, noise, restart):
+def test_jpegs_equal_pillow_bit_for_bit(height, width, quality, subsampling, progressive, grey, noise, restart, adobe):
     picture = _photo(height, width)
     if noise:
         picture = np.random.default_rng(1).integers(0, 256, picture.shape, dtype=np.uint8)
     image = Image.fromarray(picture).convert("L" if grey else "RGB")
     options = {"quality": quality, "progressive": progressive, "restart_marker_rows": restart}
     data = _encoded(image, "JPEG", **options, **({} if grey else {"subsampling": subsampling}))
+    if adobe is not None:  # says whether the channels are RGB or YCbCr; in place of the JFIF segment
+        segment = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00" + bytes([adobe])
+        data = data[:2] + segment + data[4 + int.from_bytes(data[4:6], "big") :]
     reference = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
     np.testing.assert_array_equal(decode(data), reference)
 

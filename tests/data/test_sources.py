@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from hf_ssl.data import sources
+from hf_ssl.data import local, sources
 from hf_ssl.data.decode import decode
 from hf_ssl.data.local import INDEX_COLUMN
 from hf_ssl.data.settings import DataSettings
@@ -72,6 +72,12 @@ def test_parquet_folder_with_splits(parquet_folder):
         53,
         54,
     ]
+
+
+def test_rows_are_numbered_through_batches_files_and_row_groups(parquet_folder, monkeypatch):
+    monkeypatch.setattr(local, "_PARQUET_BATCH", 3)
+    records = list(open_source(str(parquet_folder)).records)
+    assert [record[INDEX_COLUMN] for record in records] == [_number(record) for record in records] == list(range(16))
 
 
 def test_single_parquet_file_under_any_name(tmp_path):
@@ -210,6 +216,7 @@ def test_labels_out_of_range_and_missing_images_stop_nothing(tmp_path):
     table = pa.table(
         {"image": [{"bytes": _png(1), "path": None}, None], "label": [7, None]}, schema=features.arrow_schema
     )
+    table = table.set_column(1, "label", table["label"].cast(pa.int32()))  # must be cast, and must not be checked
     pq.write_table(table, tmp_path / "a.parquet")
     records = list(open_source(str(tmp_path / "a.parquet")).records)
     assert [record["label"] for record in records] == [7, None]

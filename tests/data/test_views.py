@@ -97,12 +97,13 @@ def test_grey_pictures_stay_grey():
         assert torch.equal(view[:, 0], view[:, 2])
 
 
-def test_normalisation_is_that_of_torchvision():
+def test_views_are_those_of_the_recipe_normalised():
     picture = _photo(32, 32)
     generator = np.random.default_rng(0)
-    views = Views("shapes", 32, MEAN, STD)(picture, generator)
+    views = Views("byol", 32, MEAN, STD)(picture, generator)
     generator = np.random.default_rng(0)
-    plain = [make_view(picture, VIEW_RECIPES["shapes"].first, 32, generator) for _ in range(2)]
+    recipe = VIEW_RECIPES["byol"]
+    plain = [make_view(picture, parameters, 32, generator) for parameters in (recipe.first, recipe.second)]
     expected = torch.stack([reference.normalize(_tensor(view).float() / 255, list(MEAN), list(STD)) for view in plain])
     torch.testing.assert_close(views, expected, atol=1e-5, rtol=0)
 
