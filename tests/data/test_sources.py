@@ -216,7 +216,6 @@ def test_labels_out_of_range_and_missing_images_stop_nothing(tmp_path):
     table = pa.table(
         {"image": [{"bytes": _png(1), "path": None}, None], "label": [7, None]}, schema=features.arrow_schema
     )
-    table = table.set_column(1, "label", table["label"].cast(pa.int32()))  # must be cast, and must not be checked
     pq.write_table(table, tmp_path / "a.parquet")
     records = list(open_source(str(tmp_path / "a.parquet")).records)
     assert [record["label"] for record in records] == [7, None]
@@ -235,6 +234,16 @@ def test_a_stream_that_declares_no_columns():
 def _undeclared(numbers):
     for number in numbers:
         yield {"img": _png(number), "label": 1 if number % 2 else None, "note": "x"}
+
+
+def test_labels_out_of_range_stop_no_stream_of_rows():
+    features = datasets.Features(
+        {"img": datasets.Image(), "label": datasets.ClassLabel(names=["a"]), "note": datasets.Value("string")}
+    )
+    records = datasets.IterableDataset.from_generator(_undeclared, features, gen_kwargs={"numbers": [3, 4]})
+    source = sources._with_columns(sources._Opened(records, None, ""), "org/rows", None, "train", None, None)
+    assert source.labels == {"label": ["a"]}
+    assert [record["label"] for record in source.records] == [1, None]
 
 
 def test_fingerprint_follows_the_content_and_not_the_place(tmp_path):

@@ -300,13 +300,13 @@ def test_training_mode_is_restored_part_by_part_and_features_can_be_trained_on(s
     module = timm.create_model("test_resnet", num_classes=0)
     module.bn1.eval()
     before = {name: value.clone() for name, value in module.state_dict().items()}
-    features = extract_features(encoder_of(module, 32, MEAN, STD), source)
+    (batch,) = feature_batches(encoder_of(module, 32, MEAN, STD), source)
     assert module.training
     assert not module.bn1.training
     assert module.layer1.training
     for name, value in module.state_dict().items():
         assert torch.equal(value, before[name])  # evaluation moves no statistics
-    nn.Linear(features.features.shape[1], 2)(features.features).sum().backward()  # an inference tensor would raise
+    nn.Linear(batch.features.shape[1], 2)(batch.features).sum().backward()  # an inference tensor would raise
 
 
 def test_the_mode_is_restored_when_the_consumer_stops_early(source):
