@@ -1,8 +1,8 @@
 """Pretrain an image encoder without labels, and export it for transformers and timm.
 
-    accelerate launch scripts/pretrain.py --output_dir runs/first --num_epochs 10 --encoder test_resnet --image_size 32
+    accelerate launch scripts/pretrain.py --recipe quickstart --output_dir runs/first
 
-trains DirectPred on the pictures that the package draws. With data of your own, change only `--dataset`: a folder of
+trains DirectPred with a small encoder on the pictures that the package draws, in minutes. With data of your own, change only `--dataset`: a folder of
 images, a parquet or webdataset file, or the id of a data set on the Hub, which is streamed:
 
     accelerate launch scripts/pretrain.py --method moco --recipe cifar --dataset uoft-cs/cifar10 \
@@ -15,6 +15,7 @@ on the CPU:
 """
 
 import json
+import logging
 import signal
 import sys
 from collections.abc import Callable
@@ -28,6 +29,7 @@ from hf_ssl.cli import errors_for_users, parse_pretraining, show_log
 from hf_ssl.data.settings import DataSettings
 from hf_ssl.data.sources import Source
 from hf_ssl.evaluation.results import update_results
+from hf_ssl.figures.training import training_curves
 from hf_ssl.hub.export import export_run
 from hf_ssl.hub.model_card import write_model_card
 from hf_ssl.hub.publish import publish
@@ -36,6 +38,8 @@ from hf_ssl.methods.base import SSLPreTrainedModel
 from hf_ssl.training.arguments import ALTERNATIVES, TrainingSettings
 from hf_ssl.training.loop import prepare_output_dir, train
 from hf_ssl.training.monitor import KNN, open_knn
+
+logger = logging.getLogger(__name__)
 
 
 def main(arguments: list[str]) -> int:
@@ -68,6 +72,9 @@ def main(arguments: list[str]) -> int:
         return 128 + result.signal
     encoder = export_run(model, Path(settings.output_dir))
     _evaluate(model, source, data, settings, encoder)
+    (encoder / "figures").mkdir(exist_ok=True)
+    training_curves(Path(settings.output_dir) / "metrics.jsonl").savefig(encoder / "figures" / "training.png")
+    write_model_card(encoder)
     print(f"Encoder: {encoder}")
     if settings.push_to_hub:
         print(f"Published: {publish(Path(settings.output_dir), settings.repo_id or '', private=settings.private)}")
@@ -83,7 +90,12 @@ def _publisher(settings: TrainingSettings) -> Callable[[int, SSLPreTrainedModel]
         run_dir = Path(settings.output_dir)
         export_run(model, run_dir)
         revision = f"step-{step:06d}"
-        publish(run_dir, settings.repo_id or "", private=settings.private, revision=revision, message=f"Step {step}")
+        try:
+            publish(
+                run_dir, settings.repo_id or "", private=settings.private, revision=revision, message=f"Step {step}"
+            )
+        except RuntimeError as error:  # the Hub is out of reach: no reason to lose a run
+            logger.warning("Training goes on without publishing step %d. %s", step, error)
 
     return publish_step
 
@@ -111,7 +123,6 @@ def _evaluate(
         "num_images": measured.num_images,
     }
     update_results(encoder / "results.json", [entry])
-    write_model_card(encoder)
     print(f"k-NN accuracy of {measured.label} on split {knn.test_source.split}: {measured.value:.1%}")
 
 

@@ -203,7 +203,11 @@ def test_wrong_input_is_answered_in_a_sentence(words: str, message: str, capsys:
 
 
 def test_messages_are_told_from_bugs(capsys: pytest.CaptureFixture):
+    in_the_package: dict[str, Any] = {"__name__": "hf_ssl.somewhere", "torch": torch}
+    exec("def wrong(): int('three')\ndef product(): torch.zeros(2) @ torch.zeros(3)", in_the_package)
     for bug in (
+        in_the_package["wrong"],
+        in_the_package["product"],
         lambda: int("three"),  # a ValueError that nobody wrote for the user
         lambda: torch.zeros(2) @ torch.zeros(3),  # a RuntimeError out of compiled code
         lambda: len(3),  # pyright: ignore[reportArgumentType]

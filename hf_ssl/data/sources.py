@@ -113,18 +113,14 @@ def _with_columns(
     image_column: str | None,
     label_column: str | None,
 ) -> Source:
-    records = opened.records
-    features = records.features
-    if features is not None:
-        records = records.decode(False)
-    if opened.num_images is None or features is None:
-        first_rows = _attempt(dataset, lambda: list(records.take(8)))
-        empty = not first_rows
-        features = features or datasets.Dataset.from_list(first_rows).features
-    else:
-        empty = opened.num_images == 0
-    if empty:
+    records, features = opened.records, opened.records.features
+    if opened.num_images == 0:
         raise _no_images(dataset, split)
+    if features is None:  # some formats declare no columns: the first rows show them
+        first_rows = _attempt(dataset, lambda: list(records.take(8)))
+        if not first_rows:
+            raise _no_images(dataset, split)
+        features = datasets.Dataset.from_list(first_rows).features
     named = datasets.Features({name: feature for name, feature in features.items() if name != INDEX_COLUMN})
     columns = find_columns(named, dataset, image_column, label_column)
     # Labels as plain integers: casting to ClassLabel stops at the first label out of range.
@@ -133,6 +129,8 @@ def _with_columns(
     if INDEX_COLUMN in features:
         kept[INDEX_COLUMN] = datasets.Value("int64")
     records = records.select_columns(list(kept)).cast(datasets.Features(kept))
+    if opened.num_images is None and not _attempt(dataset, lambda: list(records.take(1))):
+        raise _no_images(dataset, split)
     identity = json.dumps([config, split, opened.identity])
     fingerprint = hashlib.sha256(identity.encode()).hexdigest()[:32]
     return Source(dataset, split, records, columns.image, columns.labels, opened.num_images, fingerprint)
@@ -144,7 +142,7 @@ def _open_shapes(split: str) -> _Opened:
 
 
 def _open_digits(split: str) -> _Opened:
-    """scikit-learn's 8 x 8 handwritten digits; the last 360 of 1,797, by other writers, are the test split."""
+    """scikit-learn's 8 x 8 handwritten digits; the last 360 of 1,797 are the test split."""
     bounds = {"train": slice(None, -360), "test": slice(-360, None)}
     if split not in bounds:
         raise ValueError(f"`digits` has no split `{split}`. It has: {', '.join(bounds)}.")

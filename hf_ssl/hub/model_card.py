@@ -85,6 +85,7 @@ def render_model_card(
         "license": license,
         "results": results,
         "baselines": list(dict.fromkeys(name for result in results for name in result.get("baselines") or {})),
+        "protocols": _shared_settings(results),
         "best": _BEST,
         "commands": list(dict.fromkeys(result["command"] for result in results if result.get("command"))),
         "figures": _figures(encoder_folder),
@@ -147,6 +148,16 @@ def _name_of_data(data: Mapping[str, Any]) -> str:
         return name
     folder = [part for part in re.split(r"[/\\]", name) if part][-1]
     return f"{folder} (local)"
+
+
+def _shared_settings(results: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Protocol -> the settings that are equal in all its results; what a probe chose for a label is not among them."""
+    shared: dict[str, dict[str, Any]] = {}
+    for result in results:
+        own = result.get("settings") or {}
+        former = shared.setdefault(result["protocol"], own)
+        shared[result["protocol"]] = {name: value for name, value in former.items() if own.get(name) == value}
+    return shared
 
 
 def _name_of_protocol(protocol: str) -> str:

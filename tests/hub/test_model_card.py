@@ -64,7 +64,7 @@ def test_results_are_in_the_index_and_in_the_table(encoder_folder):
     rows = [line for line in text.splitlines() if line.startswith("| ORG/NAME |")]
     assert len(rows) == 2
     assert "81.2" in rows[0]
-    assert "k `200`" in rows[0]
+    assert "- weighted k-NN: k `200`\n" in text
     assert "| 85.7 | 29.7 | 33.4 |" in rows[1]
     for result in RESULTS:
         assert result["command"] in text
