@@ -2,8 +2,9 @@
 
     accelerate launch scripts/pretrain.py --recipe quickstart --output_dir runs/first
 
-trains DirectPred with a small encoder on the pictures that the package draws, in minutes. With data of your own, change only `--dataset`: a folder of
-images, a parquet or webdataset file, or the id of a data set on the Hub, which is streamed:
+trains DirectPred with a small encoder on the pictures that the package draws, in minutes. With data of your own,
+change only `--dataset`: a folder of images, a parquet or webdataset file, or the id of a data set on the Hub, which is
+streamed:
 
     accelerate launch scripts/pretrain.py --method moco --recipe cifar --dataset uoft-cs/cifar10 \
         --output_dir runs/moco-cifar10 --num_epochs 200 --knn_split test --knn_every 1000
@@ -89,7 +90,7 @@ def _publisher(settings: TrainingSettings) -> Callable[[int, SSLPreTrainedModel]
     def publish_step(step: int, model: SSLPreTrainedModel) -> None:
         run_dir = Path(settings.output_dir)
         export_run(model, run_dir)
-        revision = f"step-{step:06d}"
+        revision, message = f"step-{step:06d}", f"Step {step}"
         try:
             publish(
                 run_dir, settings.repo_id or "", private=settings.private, revision=revision, message=f"Step {step}"
