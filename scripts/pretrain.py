@@ -90,11 +90,9 @@ def _publisher(settings: TrainingSettings) -> Callable[[int, SSLPreTrainedModel]
     def publish_step(step: int, model: SSLPreTrainedModel) -> None:
         run_dir = Path(settings.output_dir)
         export_run(model, run_dir)
-        revision, message = f"step-{step:06d}", f"Step {step}"
+        where = {"revision": f"step-{step:06d}", "message": f"Step {step}"}
         try:
-            publish(
-                run_dir, settings.repo_id or "", private=settings.private, revision=revision, message=f"Step {step}"
-            )
+            publish(run_dir, settings.repo_id or "", private=settings.private, **where)
         except RuntimeError as error:  # the Hub is out of reach: no reason to lose a run
             logger.warning("Training goes on without publishing step %d. %s", step, error)
 
