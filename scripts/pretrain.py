@@ -90,9 +90,9 @@ def _publisher(settings: TrainingSettings) -> Callable[[int, SSLPreTrainedModel]
     def publish_step(step: int, model: SSLPreTrainedModel) -> None:
         run_dir = Path(settings.output_dir)
         export_run(model, run_dir)
-        where = {"revision": f"step-{step:06d}", "message": f"Step {step}"}
+        repo_id, revision = settings.repo_id or "", f"step-{step:06d}"
         try:
-            publish(run_dir, settings.repo_id or "", private=settings.private, **where)
+            publish(run_dir, repo_id, private=settings.private, revision=revision, message=f"Step {step}")
         except RuntimeError as error:  # the Hub is out of reach: no reason to lose a run
             logger.warning("Training goes on without publishing step %d. %s", step, error)
 
