@@ -25,12 +25,12 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	@touch $@
 
 quickstart: $(VENV)/.installed ## Install, pretrain a small encoder, evaluate and export it, show how to load it.
-	$(VENV)/bin/accelerate launch scripts/pretrain.py --method directpred --recipe quickstart --dataset shapes \
+	$(VENV)/bin/accelerate launch --quiet scripts/pretrain.py --method directpred --recipe quickstart --dataset shapes \
 		--output_dir $(QUICKSTART) --resume auto
 	$(RUN) scripts/evaluate.py $(QUICKSTART) --dataset shapes --label_column all --baselines raw random
 
 test: $(VENV)/.installed-dev ## Install what the tests need and run them.
-	$(RUN) -m pytest
+	$(RUN) -m pytest -n auto
 
 lint: $(VENV)/.installed-dev ## Check style and types.
 	$(VENV)/bin/ruff check .
@@ -41,7 +41,7 @@ test-minimum: ## Run the tests with the lowest versions that pyproject.toml allo
 	$(PYTHON) -m venv .venv-minimum
 	.venv-minimum/bin/python -m pip install --quiet --upgrade pip
 	.venv-minimum/bin/python -m pip install --quiet --editable '.[dev]' --constraint .ci/minimum-versions.txt
-	.venv-minimum/bin/python -m pytest
+	.venv-minimum/bin/python -m pytest -n auto
 
 clean: ## Remove the environments; runs/ stays.
 	rm -rf .venv .venv-minimum
