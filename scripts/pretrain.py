@@ -37,8 +37,9 @@ from hf_ssl.hub.publish import publish
 from hf_ssl.methods import METHODS
 from hf_ssl.methods.base import SSLPreTrainedModel
 from hf_ssl.training.arguments import ALTERNATIVES, TrainingSettings
-from hf_ssl.training.loop import prepare_output_dir, train
+from hf_ssl.training.loop import train
 from hf_ssl.training.monitor import KNN, open_knn
+from hf_ssl.training.output import prepare_output_dir
 
 logger = logging.getLogger(__name__)
 

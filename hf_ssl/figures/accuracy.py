@@ -1,6 +1,7 @@
 """Accuracies of several encoders side by side."""
 
 from collections.abc import Mapping
+from textwrap import fill
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -33,7 +34,7 @@ def accuracy_bars(
     if not panels or not all(panels.values()):
         raise ValueError("There are no accuracies to draw. Give at least one panel with one encoder.")
     num_bars = max(sum(len(values) for values in encoders.values()) for encoders in panels.values())
-    width = min(max(5.0, 1.5 + 0.42 * num_bars), 16.0)  # inches
+    width = min(max(6.0, 1.5 + 0.42 * num_bars), 16.0)  # inches
     crowded = num_bars > 40
     figure = Figure(figsize=(width, 1.2 + 2.4 * len(panels)), dpi=150, layout="constrained")
     axes = figure.subplots(len(panels), 1, squeeze=False)[:, 0]
@@ -54,7 +55,7 @@ def accuracy_bars(
                 line = axis.hlines(100 * level, place - 0.46, place + 0.46, colors=_CHANCE, linestyles="--", lw=1)
                 line.set_label("most frequent class" if place == 0 else None)
         axis.set_title(name, fontsize=10, loc="left")
-        axis.set_xticks(range(len(labels)), labels)
+        axis.set_xticks(range(len(labels)), labels if crowded else [fill(label, 14) for label in labels])
         if crowded:
             axis.tick_params(axis="x", rotation=90)
         axis.set_ylabel("test accuracy (%)")
@@ -64,7 +65,9 @@ def accuracy_bars(
         axis.set_axisbelow(True)
         axis.grid(axis="y", alpha=0.3, lw=0.6)
     handles, names = axes[0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside lower center", ncols=min(4, len(names)), frameon=False, fontsize=9)
+    figure.legend(
+        handles, names, loc="outside lower center", ncols=max(1, int(width / 2.5)), frameon=False, fontsize=9
+    )
     if title:
         figure.suptitle(title, fontsize=11)
     return figure

@@ -46,7 +46,7 @@ def training_curves(metrics_path: Path) -> Figure:
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(alpha=0.3, lw=0.6)
         if name in ("knn", "feature_std", "effective_rank"):  # zero means chance or collapse: keep it in sight
-            axis.set_ylim(bottom=0)
+            axis.set_ylim(0, 1.08 * max(values) or 1)
     for axis in axes[len(curves) :]:
         axis.remove()
     return figure

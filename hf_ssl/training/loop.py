@@ -2,8 +2,6 @@
 
 import json
 import logging
-import os
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +23,7 @@ from hf_ssl.training.arguments import TrainingSettings
 from hf_ssl.training.checkpoint import Restored, find_checkpoint, load_checkpoint
 from hf_ssl.training.monitor import check_tracker, open_knn
 from hf_ssl.training.optimizers import build_optimizer, set_learning_rate
+from hf_ssl.training.output import lock_output_dir, prepare_output_dir
 from hf_ssl.training.plan import make_plan
 from hf_ssl.training.processes import average_batch_norm, prepare, start_accelerator
 from hf_ssl.training.record import describe_run, identity_of
@@ -83,10 +82,11 @@ def train(
 
     Raises:
         ValueError: If settings, data and checkpoint do not fit together.
-        RuntimeError: If processes are missing, or a loss or weight is not finite.
+        RuntimeError: If processes are missing, another run uses the folder, or a loss or weight is not finite.
     """
     check_tracker(settings.report_to)
     prepare_output_dir(settings)
+    lock = lock_output_dir(settings)
     accelerator = start_accelerator(settings)
     plan = make_plan(source, settings, accelerator.num_processes)
     run = describe_run(model, source, data, settings, plan, accelerator.num_processes, accelerator.device)
@@ -123,36 +123,12 @@ def train(
     average_batch_norm(model)
     model.to(memory_format=torch.contiguous_format)  # pyright: ignore[reportCallIssue]
     recorder.finish(step)
+    if lock is not None:
+        lock.close()
     accelerator.end_training()
     return TrainingResult(
         step, plan.num_steps, recorder.stopped_by, accelerator.is_main_process, recorder.last_checkpoint
     )
-
-
-def prepare_output_dir(settings: TrainingSettings) -> None:
-    """Make the run's folder and refuse one that holds something else or cannot be written, before any work is done.
-
-    Only the first process looks: the others would see what it has already written.
-
-    Raises:
-        ValueError: If the folder is not empty and `resume` is not given.
-        OSError: If it cannot be written.
-    """
-    if os.environ.get("RANK", "0") != "0":
-        return
-    folder = Path(settings.output_dir)
-    if settings.resume is None and folder.is_dir() and any(folder.iterdir()):
-        raise ValueError(
-            f"`output_dir` `{folder}` is not empty. Give `--resume auto` to continue the run in it, or another folder."
-        )
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise ValueError(
-            f"`output_dir` `{folder}` cannot be written: {error.strerror}. Give another folder."
-        ) from error
 
 
 def load_timm_weights(model: SSLPreTrainedModel) -> None:

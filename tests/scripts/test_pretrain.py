@@ -1,5 +1,6 @@
 """The script as users start it: two processes, SIGKILL in the middle, resume; wrong input ends with a sentence."""
 
+import contextlib
 import importlib.util
 import io
 import json
@@ -15,6 +16,7 @@ from unittest import mock
 
 import datasets
 import numpy as np
+import psutil
 import pytest
 from accelerate.state import AcceleratorState, GradientState
 from PIL import Image
@@ -109,7 +111,12 @@ def kill_after(process: subprocess.Popen, checkpoint: Path) -> None:
         assert process.poll() is None, process.communicate()[0]
         time.sleep(0.005)
     time.sleep(0.1)
-    os.killpg(process.pid, signal.SIGKILL)
+    # The launcher starts its processes in sessions of their own, so killing its group would leave them at work.
+    everyone = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+    for one in everyone:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            one.kill()
+    psutil.wait_procs(everyone[1:], timeout=30)
     process.communicate()
     assert process.returncode == -signal.SIGKILL, "the run was over before it could be killed"
 
@@ -124,7 +131,7 @@ def steps(run: Path) -> list[int]:
 
 
 @pytest.mark.slow
-def test_killed_and_resumed_equals_uninterrupted(parquet: Path, tmp_path: Path):
+def test_killed_and_resumed_equals_uninterrupted(parquet: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
     """In one process, in the second epoch, and resumed with another number of workers."""
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     options = {"method": "byol", "projector_hidden_dim": 32, "view_recipe": "byol"}
@@ -133,6 +140,7 @@ def test_killed_and_resumed_equals_uninterrupted(parquet: Path, tmp_path: Path):
     kill_after(launch(arguments, 1), cut / "checkpoints" / "step-000030")
     assert not (cut / "encoder").exists()
     assert main([*arguments, "--num_workers", "0"]) == 0
+    assert "Resuming after step" in capsys.readouterr().err
     assert same_weights(whole, cut)
     assert steps(whole) == steps(cut) == [4, 8, 12, 16, 20, 24, 28, 32, 34]
     assert json.loads((cut / "run.json").read_text())["progress"]["epoch"] > 1
@@ -158,7 +166,9 @@ def test_two_processes_killed_and_resumed(parquet: Path, tmp_path: Path, capsys:
     assert main(arguments) == 2
     assert "was written by 2 processes, this run has 1" in capsys.readouterr().err
     assert sorted(path for path in cut.rglob("*")) == before
-    finish(launch(arguments, 2))
+    assert not (cut / "encoder").exists()
+    output = finish(launch(arguments, 2))
+    assert "Resuming after step" in output
     assert same_weights(whole, cut)
 
 

@@ -4,6 +4,8 @@ import json
 import os
 import random
 import signal
+import subprocess
+import sys
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -326,6 +328,29 @@ def test_output_folders_that_cannot_be_used(digits, tmp_path: Path):
         train(new_model(), digits, DATA, settings(tmp_path))
     with pytest.raises(ValueError, match="`output_dir` .* cannot be written: Not a directory"):
         train(new_model(), digits, DATA, settings(tmp_path / "file" / "run"))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such locks")
+def test_a_folder_in_use_is_refused(digits, tmp_path: Path):
+    """Killing a launcher alone leaves its processes at work."""
+    holder = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            "import fcntl, sys; file = open(sys.argv[1], 'a'); fcntl.lockf(file, fcntl.LOCK_EX); print(); input()",
+            str(tmp_path / ".lock"),
+        ],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    try:
+        assert holder.stdout and holder.stdout.readline()
+        with pytest.raises(RuntimeError, match="Another process is still training in"):
+            train(new_model(), digits, DATA, settings(tmp_path, num_steps=1))
+    finally:
+        holder.kill()
+        holder.communicate()
+    assert train(new_model(), digits, DATA, settings(tmp_path, num_steps=1)).finished
 
 
 def test_knn_needs_labels_that_both_splits_have(digits, tmp_path: Path):

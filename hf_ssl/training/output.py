@@ -1,0 +1,75 @@
+"""The folder of a run: checked before any work is done, and used by one run at a time."""
+
+import errno
+import logging
+import os
+import tempfile
+from pathlib import Path
+from typing import IO
+
+from hf_ssl.training.arguments import TrainingSettings
+
+try:
+    import fcntl
+except ImportError:  # Windows has no such locks
+    fcntl = None
+
+logger = logging.getLogger(__name__)
+
+_LOCK = ".lock"
+
+
+def prepare_output_dir(settings: TrainingSettings) -> None:
+    """Make the run's folder and refuse one that holds something else or cannot be written.
+
+    Only the first process looks: the others would see what it has already written.
+
+    Raises:
+        ValueError: If the folder is not empty and `resume` is not given, or cannot be written.
+    """
+    if not _is_first_process():
+        return
+    folder = Path(settings.output_dir)
+    if settings.resume is None and folder.is_dir() and any(path.name != _LOCK for path in folder.iterdir()):
+        raise ValueError(
+            f"`output_dir` `{folder}` is not empty. Give `--resume auto` to continue the run in it, or another folder."
+        )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ValueError(
+            f"`output_dir` `{folder}` cannot be written: {error.strerror}. Give another folder."
+        ) from error
+
+
+def lock_output_dir(settings: TrainingSettings) -> IO[str] | None:
+    """Refuse a folder in which another run is still at work, such as one whose launcher alone was killed.
+
+    The lock is the operating system's: it ends with the process, however that ends, and its workers do not inherit it.
+
+    Returns:
+        A file that holds the lock until it is closed; None on all processes but the first.
+
+    Raises:
+        RuntimeError: If another process holds the lock.
+    """
+    if not _is_first_process() or fcntl is None:
+        return None
+    file = (Path(settings.output_dir) / _LOCK).open("a")
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EAGAIN):
+            logger.warning("`%s` is on a file system without locks: start one run at a time there.", file.name)
+            return file
+        file.close()
+        raise RuntimeError(
+            f"Another process is still training in `{settings.output_dir}`. Wait for it or end it, then resume."
+        ) from None
+    return file
+
+
+def _is_first_process() -> bool:
+    return os.environ.get("RANK", "0") == "0"
