@@ -1,6 +1,7 @@
 """How a run went: its log as curves."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,8 @@ def training_curves(metrics_path: Path) -> Figure:
 
 def _curve(lines: list[dict[str, Any]], name: str) -> tuple[list[int], list[float]]:
     """Steps and values of one metric; a resumed run may have logged a step twice, then the later one counts."""
-    points = {line["step"]: line[name] for line in lines if line.get(name) is not None and "step" in line}
+    logged = {line["step"]: line[name] for line in lines if "step" in line and line.get(name) is not None}
+    points = {step: value for step, value in logged.items() if math.isfinite(value)}
     scale = 100 if name == "knn" else 1
     steps = sorted(points)
     return steps, [scale * points[step] for step in steps]

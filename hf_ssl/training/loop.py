@@ -23,7 +23,7 @@ from hf_ssl.training.arguments import TrainingSettings
 from hf_ssl.training.checkpoint import Restored, find_checkpoint, load_checkpoint
 from hf_ssl.training.monitor import check_tracker, open_knn
 from hf_ssl.training.optimizers import build_optimizer, set_learning_rate
-from hf_ssl.training.output import lock_output_dir, prepare_output_dir
+from hf_ssl.training.output import locked_output_dir, prepare_output_dir
 from hf_ssl.training.plan import make_plan
 from hf_ssl.training.processes import average_batch_norm, prepare, start_accelerator
 from hf_ssl.training.record import describe_run, identity_of
@@ -86,7 +86,17 @@ def train(
     """
     check_tracker(settings.report_to)
     prepare_output_dir(settings)
-    lock = lock_output_dir(settings)
+    with locked_output_dir(settings):
+        return _train(model, source, data, settings, on_checkpoint)
+
+
+def _train(
+    model: SSLPreTrainedModel,
+    source: Source,
+    data: DataSettings,
+    settings: TrainingSettings,
+    on_checkpoint: Callable[[int, SSLPreTrainedModel], None] | None,
+) -> TrainingResult:
     accelerator = start_accelerator(settings)
     plan = make_plan(source, settings, accelerator.num_processes)
     run = describe_run(model, source, data, settings, plan, accelerator.num_processes, accelerator.device)
@@ -123,8 +133,6 @@ def train(
     average_batch_norm(model)
     model.to(memory_format=torch.contiguous_format)  # pyright: ignore[reportCallIssue]
     recorder.finish(step)
-    if lock is not None:
-        lock.close()
     accelerator.end_training()
     return TrainingResult(
         step, plan.num_steps, recorder.stopped_by, accelerator.is_main_process, recorder.last_checkpoint

@@ -4,8 +4,9 @@ import errno
 import logging
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
 
 from hf_ssl.training.arguments import TrainingSettings
 
@@ -44,31 +45,28 @@ def prepare_output_dir(settings: TrainingSettings) -> None:
         ) from error
 
 
-def lock_output_dir(settings: TrainingSettings) -> IO[str] | None:
+@contextmanager
+def locked_output_dir(settings: TrainingSettings) -> Iterator[None]:
     """Refuse a folder in which another run is still at work, such as one whose launcher alone was killed.
 
     The lock is the operating system's: it ends with the process, however that ends, and its workers do not inherit it.
-
-    Returns:
-        A file that holds the lock until it is closed; None on all processes but the first.
 
     Raises:
         RuntimeError: If another process holds the lock.
     """
     if not _is_first_process() or fcntl is None:
-        return None
-    file = (Path(settings.output_dir) / _LOCK).open("a")
-    try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno not in (errno.EACCES, errno.EAGAIN):
+        yield
+        return
+    with (Path(settings.output_dir) / _LOCK).open("a") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                raise RuntimeError(
+                    f"Another process is still training in `{settings.output_dir}`. Wait for it or end it, then resume."
+                ) from None
             logger.warning("`%s` is on a file system without locks: start one run at a time there.", file.name)
-            return file
-        file.close()
-        raise RuntimeError(
-            f"Another process is still training in `{settings.output_dir}`. Wait for it or end it, then resume."
-        ) from None
-    return file
+        yield
 
 
 def _is_first_process() -> bool:

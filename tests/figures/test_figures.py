@@ -55,7 +55,7 @@ def test_curves_show_what_the_log_holds(tmp_path):
     lines = [
         {"step": 10, "epoch": 0.1, "loss": 2.0, "lr": 0.1, "feature_std": 0.05, "effective_rank": 9.0},
         {"step": 20, "epoch": 0.2, "loss": 1.0, "lr": 0.2, "feature_std": 0.06, "effective_rank": 8.0, "knn": 0.3},
-        {"step": 25, "knn": 0.4},
+        {"step": 25, "knn": 0.4, "effective_rank": float("nan")},
         {"step": 20, "epoch": 0.2, "loss": 1.5, "lr": 0.2, "feature_std": 0.06, "effective_rank": 8.0},  # resumed
     ]
     path = tmp_path / "metrics.jsonl"
