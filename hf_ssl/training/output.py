@@ -63,7 +63,7 @@ def locked_output_dir(settings: TrainingSettings) -> Iterator[None]:
         except OSError as error:
             if error.errno in (errno.EACCES, errno.EAGAIN):
                 raise RuntimeError(
-                    f"Another process is still training in `{settings.output_dir}`. Wait for it or end it, then resume."
+                    f"Another process still trains in `{settings.output_dir}`. Wait for it or end it, then resume."
                 ) from None
             logger.warning("`%s` is on a file system without locks: start one run at a time there.", file.name)
         yield

@@ -345,7 +345,7 @@ def test_a_folder_in_use_is_refused(digits, tmp_path: Path):
     )
     try:
         assert holder.stdout and holder.stdout.readline()
-        with pytest.raises(RuntimeError, match="Another process is still training in"):
+        with pytest.raises(RuntimeError, match="Another process still trains in"):
             train(new_model(), digits, DATA, settings(tmp_path, num_steps=1))
     finally:
         holder.kill()
