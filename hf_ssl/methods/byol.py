@@ -134,7 +134,7 @@ class BYOLForPreTraining(SSLPreTrainedModel):
             "ema_momentum": 0.9,
             "ema_schedule": "constant",
             "batch_size": 128,
-            "num_epochs": 30,
+            "num_epochs": 24,
             "optimizer": "sgd",
             "base_learning_rate": 0.2,
             "learning_rate_scaling": "linear",

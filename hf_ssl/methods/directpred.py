@@ -211,7 +211,7 @@ class DirectPredForPreTraining(SSLPreTrainedModel):
             "epsilon": 0.1,
             "ema_momentum": 0.9,
             "batch_size": 128,
-            "num_epochs": 30,
+            "num_epochs": 24,
             "optimizer": "sgd",
             "base_learning_rate": 0.2,
             "learning_rate_scaling": "linear",

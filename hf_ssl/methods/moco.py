@@ -145,7 +145,7 @@ class MoCoForPreTraining(SSLPreTrainedModel):
             "ema_momentum": 0.99,
             "symmetric": True,
             "batch_size": 128,
-            "num_epochs": 30,
+            "num_epochs": 24,
             "optimizer": "sgd",
             "base_learning_rate": 0.2,
             "learning_rate_scaling": "linear",

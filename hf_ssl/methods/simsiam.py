@@ -104,7 +104,7 @@ class SimSiamForPreTraining(SSLPreTrainedModel):
             "projection_dim": 512,
             "predictor_hidden_dim": 128,
             "batch_size": 128,
-            "num_epochs": 30,
+            "num_epochs": 24,
             "optimizer": "sgd",
             "base_learning_rate": 0.4,
             "learning_rate_scaling": "linear",
