@@ -36,37 +36,6 @@ def gather(tensor: Tensor) -> Tensor:
     return torch.cat(parts)
 
 
-class _GatherWithGradient(torch.autograd.Function):
-    """All-gather whose backward sums the gradients of all processes and keeps the own part."""
-
-    @staticmethod
-    def forward(ctx, tensor: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
-        ctx.batch_size = tensor.shape[0]
-        return gather(tensor)
-
-    @staticmethod
-    def backward(ctx, gradient: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
-        gradient = gradient.contiguous()
-        dist.all_reduce(gradient)
-        return gradient.narrow(0, rank() * ctx.batch_size, ctx.batch_size)
-
-
-def gather_with_gradient(tensor: Tensor) -> Tensor:
-    """Like `gather`, with gradients flowing back to the process that made each part.
-
-    Each process computes the loss of its own anchors against all candidates. The backward pass adds up what all
-    processes send to a candidate; DistributedDataParallel then averages over processes, so the gradient equals that of
-    the mean over all anchors computed in one process.
-
-    Args:
-        tensor: Any shape (batch, ...), the same on every process.
-
-    Returns:
-        (batch * processes, ...).
-    """
-    return tensor if world_size() == 1 else _GatherWithGradient.apply(tensor)  # pyright: ignore[reportReturnType]
-
-
 @torch.no_grad()
 def mean_over_processes(tensor: Tensor) -> Tensor:
     """Average a tensor of equal shape over all processes, without gradient; equal on every process."""
