@@ -32,10 +32,11 @@ quickstart: $(VENV)/.installed ## Install, pretrain a small encoder, evaluate an
 test: $(VENV)/.installed-dev ## Install what the tests need and run them.
 	$(RUN) -m pytest -n auto
 
+# Without --pythonpath, pyright looks for the packages in whatever Python is first on PATH.
 lint: $(VENV)/.installed-dev ## Check style and types.
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
-	$(VENV)/bin/pyright
+	$(VENV)/bin/pyright --pythonpath $(RUN)
 
 test-minimum: ## Run the tests with the lowest versions that pyproject.toml allows, in an environment of their own.
 	$(PYTHON) -m venv .venv-minimum
