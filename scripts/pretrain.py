@@ -60,6 +60,7 @@ def main(arguments: list[str]) -> int:
     if (settings.push_to_hub or settings.push_checkpoints) and get_token() is None:
         raise ValueError("`push_to_hub` needs a Hub token. Run `hf auth login` or set `HF_TOKEN`.")
     source = data.open()
+    config.adapt_to_data(source.num_images)
     set_seed(settings.seed)
     model = model_class(config)
     result = train(model, source, data, settings, on_checkpoint=_publisher(settings))

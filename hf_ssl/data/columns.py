@@ -23,7 +23,11 @@ class Columns:
 
 
 def find_columns(
-    features: datasets.Features, dataset: str, image_column: str | None = None, label_column: str | None = None
+    features: datasets.Features,
+    dataset: str,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    index_column: str | None = None,
 ) -> Columns:
     """Find the image and label columns.
 
@@ -36,6 +40,7 @@ def find_columns(
         dataset: Name of the data set, for messages.
         image_column: The image column, if the user named it.
         label_column: The main label column, if the user named it.
+        index_column: The column that numbers the images, if the user named it; it is no label.
 
     Returns:
         The columns.
@@ -51,15 +56,17 @@ def find_columns(
             f"`image_column` must name images, bytes or paths, but `{image}` of `{dataset}` does not hold them. "
             f"Columns: {_listed(features)}."
         )
-    if label_column is not None and label_column not in features:
-        raise ValueError(f"`label_column` `{label_column}` is no column of `{dataset}`. It has: {_listed(features)}.")
-    if label_column is not None and not _is_integer(features[label_column]):
-        raise ValueError(
-            f"`label_column` must hold integers or class labels, but `{label_column}` of `{dataset}` does not. "
-            f"Columns: {_listed(features)}."
-        )
+    for setting, column in (("label_column", label_column), ("index_column", index_column)):
+        if column is not None and column not in features:
+            raise ValueError(f"`{setting}` `{column}` is no column of `{dataset}`. It has: {_listed(features)}.")
+        if column is not None and not _is_integer(features[column]):
+            raise ValueError(
+                f"`{setting}` must hold integers{' or class labels' if setting == 'label_column' else ''}, but "
+                f"`{column}` of `{dataset}` does not. Columns: {_listed(features)}."
+            )
     labels = [name for name in _LABEL_NAMES if name in features and _is_integer(features[name])]
     labels += [name for name in features if isinstance(features[name], datasets.ClassLabel) and name not in labels]
+    labels = [name for name in labels if name != index_column]
     if label_column is not None:
         labels = [label_column, *(name for name in labels if name != label_column)]
     return Columns(image, {name: list(getattr(features[name], "names", None) or []) for name in labels})

@@ -24,24 +24,36 @@ _MANY_SHARDS = 8
 class Chunk:
     """Consecutive records of the shuffled order, and what a worker made of them.
 
-    `start` and `end` are where the reader stands before and after it; a chunk without records ends an epoch.
+    A record is an undecoded image, its index and its label. `start` and `end` are where the reader stands before and
+    after the chunk; one without records ends an epoch.
     """
 
     start: dict[str, Any]
     end: dict[str, Any]
     place: int
-    records: list[tuple[Any, int | None]] = field(default_factory=list)
+    records: list[tuple[Any, int | None, int | None]] = field(default_factory=list)
     size: int = 0
     views: Tensor | None = None
     indices: list[int | None] = field(default_factory=list)
+    labels: list[int] = field(default_factory=list)
     skipped: dict[str, int] = field(default_factory=dict)
 
 
 class Reader:
     """Reads this process's records window by window, each shuffled, and cuts them into chunks."""
 
-    def __init__(self, source: Source, seed: int, rank: int, world_size: int, window_size: int, chunk_size: int):
+    def __init__(
+        self,
+        source: Source,
+        seed: int,
+        rank: int,
+        world_size: int,
+        window_size: int,
+        chunk_size: int,
+        label_column: str | None = None,
+    ):
         self.source = source
+        self.label_column = label_column
         self.seed = seed
         self.rank = rank
         self.world_size = world_size
@@ -51,8 +63,10 @@ class Reader:
     def chunks(self, state: dict[str, Any]) -> Iterator[Chunk]:
         """Chunks from a state on, epoch after epoch."""
         columns = [self.source.image_column]
-        if INDEX_COLUMN in (self.source.records.features or {}):
+        if self.source.has_indices:
             columns.append(INDEX_COLUMN)
+        if self.label_column is not None:
+            columns.append(self.label_column)
         records = self.source.records.select_columns(columns)
         enough = records.num_shards >= _MANY_SHARDS * self.world_size
         records = split_dataset_by_node(records, self.rank, self.world_size, "shards" if enough else "auto")
@@ -69,6 +83,7 @@ class Reader:
             after = records.state_dict()
             images = rows[self.source.image_column]
             numbers = rows.get(INDEX_COLUMN) or [None] * len(images)
+            labels = rows[self.label_column] if self.label_column is not None else [None] * len(images)
             order = np.random.default_rng([self.seed, epoch, self.rank, window, FOR_WINDOW]).permutation(len(images))
             for begin in range(offset, len(images), self.chunk_size):
                 end = min(begin + self.chunk_size, len(images))
@@ -83,7 +98,7 @@ class Reader:
                         "state": state if in_window else after,
                     },
                     place=window * self.window_size + begin,
-                    records=[(images[row], numbers[row]) for row in chosen],
+                    records=[(images[row], numbers[row], labels[row]) for row in chosen],
                     size=len(chosen),
                 )
             window, offset, state = window + 1, 0, after

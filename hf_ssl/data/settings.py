@@ -17,6 +17,8 @@ class DataSettings:
         split: Split to train on; a folder without split folders is `train`.
         image_column: Column of the images; found by its type or name if not given.
         label_column: Main label column; found by its type or name if not given. Training needs none.
+        index_column: Column with a stable number of each image, from 0 to one less than their number, which memory
+            banks need; made for local files and embedded data sets, so only streams from the Hub and tars lack one.
         view_recipe: Augmentation, a name in `hf_ssl/data/recipes.py`; the method's own if not given.
         num_workers: Worker processes of each training process that decode and augment, at least 0. The order of
             images does not depend on it.
@@ -31,6 +33,7 @@ class DataSettings:
     split: str = "train"
     image_column: str | None = None
     label_column: str | None = None
+    index_column: str | None = None
     view_recipe: str | None = None
     num_workers: int = 2
     shuffle_window: int = 2048
@@ -55,4 +58,5 @@ class DataSettings:
             revision=self.dataset_revision,
             image_column=self.image_column,
             label_column=self.label_column,
+            index_column=self.index_column,
         )

@@ -55,6 +55,11 @@ class Source:
     num_images: int | None
     fingerprint: str
 
+    @property
+    def has_indices(self) -> bool:
+        """Whether every record carries a stable number."""
+        return INDEX_COLUMN in (self.records.features or {})
+
 
 @dataclass(frozen=True)
 class _Opened:
@@ -73,6 +78,7 @@ def open_source(
     revision: str | None = None,
     image_column: str | None = None,
     label_column: str | None = None,
+    index_column: str | None = None,
 ) -> Source:
     """Open one split of a data set as a stream of records.
 
@@ -84,6 +90,7 @@ def open_source(
         revision: Branch, tag or commit of a Hub data set.
         image_column: Column of the images; None: found by its type, else by its name.
         label_column: Main label column; None: found by its type and name. A data set may have none.
+        index_column: Column of integers that number the images; None: made for local files and embedded data sets.
 
     Returns:
         The opened source.
@@ -102,7 +109,7 @@ def open_source(
         raise ValueError(f"`dataset` must exist, but there is no file or folder `{dataset}`.")
     else:
         opened = _open_builder(dataset, split, path=dataset, name=config, revision=revision)
-    return _with_columns(opened, dataset, config, split, image_column, label_column)
+    return _with_columns(opened, dataset, config, split, image_column, label_column, index_column)
 
 
 def _with_columns(
@@ -112,6 +119,7 @@ def _with_columns(
     split: str,
     image_column: str | None,
     label_column: str | None,
+    index_column: str | None = None,
 ) -> Source:
     records, features = opened.records, opened.records.features
     if opened.num_images == 0:
@@ -122,7 +130,11 @@ def _with_columns(
             raise _no_images(dataset, split)
         features = datasets.Dataset.from_list(first_rows).features
     named = datasets.Features({name: feature for name, feature in features.items() if name != INDEX_COLUMN})
-    columns = find_columns(named, dataset, image_column, label_column)
+    columns = find_columns(named, dataset, image_column, label_column, index_column)
+    if index_column is not None:
+        dropped = [INDEX_COLUMN] if INDEX_COLUMN in features else []
+        records = records.remove_columns(dropped).rename_column(index_column, INDEX_COLUMN)
+        features = {**features, INDEX_COLUMN: features[index_column]}
     # Labels as plain integers: casting to ClassLabel stops at the first label out of range.
     kept: dict[str, Any] = {columns.image: datasets.Image(decode=False)}
     kept |= {label: datasets.Value("int64") for label in columns.labels}
@@ -131,7 +143,7 @@ def _with_columns(
     records = records.select_columns(list(kept)).cast(datasets.Features(kept))
     if opened.num_images is None and not _attempt(dataset, lambda: list(records.take(1))):
         raise _no_images(dataset, split)
-    identity = json.dumps([config, split, opened.identity])
+    identity = json.dumps([config, split, index_column, opened.identity])
     fingerprint = hashlib.sha256(identity.encode()).hexdigest()[:32]
     return Source(dataset, split, records, columns.image, columns.labels, opened.num_images, fingerprint)
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from hf_ssl.data.decode import SkippedImageError, decode, use_one_core
-from hf_ssl.data.ordered import EvaluationBatch, evaluation_batches
+from hf_ssl.data.ordered import UNKNOWN_LABEL, EvaluationBatch, evaluation_batches
 from hf_ssl.data.reader import FOR_VIEWS, Chunk, Reader
 from hf_ssl.data.sources import Source
 from hf_ssl.data.views import Views
@@ -37,6 +37,7 @@ class Batch:
     Args:
         pixel_values: Normalised views, (batch, 2, 3, image size, image size), float32.
         indices: Stable number of each image in the data set, (batch,), int64; None where the source has none.
+        labels: Class of each image, (batch,), int64, `UNKNOWN_LABEL` where it has none; None unless asked for.
         epoch: Pass over this process's records, from 0.
         position: JSON-able state from which the next batch is read.
         skipped: Images that this process could not use so far, by reason; part of `position`.
@@ -44,6 +45,7 @@ class Batch:
 
     pixel_values: Tensor
     indices: Tensor | None
+    labels: Tensor | None
     epoch: int
     position: dict[str, Any]
     skipped: dict[str, int]
@@ -59,7 +61,7 @@ class _ViewMaker(Dataset):
 
     def __getitem__(self, chunk: Chunk) -> Chunk:
         views, skipped = [], Counter()
-        for offset, (record_image, index) in enumerate(chunk.records):
+        for offset, (record_image, index, label) in enumerate(chunk.records):
             try:
                 image = decode(record_image)
             except SkippedImageError as error:
@@ -70,6 +72,7 @@ class _ViewMaker(Dataset):
             )
             views.append(self.views(image, generator))
             chunk.indices.append(index)
+            chunk.labels.append(UNKNOWN_LABEL if label is None else label)
         chunk.views = torch.stack(views) if views else None
         chunk.skipped = dict(skipped)
         chunk.records = []  # the bytes need not travel back
@@ -98,6 +101,7 @@ class TrainingStream:
         window_size: Records that are shuffled together; they are in memory, undecoded.
         max_skipped_ratio: Fraction of unusable images above which the stream stops, in [0, 1].
         position: `Batch.position` of the last batch that was used, to go on after it.
+        with_labels: Bring the main label column along.
 
     Raises:
         ValueError: If an argument is out of range, the position belongs to another data set or setting, or an epoch
@@ -117,6 +121,7 @@ class TrainingStream:
         window_size: int = 2048,
         max_skipped_ratio: float = 0.01,
         position: dict[str, Any] | None = None,
+        with_labels: bool = False,
     ):
         _check_at_least("batch_size", batch_size, 1)
         _check_at_least("seed", seed, 0)
@@ -136,7 +141,14 @@ class TrainingStream:
         self.num_workers = num_workers
         self.max_skipped_ratio = max_skipped_ratio
         self._chunk_size = min(CHUNK_SIZE, batch_size)
-        self._reader = Reader(source, seed, rank, world_size, window_size, self._chunk_size)
+        self._with_labels = with_labels
+        if with_labels and not source.labels:
+            raise ValueError(
+                f"`{source.name}` has no labels, which this method is set to look at. Name their column with "
+                "`label_column`, or take other settings."
+            )
+        label_column = next(iter(source.labels)) if with_labels else None
+        self._reader = Reader(source, seed, rank, world_size, window_size, self._chunk_size, label_column)
         # What must be the same on resuming, for the order to be the same.
         self._identity = {
             "seed": seed,
@@ -171,6 +183,7 @@ class TrainingStream:
         skipped = Counter(position["skipped"])
         pending: list[Tensor] = []
         indices: list[int | None] = []
+        labels: list[int] = []
         for chunk in self._loader(position["reader"]):
             if chunk.size == 0:  # the end of an epoch
                 self._judge(seen, skipped, epoch_ended=True)
@@ -179,7 +192,7 @@ class TrainingStream:
                         f"`batch_size` must not exceed the usable images of one process, but it is {self.batch_size} "
                         f"and an epoch of `{self.source.name}` has {len(indices)}. Lower `batch_size`."
                     )
-                pending, indices, batches = [], [], 0
+                pending, indices, labels, batches = [], [], [], 0
                 continue
             before = {"reader": chunk.start, "seen": seen, "skipped": dict(skipped)}
             seen += chunk.size
@@ -193,18 +206,33 @@ class TrainingStream:
                 added = min(self.batch_size - len(indices), num_good - taken)
                 pending.append(chunk.views[taken : taken + added])
                 indices += chunk.indices[taken : taken + added]
+                labels += chunk.labels[taken : taken + added]
                 taken += added
                 if len(indices) == self.batch_size:
                     batches += 1
                     place = after if taken == num_good else {**before, "used": taken}
                     yield Batch(
                         pixel_values=torch.cat(pending) if len(pending) > 1 else pending[0],
-                        indices=None if None in indices else torch.tensor(indices),
+                        indices=self._checked_indices(indices),
+                        labels=torch.tensor(labels) if self._with_labels else None,
                         epoch=chunk.start["epoch"],
                         position={**self._identity, **place, "batches": batches},
                         skipped=dict(skipped),
                     )
-                    pending, indices = [], []
+                    pending, indices, labels = [], [], []
+
+    def _checked_indices(self, indices: list[int | None]) -> Tensor | None:
+        if None in indices:
+            return None
+        numbers = torch.tensor(indices)
+        size = self.source.num_images
+        if int(numbers.min()) < 0 or (size is not None and int(numbers.max()) >= size):
+            wrong = numbers.min() if numbers.min() < 0 else numbers.max()
+            raise ValueError(
+                f"`index_column` must number the images of `{self.source.name}` from 0 to one less than their number "
+                f"({'unknown' if size is None else size}), but holds {int(wrong)}. Name a column that does."
+            )
+        return numbers
 
     def _loader(self, reader_state: dict[str, Any]) -> DataLoader:
         workers: dict[str, Any] = {}

@@ -69,6 +69,13 @@ class SSLConfig(PreTrainedConfig):
         if min(self.image_std) <= 0:
             raise ValueError(f"`image_std` must be positive, got {min(self.image_std)}.")
 
+    def adapt_to_data(self, num_images: int | None) -> None:
+        """Fill in what only the data set tells; called before the model of a new run is built.
+
+        Args:
+            num_images: Images of the training split; None if only reading them all would tell.
+        """
+
 
 @dataclass
 class SSLOutput(ModelOutput):
@@ -138,6 +145,8 @@ class SSLPreTrainedModel(PreTrainedModel, ABC):
         batch_norm: `sync` for BatchNorm statistics over all processes, `local` for those of each process.
         frozen_modules: Names of submodules that gradient descent must not move.
         constant_lr_modules: Names of submodules whose learning rate does not follow the schedule.
+        needs_indices: Whether `forward` needs the stable number of each image.
+        needs_labels: Whether `forward` needs labels.
     """
 
     config_class: ClassVar[type[SSLConfig]]  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -147,6 +156,8 @@ class SSLPreTrainedModel(PreTrainedModel, ABC):
     batch_norm: ClassVar[str] = "sync"
     frozen_modules: tuple[str, ...] = ()
     constant_lr_modules: tuple[str, ...] = ()
+    needs_indices: bool = False
+    needs_labels: bool = False
 
     base_model_prefix = "encoder"
     main_input_name = "pixel_values"
@@ -160,12 +171,14 @@ class SSLPreTrainedModel(PreTrainedModel, ABC):
         self.encoder = build_encoder(config.architecture, config.model_args)
 
     @abstractmethod
-    def forward(self, pixel_values: Tensor, indices: Tensor | None = None) -> SSLOutput:
+    def forward(self, pixel_values: Tensor, indices: Tensor | None = None, labels: Tensor | None = None) -> SSLOutput:
         """Compute the loss of one batch.
 
         Args:
             pixel_values: Normalised views, (batch, 2, 3, height, width).
             indices: Stable number of each image in the data set, (batch,), int64; None where the source has none.
+            labels: Class of each image, (batch,), int64, -1 where it has none. None unless `needs_labels`: methods
+                train without labels, and only an analysis may look at them.
         """
 
     def after_optimizer_step(self, step: int, num_steps: int) -> None:

@@ -173,12 +173,13 @@ class BYOLForPreTraining(SSLPreTrainedModel):
         config = self.config
         return mlp(self.hidden_size, config.projector_hidden_dim, config.projection_dim, output_bias=False)
 
-    def forward(self, pixel_values: Tensor, indices: Tensor | None = None) -> SSLOutput:
+    def forward(self, pixel_values: Tensor, indices: Tensor | None = None, labels: Tensor | None = None) -> SSLOutput:
         """Compute the loss of both directions, added up: 8 for opposite vectors, about 4 at the start, 0 at best.
 
         Args:
             pixel_values: Normalised views, (batch, 2, 3, height, width).
             indices: Not used.
+            labels: Not used.
         """
         views = self.split_views(pixel_values)
         h = [self.encode(view) for view in views]

@@ -262,7 +262,7 @@ class DirectPredForPreTraining(SSLPreTrainedModel):
             output_bias=config.projector_bias,
         )
 
-    def forward(self, pixel_values: Tensor, indices: Tensor | None = None) -> SSLOutput:
+    def forward(self, pixel_values: Tensor, indices: Tensor | None = None, labels: Tensor | None = None) -> SSLOutput:
         """Compute the loss of both directions, about 0 at the start and -4 at best, and update the correlation.
 
         The metric `correlation_updated` is 0 where a non-finite projection kept the batch out of the correlation, as
@@ -271,6 +271,7 @@ class DirectPredForPreTraining(SSLPreTrainedModel):
         Args:
             pixel_values: Normalised views, (batch, 2, 3, height, width).
             indices: Not used.
+            labels: Not used.
         """
         views = self.split_views(pixel_values)
         h = [self.encode(view) for view in views]

@@ -176,7 +176,7 @@ class MoCoForPreTraining(SSLPreTrainedModel):
         self.register_buffer("queue_position", torch.zeros((), dtype=torch.int64))
         self.post_init()
 
-    def forward(self, pixel_values: Tensor, indices: Tensor | None = None) -> SSLOutput:
+    def forward(self, pixel_values: Tensor, indices: Tensor | None = None, labels: Tensor | None = None) -> SSLOutput:
         """Compute the loss, about log(1 + queue size) at the start, and store the keys of all processes.
 
         Without `symmetric`, the second entry of `representations` and `projections` comes from the target: the
@@ -185,6 +185,7 @@ class MoCoForPreTraining(SSLPreTrainedModel):
         Args:
             pixel_values: Normalised views, (batch, 2, 3, height, width).
             indices: Not used.
+            labels: Not used.
 
         Raises:
             ValueError: If the keys of one step are more than the queue holds.

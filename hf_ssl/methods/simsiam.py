@@ -138,12 +138,13 @@ class SimSiamForPreTraining(SSLPreTrainedModel):
             self.constant_lr_modules = ("predictor",)
         self.post_init()
 
-    def forward(self, pixel_values: Tensor, indices: Tensor | None = None) -> SSLOutput:
+    def forward(self, pixel_values: Tensor, indices: Tensor | None = None, labels: Tensor | None = None) -> SSLOutput:
         """Compute the negative cosine similarity, mean of both directions: about 0 at the start, -1 at best.
 
         Args:
             pixel_values: Normalised views, (batch, 2, 3, height, width).
             indices: Not used.
+            labels: Not used.
         """
         h = [self.encode(view) for view in self.split_views(pixel_values)]
         z = [self.projector(h_i) for h_i in h]

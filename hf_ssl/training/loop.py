@@ -188,6 +188,11 @@ def _open_stream(
     accelerator: Accelerator,
     restored: Restored,
 ) -> TrainingStream:
+    if model.needs_indices and not source.has_indices:
+        raise ValueError(
+            f"`{type(model).__name__}` needs a stable number of each image, which the stream `{source.name}` does not "
+            "carry. Name a column of it with `index_column`, or download the data set and give its folder."
+        )
     config = model.config
     views = Views(data.view_recipe or model.view_recipe, config.image_size, config.image_mean, config.image_std)
     return TrainingStream(
@@ -201,12 +206,13 @@ def _open_stream(
         window_size=data.shuffle_window,
         max_skipped_ratio=data.max_skipped_ratio,
         position=restored.position,
+        with_labels=model.needs_labels,
     )
 
 
-def _inputs(batch: Batch, device: torch.device) -> dict[str, Tensor | None]:
-    indices = batch.indices if batch.indices is None else batch.indices.to(device, non_blocking=True)
-    return {"pixel_values": batch.pixel_values.to(device, non_blocking=True), "indices": indices}
+def _inputs(batch: Batch, device: torch.device) -> dict[str, Tensor]:
+    tensors = {"pixel_values": batch.pixel_values, "indices": batch.indices, "labels": batch.labels}
+    return {name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items() if tensor is not None}
 
 
 def _continue_record(run: dict[str, Any], output_dir: Path, restored: Restored, num_steps: int) -> None:

@@ -102,6 +102,25 @@ def test_the_streaming_path_of_the_hub_on_a_local_folder(parquet_folder, monkeyp
         sources._open_builder("org/pets", "val", path=str(parquet_folder), name=None, revision=None)
 
 
+def test_a_named_column_numbers_the_images_of_a_stream(tmp_path, monkeypatch):
+    numbers = [5, 3, 4, 0, 1, 2]
+    rows = {"image": [{"bytes": _png(n), "path": None} for n in numbers], "label": numbers, "text": ["a"] * 6}
+    datasets.Dataset.from_dict(rows).cast_column("image", datasets.Image()).to_parquet(tmp_path / "train.parquet")
+    local = open_source(str(tmp_path), index_column="label")
+    assert local.fingerprint != open_source(str(tmp_path)).fingerprint
+    monkeypatch.setattr(sources, "parquet_records", None)
+    monkeypatch.setattr(sources.os.path, "isfile", lambda path: False)
+    for source in (local, open_source(str(tmp_path), index_column="label")):
+        assert source.has_indices and source.labels == {}
+        assert [record[INDEX_COLUMN] for record in source.records] == numbers
+        assert [_number(record) for record in source.records] == numbers
+    assert not open_source(str(tmp_path)).has_indices
+    with pytest.raises(ValueError, match="`index_column` must hold integers, but `text`"):
+        open_source(str(tmp_path), index_column="text")
+    with pytest.raises(ValueError, match="`index_column` `id` is no column of .* It has: `image`, `label`, `text`"):
+        open_source(str(tmp_path), index_column="id")
+
+
 def test_webdataset_file_and_folder(tmp_path):
     _write_tar(tmp_path / "train-000.tar", range(6))
     _write_tar(tmp_path / "train-001.tar", range(6, 10))

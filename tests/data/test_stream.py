@@ -199,6 +199,31 @@ def test_indices_are_the_places_in_the_data_set(places):
     assert next(iter(_stream(places, "tar"))).indices is None
 
 
+@pytest.mark.parametrize("kind", ["parquet", "parquet_bad"])
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_labels_come_along_if_asked_for(places, kind, num_workers):
+    assert next(iter(_stream(places, kind))).labels is None
+    stream = _stream(places, kind, views=_Numbers(), num_workers=num_workers, with_labels=True)
+    for batch in islice(stream, 9):
+        numbers = batch.pixel_values[:, 0].int().tolist()
+        assert batch.labels.dtype == torch.int64
+        assert batch.labels.tolist() == [number % 3 for number in numbers]
+
+
+def test_labels_that_are_not_there_are_refused(places):
+    with pytest.raises(ValueError, match="has no labels, which this method is set to look at"):
+        _stream(places, "folder", with_labels=True)
+
+
+def test_an_index_column_that_does_not_number_the_images_is_refused(tmp_path):
+    rows = {"image": [{"bytes": _png(n), "path": None} for n in range(9)], "id": [*range(8), 12]}
+    datasets.Dataset.from_dict(rows).cast_column("image", datasets.Image()).to_parquet(tmp_path / "train.parquet")
+    source = open_source(str(tmp_path), index_column="id")
+    stream = TrainingStream(source, _Numbers(), 9, seed=0)
+    with pytest.raises(ValueError, match=r"`index_column` must number the images .* \(9\), but holds 12"):
+        next(iter(stream))
+
+
 @pytest.mark.parametrize("kind", ["parquet", "folder", "tar"])
 def test_order_depends_on_epoch_and_seed_and_is_shuffled(places, kind):
     first, second = (

@@ -27,6 +27,13 @@ SMALL = {
     "projection_dim": 24,
     "queue_size": 20_000,
     "bn_splits": 2,
+    "bank_size": 64,
+    "num_negatives": 256,
+    "num_clusters": 4,
+    "subvector_dim": 24,
+    "num_hard_negatives": 32,
+    "num_mixed_negatives": 16,
+    "num_mixed_queries": 8,
 }
 # Further settings under which a method must keep the contract.
 VARIANTS = {
@@ -70,6 +77,12 @@ def make_views(batch_size: int = 8, seed: int = 1, image_size: int = 32) -> Tens
     return pictures + 0.5 * torch.randn(batch_size, 2, *shape, generator=generator)
 
 
+def make_batch(batch_size: int = 8, seed: int = 1) -> dict[str, Tensor]:
+    """All that the training loop can give: the views, the number of each image, and its label."""
+    numbers = torch.arange(batch_size)
+    return {"pixel_values": make_views(batch_size, seed), "indices": numbers, "labels": numbers % 3}
+
+
 def state_of(tensors) -> dict[str, Tensor]:
     return {name: tensor.detach().clone() for name, tensor in tensors}
 
@@ -83,8 +96,8 @@ def method_buffers(model: SSLPreTrainedModel) -> dict[str, Tensor]:
     return dict(model.named_buffers(recurse=False))
 
 
-def train_step(model: SSLPreTrainedModel, optimizer: torch.optim.Optimizer, views: Tensor, step: int) -> float:
-    loss = model(views).loss
+def train_step(model: SSLPreTrainedModel, optimizer: torch.optim.Optimizer, batch: dict, step: int) -> float:
+    loss = model(**batch).loss
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()
@@ -99,7 +112,7 @@ def make_optimizer(model: SSLPreTrainedModel, lr: float = 0.05) -> torch.optim.O
 @every_case
 def test_output_has_the_promised_shapes(name, settings):
     model = make_model(name, settings)
-    output = model(make_views())
+    output = model(**make_batch())
     assert output.loss.shape == () and output.loss.dtype == torch.float32 and output.loss.isfinite()
     assert output.representations.shape == (8, 2, model.hidden_size)
     assert output.projections.ndim == 3 and output.projections.shape[:2] == (8, 2)
@@ -111,8 +124,9 @@ def test_output_has_the_promised_shapes(name, settings):
 @every_case
 def test_representations_are_those_of_the_encoder_view_by_view(name, settings):
     model = make_model(name, settings).eval()
-    views = make_views()
-    output = model(views)
+    batch = make_batch()
+    views = batch["pixel_values"]
+    output = model(**batch)
     for view in range(2):
         torch.testing.assert_close(output.representations[:, view], model.encode(views[:, view]).detach())
 
@@ -120,7 +134,7 @@ def test_representations_are_those_of_the_encoder_view_by_view(name, settings):
 @every_case
 def test_gradient_reaches_every_trainable_and_no_frozen_parameter(name, settings):
     model = make_model(name, settings)
-    model(make_views()).loss.backward()
+    model(**make_batch()).loss.backward()
     frozen = tuple(f"{module}." for module in model.frozen_modules)
     assert model.trainable_parameters()
     for parameter_name, parameter in model.named_parameters():
@@ -153,7 +167,7 @@ def test_forward_writes_no_parameter_and_the_hook_no_buffer(name, settings):
     model = make_model(name, settings)
     optimizer = make_optimizer(model)
     parameters = state_of(model.named_parameters())
-    model(make_views()).loss.backward()
+    model(**make_batch()).loss.backward()
     assert not changed(parameters, model.named_parameters())
     optimizer.step()
     buffers, parameters = state_of(model.named_buffers()), state_of(model.named_parameters())
@@ -167,7 +181,7 @@ def test_forward_writes_no_parameter_and_the_hook_no_buffer(name, settings):
 @every_case
 def test_the_hook_moves_every_target(name, settings):
     model = make_model(name, settings)
-    train_step(model, make_optimizer(model), make_views(), 1)
+    train_step(model, make_optimizer(model), make_batch(), 1)
     for target in (module for module in model.frozen_modules if module.startswith("target_")):
         before = state_of(model.get_submodule(target).named_parameters())
         with torch.no_grad():
@@ -181,9 +195,9 @@ def test_the_hook_moves_every_target(name, settings):
 def test_evaluation_mode_writes_nothing(name, settings):
     model = make_model(name, settings).eval()
     state = state_of(model.state_dict().items())
-    output = model(make_views())
+    output = model(**make_batch())
     assert output.loss.isfinite() and not changed(state, model.state_dict().items())
-    assert torch.equal(output.loss, model(make_views()).loss)
+    assert torch.equal(output.loss, model(**make_batch()).loss)
 
 
 @every_case
@@ -191,7 +205,7 @@ def test_saving_and_loading_keeps_every_bit_and_the_frozen_set(name, settings, t
     model = make_model(name, settings)
     optimizer = make_optimizer(model)
     for step in (1, 2):
-        train_step(model, optimizer, make_views(seed=step), step)
+        train_step(model, optimizer, make_batch(seed=step), step)
     model.save_pretrained(tmp_path)
     loaded = AutoModelForPreTraining.from_pretrained(tmp_path)
     assert type(loaded) is METHODS[name]
@@ -202,18 +216,18 @@ def test_saving_and_loading_keeps_every_bit_and_the_frozen_set(name, settings, t
     assert loaded.constant_lr_modules == model.constant_lr_modules
     assert loaded.config.to_diff_dict() == model.config.to_diff_dict()
     # Weights in another place of the memory may be added up in another order: equal but for rounding.
-    torch.testing.assert_close(loaded(make_views()).loss, model.eval()(make_views()).loss)
+    torch.testing.assert_close(loaded(**make_batch()).loss, model.eval()(**make_batch()).loss)
     losses = []
     for each in (model.train(), loaded.train()):
         torch.manual_seed(5)
-        losses.append(train_step(each, make_optimizer(each), make_views(seed=9), 3))
+        losses.append(train_step(each, make_optimizer(each), make_batch(seed=9), 3))
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
 @every_case
 def test_encoder_is_a_plain_timm_model(name, settings):
     model = make_model(name, settings)
-    train_step(model, make_optimizer(model), make_views(), 1)
+    train_step(model, make_optimizer(model), make_batch(), 1)
     plain = timm.create_model("test_resnet", num_classes=0)
     plain.load_state_dict(model.encoder.state_dict())
     view = make_views()[:, 0]
@@ -225,7 +239,7 @@ def test_same_seed_same_run(name, settings):
     def run() -> tuple[list[float], dict[str, Tensor]]:
         model = make_model(name, settings, seed=3)
         optimizer = make_optimizer(model)
-        return [train_step(model, optimizer, make_views(seed=step), step) for step in (1, 2, 3)], model.state_dict()
+        return [train_step(model, optimizer, make_batch(seed=step), step) for step in (1, 2, 3)], model.state_dict()
 
     (losses, state), (losses_again, state_again) = run(), run()
     assert losses == losses_again and not changed(state, state_again.items())
@@ -235,8 +249,8 @@ def test_same_seed_same_run(name, settings):
 def test_twenty_steps_on_eight_images_lower_the_loss(name, settings):
     model = make_model(name, settings)
     optimizer = make_optimizer(model, lr=0.02)
-    views = make_views()
-    losses = [train_step(model, optimizer, views, step) for step in range(1, 21)]
+    batch = make_batch()
+    losses = [train_step(model, optimizer, batch, step) for step in range(1, 21)]
     assert sum(losses[-3:]) / 3 < losses[0]
 
 
@@ -246,10 +260,10 @@ def test_autocast_gives_finite_float32_losses_and_state(name, settings, dtype):
     model = make_model(name, settings)
     kinds = {key: tensor.dtype for key, tensor in model.state_dict().items()}
     torch.manual_seed(0)
-    exact = copy.deepcopy(model)(make_views()).loss
+    exact = copy.deepcopy(model)(**make_batch()).loss
     torch.manual_seed(0)
     with torch.autocast("cpu", dtype=dtype):
-        output = model(make_views())
+        output = model(**make_batch())
     output.loss.backward()
     model.after_optimizer_step(1, 10)
     assert output.loss.dtype == torch.float32
@@ -267,10 +281,10 @@ def test_micro_batches_can_wait_for_one_backward_pass(name, settings):
     model = make_model(name, settings)
     twin = copy.deepcopy(model)
     torch.manual_seed(0)
-    (model(make_views(seed=1)).loss + model(make_views(seed=2)).loss).backward()
+    (model(**make_batch(seed=1)).loss + model(**make_batch(seed=2)).loss).backward()
     torch.manual_seed(0)
     for seed in (1, 2):
-        twin(make_views(seed=seed)).loss.backward()
+        twin(**make_batch(seed=seed)).loss.backward()
     for (key, one), other in zip(model.named_parameters(), twin.parameters(), strict=True):
         if one.requires_grad:
             torch.testing.assert_close(one.grad, other.grad, atol=1e-4, rtol=1e-3, msg=key)
@@ -283,9 +297,9 @@ def test_activation_checkpointing_changes_no_gradient(name, settings):
     twin = copy.deepcopy(model)
     twin.encoder.set_grad_checkpointing(True)
     torch.manual_seed(0)
-    model(make_views()).loss.backward()
+    model(**make_batch()).loss.backward()
     torch.manual_seed(0)
-    twin(make_views()).loss.backward()
+    twin(**make_batch()).loss.backward()
     for (key, one), other in zip(model.named_parameters(), twin.parameters(), strict=True):
         if one.requires_grad:
             torch.testing.assert_close(one.grad, other.grad, msg=key)
@@ -298,7 +312,7 @@ def test_odd_batches_work(name, settings):
     model = make_model(name, settings)
     optimizer = make_optimizer(model)
     for step, batch_size in enumerate((7, 5, 9), start=1):
-        assert train_step(model, optimizer, make_views(batch_size), step) == pytest.approx(0, abs=100)
+        assert train_step(model, optimizer, make_batch(batch_size), step) == pytest.approx(0, abs=100)
 
 
 @every_method
@@ -307,7 +321,7 @@ def test_odd_batches_work(name, settings):
 )
 def test_encoders_without_batch_norm_work(name, architecture, model_args):
     model = make_model(name, {"architecture": architecture, "model_args": model_args})
-    loss = train_step(model, make_optimizer(model), make_views(), 1)
+    loss = train_step(model, make_optimizer(model), make_batch(), 1)
     assert loss == pytest.approx(0, abs=100)
 
 

@@ -24,6 +24,13 @@ SMALL = {
     "queue_size": 40,
     "bn_splits": 4,
     "rho": 0.3,
+    "bank_size": 64,
+    "num_negatives": 24,
+    "num_clusters": 4,
+    "subvector_dim": 24,
+    "num_hard_negatives": 16,
+    "num_mixed_negatives": 8,
+    "num_mixed_queries": 4,
 }
 VARIANTS = {
     "byol": {"byol-linear": {"predictor": "linear", "symmetrize": True, "use_ema": False}},
@@ -61,7 +68,8 @@ def run(model: SSLPreTrainedModel, network: nn.Module, part: slice) -> dict:
     result: dict = {"losses": [], "outputs": []}
     torch.manual_seed(1 + 10 * distributed.rank())  # as in training, processes draw different numbers
     for step in range(1, STEPS + 1):
-        output = network(make_views(step)[part])
+        numbers = torch.arange(2 * BATCH_SIZE)[part]
+        output = network(make_views(step)[part], numbers + step, numbers % 3)
         optimizer.zero_grad()
         output.loss.backward()
         result["losses"].append(output.loss.item())

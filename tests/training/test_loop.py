@@ -6,6 +6,7 @@ import random
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,26 @@ def settings(folder: Path, **values: Any) -> TrainingSettings:
     return TrainingSettings(
         **{"output_dir": str(folder), "batch_size": 8, "num_steps": 6, "log_every": 2, "checkpoint_every": 3, **values}
     )
+
+
+def test_what_a_method_needs_of_the_data_is_asked_for(digits, tmp_path):
+    seen = []
+
+    def new(**needs):
+        model = new_model("simsiam", projector_layers=2, projector_hidden_dim=16, predictor_hidden_dim=8)
+        forward = model.forward
+        model.forward = lambda **batch: (seen.append(batch), forward(**batch))[1]  # type: ignore[method-assign]
+        for name, value in needs.items():
+            setattr(model, name, value)
+        return model
+
+    train(new(needs_labels=True, needs_indices=True), digits, DATA, settings(tmp_path / "a", num_steps=1))
+    train(new(), digits, DATA, settings(tmp_path / "b", num_steps=1))
+    assert seen[0]["labels"].shape == seen[0]["indices"].shape == (8,)
+    assert "labels" not in seen[1]
+    without = replace(digits, records=digits.records.remove_columns("__index__"))
+    with pytest.raises(ValueError, match=r"needs a stable number of each image.* `index_column`"):
+        train(new(needs_indices=True), without, DATA, settings(tmp_path / "c", num_steps=1))
 
 
 def weights(model: nn.Module) -> dict[str, torch.Tensor]:
