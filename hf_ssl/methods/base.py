@@ -142,7 +142,8 @@ class SSLPreTrainedModel(PreTrainedModel, ABC):
         recipes: Named settings, `{recipe: {flag: value}}`, of the original papers and codes. Keys may name fields of
             the config, the data settings or the training settings. The command line starts from `paper-imagenet`.
         view_recipe: Augmentation used unless the recipe or the user names another, a name in `data/views.py`.
-        batch_norm: `sync` for BatchNorm statistics over all processes, `local` for those of each process.
+        batch_norm: `sync` for BatchNorm statistics over all processes, `local` for those of each process, unless the
+            training settings say otherwise.
         frozen_modules: Names of submodules that gradient descent must not move.
         constant_lr_modules: Names of submodules whose learning rate does not follow the schedule.
         needs_indices: Whether `forward` needs the stable number of each image.

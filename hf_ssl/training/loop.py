@@ -168,7 +168,7 @@ def _set_up(
     model.train()
     if settings.activation_checkpointing:
         model.encoder.set_grad_checkpointing(True)  # pyright: ignore[reportCallIssue]
-    if model.batch_norm == "sync" and accelerator.num_processes > 1:
+    if (settings.batch_norm or model.batch_norm) == "sync":
         synchronize_batch_norm(model)
     if settings.channels_last:
         model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]

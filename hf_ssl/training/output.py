@@ -31,7 +31,7 @@ def prepare_output_dir(settings: TrainingSettings) -> None:
     if not _is_first_process():
         return
     folder = Path(settings.output_dir)
-    if settings.resume is None and folder.is_dir() and any(path.name != _LOCK for path in folder.iterdir()):
+    if settings.resume is None and folder.is_dir() and not _holds_no_step(folder):
         raise ValueError(
             f"`output_dir` `{folder}` is not empty. Give `--resume auto` to continue the run in it, or another folder."
         )
@@ -43,6 +43,14 @@ def prepare_output_dir(settings: TrainingSettings) -> None:
         raise ValueError(
             f"`output_dir` `{folder}` cannot be written: {error.strerror}. Give another folder."
         ) from error
+
+
+def _holds_no_step(folder: Path) -> bool:
+    """Whether a folder is empty, or what is left of a run that was refused before its first log line."""
+    return all(
+        path.name in (_LOCK, "run.json") or (path.name == "metrics.jsonl" and path.stat().st_size == 0)
+        for path in folder.iterdir()
+    )
 
 
 @contextmanager

@@ -165,7 +165,7 @@ class Recorder:
         self.metrics.append(figures)
         self.accelerator.log({name: value for name, value in figures.items() if name != "step"}, step=step)
         if "loss" in figures:
-            self.bar.set_description(f"epoch {figures['epoch']:.4g}", refresh=False)
+            self.bar.set_description(f"epoch {figures['epoch']:.2f}", refresh=False)
             self.bar.set_postfix_str(
                 f"loss {figures['loss']:.4g}, {figures['images_per_second']:.0f} img/s, data wait "
                 f"{figures['data_wait']:.0%}"

@@ -42,11 +42,12 @@ def digits():
 def new_model(method: str = "directpred", **values: Any):
     torch.manual_seed(0)
     model_class = METHODS[method]
-    small = {"architecture": "test_resnet", "image_size": 16, "projection_dim": 16, **values}
+    small: dict[str, Any] = {"architecture": "test_resnet", "image_size": 16, "projection_dim": 16}
     if method == "directpred":
         small["projector_hidden_dim"] = 32
     if method == "moco":
         small |= {"queue_size": 50, "bn_splits": 2}
+    small |= values
     return model_class(model_class.config_class(**small))
 
 
@@ -347,6 +348,14 @@ def test_output_folders_that_cannot_be_used(digits, tmp_path: Path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match="is not empty. Give `--resume auto`"):
         train(new_model(), digits, DATA, settings(tmp_path))
+    (tmp_path / "file").unlink()
+    with pytest.raises(ValueError, match="The queue holds 4 keys"):  # refused in the first step
+        train(new_model("moco", queue_size=4), digits, DATA, settings(tmp_path, num_steps=1))
+    assert (tmp_path / "run.json").exists()
+    assert train(new_model(), digits, DATA, settings(tmp_path, num_steps=1)).finished
+    with pytest.raises(ValueError, match="is not empty. Give `--resume auto`"):
+        train(new_model(), digits, DATA, settings(tmp_path, num_steps=1))
+    (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match="`output_dir` .* cannot be written: Not a directory"):
         train(new_model(), digits, DATA, settings(tmp_path / "file" / "run"))
 

@@ -58,6 +58,11 @@ PROGRAM = """
     seen["weights"] = {name: float(value.double().sum()) for name, value in model.state_dict().items()}
     seen["frozen"] = sorted({name.split(".")[0] for name, p in model.named_parameters() if not p.requires_grad})
 
+    # The same method with its choice overruled: synchronised statistics belong to no process.
+    run("sync", num_steps=5, batch_norm="sync")
+    state = torch.load(folder / "sync" / "checkpoints" / "step-000005" / "process-00001.pt", weights_only=True)
+    seen["own_buffers_sync"] = sorted(state["buffers"])
+
     # A loss that is no number on one process stops both with the same sentence, before a checkpoint is written.
     def spoil(model):
         forward, calls = model.forward, []
@@ -113,6 +118,8 @@ def test_two_processes_agree(tmp_path: Path):
     assert "encoder.bn1.running_mean" in first["own_buffers"]
     # The correlation is of all processes, so it is not in the second one's own state.
     assert all("running" in name for name in first["own_buffers"])
+
+    assert first["own_buffers_sync"] == []
 
     assert "not finite at step 7 on process 1" in first["error"] and first["error"] == second["error"]
     assert "step-000005" in first["error"]
