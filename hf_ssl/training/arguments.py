@@ -31,8 +31,8 @@ class TrainingSettings:
         warmup_epochs: Epochs in which the learning rate rises linearly from zero.
         warmup_steps: The same in optimizer steps, instead of `warmup_epochs`.
         max_grad_norm: Largest norm of the gradient, above which it is scaled down.
-        batch_norm: BatchNorm statistics over the images of all processes (`sync`) or of each (`local`); the method's own
-            choice if not given. Split BatchNorm (MoCo's `bn_splits`) keeps its groups either way.
+        batch_norm: BatchNorm statistics over the images of all processes (`sync`) or of each (`local`); the method's
+            own choice if not given. Split BatchNorm (MoCo's `bn_splits`) keeps its groups either way.
         mixed_precision: Precision of the forward and backward pass; weights stay float32.
         channels_last: Keep images and convolutions in the memory layout that is faster for them.
         compile: Compile the encoder with `torch.compile`; pays for long runs.
