@@ -52,4 +52,8 @@ def hidden_size_of(encoder: nn.Module) -> int:
     A dry run in training mode would already move BatchNorm's running statistics. Models such as MobileNetV3 have a
     wider layer after pooling (`head_hidden_size`), which is what their pooled features are.
     """
-    return int(getattr(encoder, "head_hidden_size", None) or getattr(encoder, "num_features", 0))
+    channels = int(getattr(encoder, "num_features", 0))
+    width = int(getattr(encoder, "head_hidden_size", None) or channels)
+    # Before 1.0.31, timm's ResNets forget that pooling by `catavgmax` doubles the width.
+    pooled = getattr(getattr(encoder, "global_pool", None), "feat_mult", lambda: 1)()
+    return width * pooled if width == channels else width
