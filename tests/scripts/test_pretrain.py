@@ -6,6 +6,7 @@ import io
 import json
 import os
 import runpy
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,6 +21,8 @@ import psutil
 import pytest
 from accelerate.state import AcceleratorState, GradientState
 from PIL import Image
+
+from hf_ssl.methods import METHODS
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "pretrain.py"
 NUM_IMAGES = 230
@@ -128,6 +131,22 @@ def same_weights(one: Path, other: Path) -> bool:
 
 def steps(run: Path) -> list[int]:
     return [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_resumes_exactly(method: str, parquet: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+    """What a run leaves when it dies after its first checkpoint is enough to end with the same bits."""
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    flags = ["--method", method, "--recipe", "quickstart", "--dataset", str(parquet), "--image_size", "16"]
+    flags += ["--batch_size", "16", "--num_steps", "6", "--checkpoint_every", "3", "--keep_checkpoints", "9"]
+    flags += ["--num_workers", "0", "--resume", "auto", "--output_dir"]
+    assert main([*flags, str(whole)]) == 0
+    shutil.copytree(whole, cut)
+    for lost in ("encoder", "pretraining", "checkpoints/step-000006"):
+        shutil.rmtree(cut / lost)
+    assert main([*flags, str(cut)]) == 0
+    assert "Resuming after step 3" in capsys.readouterr().err
+    assert same_weights(whole, cut)
 
 
 @pytest.mark.slow
