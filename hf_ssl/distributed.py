@@ -77,7 +77,7 @@ def shared_uniform(num_rows: int, num_columns: int, device: torch.device) -> Ten
     Returns:
         Independent and uniform in [0, 1), (num_rows, num_columns), float32.
     """
-    numbers = torch.rand(num_rows, num_columns, device=device)
+    numbers = torch.rand(num_rows, num_columns, dtype=torch.float32, device=device)
     if world_size() > 1:
         dist.broadcast(numbers, src=0)
     return numbers
