@@ -10,7 +10,10 @@ from matplotlib.figure import Figure
 from hf_ssl.figures.metrics_log import curve_of, read_metrics
 
 _PROBABILITY = "match_probability_rank_"
-_ACCURACIES = {"contrast_accuracy": ("queue", "#0072B2"), "contrast_accuracy_with_mixed": ("and mixtures", "#E69F00")}
+_ACCURACIES = {
+    "contrast_accuracy": ("keys of the queue", "#0072B2"),
+    "contrast_accuracy_with_mixed": ("queue and mixtures", "#E69F00"),
+}
 _SHARE = "false_negative_share"
 _SMALLEST = 1e-9  # of a probability that is drawn; keys that are left out have none
 
@@ -56,8 +59,9 @@ def negative_curves(metrics_path: Path) -> Figure | None:
             label, colour = _ACCURACIES[name]
             _plot(axis, steps, values, colour, label)
         _finish(axis, "positive above all negatives (%)")
-        axis.set_ylim(0, 105)
-        axis.legend(fontsize=8, frameon=False)
+        highest = max(value for _, values in accuracies.values() for value in [0, *values])
+        axis.set_ylim(0, 1.3 * highest or 1)  # room for the legend
+        axis.legend(loc="upper left", fontsize=8, frameon=False)
     if share[0]:
         axis = next(axes)
         _plot(axis, *share, "#D55E00", "hardest")

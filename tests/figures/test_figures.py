@@ -111,7 +111,10 @@ def test_negatives_have_a_line_for_each_rank_and_a_panel_for_what_was_logged(tmp
     assert list(drawn) == ["1", "4", "1,024"]  # in order of rank, not of the alphabet
     assert drawn["1"] == [(10, 0.05), (20, 0.025)]
     assert all(value > 0 for _, value in drawn["1,024"])  # a logarithm of zero would not be drawn
-    assert drawn_in(task) == {"queue": [(10, 40), (20, 40)], "and mixtures": [(10, 30), (20, 30)]}
+    assert drawn_in(task) == {
+        "keys of the queue": [(10, 40), (20, 40)],
+        "queue and mixtures": [(10, 30), (20, 30)],
+    }
     assert list(drawn_in(share).values()) == [[(10, 20), (20, 20)]]
     saved(figure, tmp_path / "negatives.png")
 
@@ -120,6 +123,6 @@ def test_a_log_without_labels_has_no_panel_for_them_and_other_methods_have_no_fi
     path = tmp_path / "metrics.jsonl"
     path.write_text("\n".join(json.dumps(line) for line in negative_lines()) + "\n")
     figure = negative_curves(path)
-    assert len(figure.axes) == 2 and list(drawn_in(figure.axes[1])) == ["queue"]
+    assert len(figure.axes) == 2 and list(drawn_in(figure.axes[1])) == ["keys of the queue"]
     path.write_text('{"step": 1, "loss": 0.5, "contrast_accuracy": 0.5}\n')
     assert negative_curves(path) is None
