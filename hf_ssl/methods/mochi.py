@@ -289,11 +289,11 @@ class MoCHiForPreTraining(SSLPreTrainedModel):
             "num_hard_negatives": 128,
             "num_mixed_negatives": 128,
             "num_mixed_queries": 32,
-            "start_step": 78,
+            "start_step": 468,  # half of the run
             "batch_size": 128,
             "num_epochs": 24,
             "optimizer": "sgd",
-            "base_learning_rate": 0.2,
+            "base_learning_rate": 0.03,
             "learning_rate_scaling": "linear",
             "weight_decay": 4e-4,
             "optimizer_momentum": 0.9,
