@@ -64,6 +64,26 @@ def shared_permutation(length: int, device: torch.device) -> Tensor:
 
 
 @torch.no_grad()
+def shared_uniform(num_rows: int, num_columns: int, device: torch.device) -> Tensor:
+    """Random numbers drawn on rank 0 and equal on every process.
+
+    A process that uses the rows of its images computes what one process with the whole batch would.
+
+    Args:
+        num_rows: Images of all processes, at least 1.
+        num_columns: Numbers for each image, at least 0.
+        device: Where the result lives. It is drawn from that device's global generator.
+
+    Returns:
+        Independent and uniform in [0, 1), (num_rows, num_columns), float32.
+    """
+    numbers = torch.rand(num_rows, num_columns, dtype=torch.float32, device=device)
+    if world_size() > 1:
+        dist.broadcast(numbers, src=0)
+    return numbers
+
+
+@torch.no_grad()
 def broadcast(tensor: Tensor) -> None:
     """Overwrite a tensor of equal shape on every process with that of the first, in place."""
     if world_size() > 1:

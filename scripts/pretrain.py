@@ -30,6 +30,7 @@ from hf_ssl.cli import errors_for_users, parse_pretraining, show_log
 from hf_ssl.data.settings import DataSettings
 from hf_ssl.data.sources import Source
 from hf_ssl.evaluation.results import update_results
+from hf_ssl.figures.negatives import negative_curves
 from hf_ssl.figures.training import training_curves
 from hf_ssl.hub.export import export_run
 from hf_ssl.hub.model_card import write_model_card
@@ -75,8 +76,7 @@ def main(arguments: list[str]) -> int:
         return 128 + result.signal
     encoder = export_run(model, Path(settings.output_dir))
     _evaluate(model, source, data, settings, encoder)
-    (encoder / "figures").mkdir(exist_ok=True)
-    training_curves(Path(settings.output_dir) / "metrics.jsonl").savefig(encoder / "figures" / "training.png")
+    _draw(Path(settings.output_dir) / "metrics.jsonl", encoder / "figures")
     write_model_card(encoder)
     print(f"Encoder: {encoder}")
     if settings.push_to_hub:
@@ -99,6 +99,14 @@ def _publisher(settings: TrainingSettings) -> Callable[[int, SSLPreTrainedModel]
             logger.warning("Training goes on without publishing step %d. %s", step, error)
 
     return publish_step
+
+
+def _draw(metrics: Path, folder: Path) -> None:
+    folder.mkdir(exist_ok=True)
+    training_curves(metrics).savefig(folder / "training.png")
+    negatives = negative_curves(metrics)
+    if negatives is not None:
+        negatives.savefig(folder / "negatives.png")
 
 
 def _evaluate(

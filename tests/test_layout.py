@@ -19,7 +19,7 @@ MAY_IMPORT = {
     "figures": set(),
     "cli": set(),
     "modules": {"distributed"},
-    "methods": {"modules", "distributed"},
+    "methods": {"modules", "distributed", "diagnostics"},  # what a method measures of itself, as its metrics
     "evaluation": {"data", "distributed", "modules"},
     "training": {"methods", "data", "diagnostics", "evaluation", "distributed", "modules"},
     "hub": {"methods", "modules", "figures"},

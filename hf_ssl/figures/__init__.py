@@ -1,6 +1,7 @@
 """Figures for model cards, scripts and the README: numbers in, a matplotlib figure out."""
 
 from hf_ssl.figures.accuracy import accuracy_bars
+from hf_ssl.figures.negatives import negative_curves
 from hf_ssl.figures.training import training_curves
 
-__all__ = ["accuracy_bars", "training_curves"]
+__all__ = ["accuracy_bars", "negative_curves", "training_curves"]

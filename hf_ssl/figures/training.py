@@ -1,11 +1,10 @@
 """How a run went: its log as curves."""
 
-import json
-import math
 from pathlib import Path
-from typing import Any
 
 from matplotlib.figure import Figure
+
+from hf_ssl.figures.metrics_log import curve_of, read_metrics
 
 _COLOUR = "#0072B2"
 _PANELS = {
@@ -30,8 +29,8 @@ def training_curves(metrics_path: Path) -> Figure:
     Raises:
         ValueError: If the file holds none of these numbers.
     """
-    lines = [json.loads(line) for line in metrics_path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    curves = {name: _curve(lines, name) for name in _PANELS}
+    lines = read_metrics(metrics_path)
+    curves = {name: curve_of(lines, name, scale=100 if name == "knn" else 1) for name in _PANELS}
     curves = {name: curve for name, curve in curves.items() if curve[0]}
     if not curves:
         raise ValueError(f"`{metrics_path}` holds no numbers to draw. Train for at least one log step.")
@@ -51,12 +50,3 @@ def training_curves(metrics_path: Path) -> Figure:
     for axis in axes[len(curves) :]:
         axis.remove()
     return figure
-
-
-def _curve(lines: list[dict[str, Any]], name: str) -> tuple[list[int], list[float]]:
-    """Steps and values of one metric; a resumed run may have logged a step twice, then the later one counts."""
-    logged = {line["step"]: line[name] for line in lines if "step" in line and line.get(name) is not None}
-    points = {step: value for step, value in logged.items() if math.isfinite(value)}
-    scale = 100 if name == "knn" else 1
-    steps = sorted(points)
-    return steps, [scale * points[step] for step in steps]

@@ -5,6 +5,7 @@ from transformers import AutoConfig, AutoModelForPreTraining
 from hf_ssl.methods.base import SSLPreTrainedModel
 from hf_ssl.methods.byol import BYOLForPreTraining
 from hf_ssl.methods.directpred import DirectPredForPreTraining
+from hf_ssl.methods.mochi import MoCHiForPreTraining
 from hf_ssl.methods.moco import MoCoForPreTraining
 from hf_ssl.methods.simsiam import SimSiamForPreTraining
 
@@ -12,6 +13,7 @@ METHODS: dict[str, type[SSLPreTrainedModel]] = {
     "byol": BYOLForPreTraining,
     "simsiam": SimSiamForPreTraining,
     "moco": MoCoForPreTraining,
+    "mochi": MoCHiForPreTraining,
     "directpred": DirectPredForPreTraining,
 }
 

@@ -8,13 +8,14 @@ from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hf_ssl.distributed import gather, rank, shared_permutation, world_size
+from hf_ssl.distributed import rank
 from hf_ssl.methods.base import Paper, SSLConfig, SSLOutput, SSLPreTrainedModel
 from hf_ssl.modules.batch_norm import split_batch_norm
 from hf_ssl.modules.heads import mlp
 from hf_ssl.modules.losses import info_nce
 from hf_ssl.modules.momentum import update_target
 from hf_ssl.modules.queue import enqueue, random_queue
+from hf_ssl.modules.target_outputs import target_outputs
 
 
 @strict
@@ -203,7 +204,13 @@ class MoCoForPreTraining(SSLPreTrainedModel):
         for query_view, key_view in pairs:
             h.append(self.encode(views[query_view]))
             z.append(self.projector(h[-1]))
-            key_h, key_z = self._targets(views[key_view])
+            key_h, key_z = target_outputs(
+                views[key_view],
+                self.target_encoder,
+                self.target_projector,
+                bn_splits=self.config.bn_splits,
+                shuffle=self.training and self.config.shuffle_keys,
+            )
             keys.append(F.normalize(key_z, dim=1))
             own = slice(rank() * len(pixel_values), (rank() + 1) * len(pixel_values))
             query = F.normalize(z[-1].float(), dim=1)
@@ -221,24 +228,6 @@ class MoCoForPreTraining(SSLPreTrainedModel):
             projections=torch.stack(z, dim=1).detach(),
             metrics={"contrast_accuracy": torch.stack(accuracies).mean()},
         )
-
-    @torch.no_grad()
-    def _targets(self, view: Tensor) -> tuple[Tensor, Tensor]:
-        """Target representations and projections of all processes' views, in rank order, float32."""
-        # With one group in all, shuffling would only change the order within it.
-        shuffle = self.training and self.config.shuffle_keys and max(world_size(), self.config.bn_splits) > 1
-        order = None
-        if shuffle:
-            images = gather(view)
-            order = shared_permutation(len(images), view.device)
-            view = images[order.chunk(world_size())[rank()]]
-        h = self.target_encoder(view)
-        z = self.target_projector(h)
-        h, z = gather(h.float()), gather(z.float())
-        if order is not None:
-            place = order.argsort()
-            h, z = h[place], z[place]
-        return h, z
 
     def after_optimizer_step(self, step: int, num_steps: int) -> None:
         """Move the target.

@@ -19,7 +19,7 @@ def random_queue(dim: int, size: int) -> Tensor:
 
 
 @torch.no_grad()
-def enqueue(queue: Tensor, position: Tensor, keys: Tensor) -> None:
+def enqueue(queue: Tensor, position: Tensor, keys: Tensor) -> Tensor:
     """Write keys over the oldest ones, in place, going on at the front when the end is reached.
 
     The official code asserts that the queue size is a multiple of the batch size; writing around the end lifts that.
@@ -28,6 +28,9 @@ def enqueue(queue: Tensor, position: Tensor, keys: Tensor) -> None:
         queue: (dim, size).
         position: Column that is written next, (), int64, in [0, size).
         keys: New keys of all processes, (batch, dim).
+
+    Returns:
+        The columns that were written, (batch,), int64: where whatever belongs to the keys goes.
 
     Raises:
         ValueError: If the keys are more than the queue holds.
@@ -41,3 +44,4 @@ def enqueue(queue: Tensor, position: Tensor, keys: Tensor) -> None:
     columns = (position + torch.arange(batch_size, device=queue.device)) % size
     queue.index_copy_(1, columns, keys.T.to(queue.dtype))
     position.copy_((position + batch_size) % size)
+    return columns

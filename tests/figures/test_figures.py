@@ -6,7 +6,7 @@ import matplotlib
 import pytest
 from PIL import Image
 
-from hf_ssl.figures import accuracy_bars, training_curves
+from hf_ssl.figures import accuracy_bars, negative_curves, training_curves
 
 PANELS = {
     "weighted k-NN": {"raw pixels": {"shape": 0.25, "row": 0.9}, "first": {"shape": 0.8, "row": 0.4}},
@@ -79,3 +79,50 @@ def test_a_log_without_knn_has_no_panel_for_it_and_an_empty_one_is_named(tmp_pat
     path.write_text("")
     with pytest.raises(ValueError, match="holds no numbers to draw"):
         training_curves(path)
+
+
+def negative_lines(**more: float) -> list[dict]:
+    return [
+        {
+            "step": step,
+            "loss": 1.0,
+            "match_probability_rank_1": 0.5 / step,
+            "match_probability_rank_4": 0.1 / step,
+            "match_probability_rank_1024": 0.0,
+            "contrast_accuracy": 0.4,
+            **more,
+        }
+        for step in (10, 20)
+    ]
+
+
+def drawn_in(axis) -> dict[str, list[tuple[float, float]]]:
+    return {line.get_label(): [tuple(point) for point in line.get_xydata().tolist()] for line in axis.get_lines()}
+
+
+def test_negatives_have_a_line_for_each_rank_and_a_panel_for_what_was_logged(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    lines = negative_lines(contrast_accuracy_with_mixed=0.3, false_negative_share=0.2)
+    path.write_text("\n".join(json.dumps(line) for line in lines) + "\n")
+    figure = negative_curves(path)
+    ranks, task, share = figure.axes
+    assert ranks.get_yscale() == "log" and all(axis.get_xlabel() == "optimizer step" for axis in figure.axes)
+    drawn = drawn_in(ranks)
+    assert list(drawn) == ["1", "4", "1,024"]  # in order of rank, not of the alphabet
+    assert drawn["1"] == [(10, 0.05), (20, 0.025)]
+    assert all(value > 0 for _, value in drawn["1,024"])  # a logarithm of zero would not be drawn
+    assert drawn_in(task) == {
+        "keys of the queue": [(10, 40), (20, 40)],
+        "queue and mixtures": [(10, 30), (20, 30)],
+    }
+    assert list(drawn_in(share).values()) == [[(10, 20), (20, 20)]]
+    saved(figure, tmp_path / "negatives.png")
+
+
+def test_a_log_without_labels_has_no_panel_for_them_and_other_methods_have_no_figure(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("\n".join(json.dumps(line) for line in negative_lines()) + "\n")
+    figure = negative_curves(path)
+    assert len(figure.axes) == 2 and list(drawn_in(figure.axes[1])) == ["keys of the queue"]
+    path.write_text('{"step": 1, "loss": 0.5, "contrast_accuracy": 0.5}\n')
+    assert negative_curves(path) is None

@@ -34,6 +34,7 @@ SMALL = {
     "num_hard_negatives": 32,
     "num_mixed_negatives": 16,
     "num_mixed_queries": 8,
+    "start_step": 1,
 }
 # Further settings under which a method must keep the contract.
 VARIANTS = {
@@ -43,6 +44,10 @@ VARIANTS = {
     ],
     "simsiam": [{"projector_layers": 2, "constant_predictor_lr": False, "stop_gradient": False}],
     "moco": [{"projector": "linear", "temperature": 0.07, "bn_splits": 1}, {"symmetric": True}],
+    "mochi": [
+        {"start_step": 0, "class_oracle": "mask", "symmetric": True},
+        {"num_mixed_negatives": 0, "num_hard_negatives": 1, "bn_splits": 1, "class_oracle": "measure"},
+    ],
     "directpred": [
         {"freq": 5, "rho": None, "projector_affine": False, "projector_bias": True},
         {"rule": "directcopy", "use_ema": False, "remove_mean": True},

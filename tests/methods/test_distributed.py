@@ -16,6 +16,7 @@ from hf_ssl import distributed
 from hf_ssl.methods import METHODS
 from hf_ssl.methods.base import SSLPreTrainedModel
 from hf_ssl.modules.batch_norm import synchronize_batch_norm
+from hf_ssl.modules.target_outputs import target_outputs
 
 SMALL = {
     "projector_hidden_dim": 32,
@@ -31,10 +32,12 @@ SMALL = {
     "num_hard_negatives": 16,
     "num_mixed_negatives": 8,
     "num_mixed_queries": 4,
+    "start_step": 1,
 }
 VARIANTS = {
     "byol": {"byol-linear": {"predictor": "linear", "symmetrize": True, "use_ema": False}},
     "moco": {"moco-symmetric": {"symmetric": True, "bn_splits": 2}},
+    "mochi": {"mochi-oracle": {"start_step": 0, "class_oracle": "mask", "symmetric": True, "bn_splits": 2}},
     "directpred": {
         "directpred-hybrid": {"freq": 2, "rho": None},
         "directpred-copy": {"rule": "directcopy", "use_ema": False},
@@ -93,9 +96,11 @@ def shuffled_keys() -> dict:
     results = {}
     for architecture in ("test_convnext", "test_resnet"):
         for shuffle in (True, False):
-            model = make_model("moco", architecture=architecture, shuffle_keys=shuffle, bn_splits=2)
+            model = make_model("moco", architecture=architecture, bn_splits=2)
             own = make_views(1)[distributed.rank() * BATCH_SIZE :][:BATCH_SIZE, 1]
-            results[architecture, shuffle] = model._targets(own)[0]
+            results[architecture, shuffle], _ = target_outputs(
+                own, model.target_encoder, model.target_projector, bn_splits=2, shuffle=shuffle
+            )
     return results
 
 

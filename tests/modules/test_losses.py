@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from hf_ssl.modules.losses import info_nce, negative_cosine, regression_loss
+from hf_ssl.modules.losses import contrast, info_nce, negative_cosine, regression_loss
 
 
 def _rows(tensor: torch.Tensor) -> list[np.ndarray]:
@@ -71,6 +71,23 @@ def test_info_nce_at_extreme_temperatures():
     assert hot.item() == pytest.approx(math.log(16), rel=1e-4)
     cold, _ = info_nce(query, query, negatives, 1e-4)
     assert cold.item() == pytest.approx(0.0, abs=1e-6)
+
+
+def test_scores_of_several_groups_of_keys_are_one_softmax_and_minus_infinity_leaves_out():
+    positive = torch.tensor([[0.5], [0.1], [0.9]], requires_grad=True)
+    groups = [
+        torch.tensor([[0.1, 0.2], [-torch.inf, 0.05], [-torch.inf, -torch.inf]], requires_grad=True),
+        torch.tensor([[0.7], [-0.3], [-torch.inf]], requires_grad=True),
+    ]
+    loss, accuracy = contrast(positive, groups, 0.5)
+    expected = 0.0
+    for own, others in ((0.5, (0.1, 0.2, 0.7)), (0.1, (0.05, -0.3)), (0.9, ())):
+        expected -= math.log(math.exp(2 * own) / (math.exp(2 * own) + sum(math.exp(2 * other) for other in others)))
+    assert loss.item() == pytest.approx(expected / 3)
+    assert accuracy.item() == pytest.approx(2 / 3)
+    loss.backward()
+    assert groups[0].grad[1, 0] == 0 and positive.grad[2, 0] == 0
+    assert all(group.grad.isfinite().all() for group in groups)
 
 
 def test_gradients_reach_the_query_and_not_a_detached_key():

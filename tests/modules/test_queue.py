@@ -35,7 +35,8 @@ def test_it_holds_the_last_keys_in_order_of_arrival(size, batches):
 def test_writing_happens_in_place_and_wraps():
     queue, position = torch.zeros(1, 5), torch.tensor(3)
     address = queue.data_ptr()
-    enqueue(queue, position, torch.tensor([[1.0], [2.0], [3.0]]))
+    columns = enqueue(queue, position, torch.tensor([[1.0], [2.0], [3.0]]))
+    assert columns.tolist() == [3, 4, 0]
     assert queue.tolist() == [[3.0, 0.0, 0.0, 1.0, 2.0]]
     assert int(position) == 1 and queue.data_ptr() == address
 

@@ -76,7 +76,7 @@ def words(parquet: Path, output_dir: Path, *more: Any, method: str = "moco", **v
         "checkpoint_every": 5,
         "log_every": 4,
         "view_recipe": "simclr",
-        **({"queue_size": 50, "projection_dim": 16, "bn_splits": 2} if method == "moco" else {}),
+        **({"queue_size": 50, "projection_dim": 16, "bn_splits": 2} if method in ("moco", "mochi") else {}),
         **values,
     }
     return [str(word) for name, value in flags.items() for word in (f"--{name}", value)] + [str(word) for word in more]
@@ -215,10 +215,23 @@ def test_a_finished_run_is_exported_again_if_its_encoder_is_gone(
     weights = (encoder / "model.safetensors").read_bytes()
     results = json.loads((encoder / "results.json").read_text())["results"]  # the split `test` was found
     assert [result["split"] for result in results] == ["test"]
+    # A method that does not look at its negatives has no figure of them.
+    assert [path.name for path in (encoder / "figures").iterdir()] == ["training.png"]
     (encoder / "model.safetensors").unlink()
     assert main([*arguments, "--resume", "auto"]) == 0
     assert (encoder / "model.safetensors").read_bytes() == weights
     assert str(encoder) in capsys.readouterr().out
+
+
+def test_a_class_oracle_leaves_a_figure_of_the_negatives(parquet: Path, tmp_path: Path):
+    mixing = {"num_hard_negatives": 8, "num_mixed_negatives": 4, "num_mixed_queries": 4, "start_step": 2}
+    arguments = words(parquet, tmp_path / "run", method="mochi", class_oracle="measure", num_steps=8, **mixing)
+    assert main(arguments) == 0
+    encoder = tmp_path / "run" / "encoder"
+    assert (encoder / "figures" / "negatives.png").stat().st_size > 10_000
+    assert "](figures/negatives.png)" in (encoder / "README.md").read_text()
+    last = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
+    assert 0 <= last["false_negative_share"] <= 1 and 0 < last["match_probability_rank_16"] < 1
 
 
 WRONG = [

@@ -45,7 +45,7 @@ def new_model(method: str = "directpred", **values: Any):
     small: dict[str, Any] = {"architecture": "test_resnet", "image_size": 16, "projection_dim": 16}
     if method == "directpred":
         small["projector_hidden_dim"] = 32
-    if method == "moco":
+    if method in ("moco", "mochi"):
         small |= {"queue_size": 50, "bn_splits": 2}
     small |= values
     return model_class(model_class.config_class(**small))
@@ -118,14 +118,21 @@ def test_what_a_run_leaves(digits, tmp_path: Path):
     assert [path.name for path in complete_checkpoints(tmp_path / "run")] == ["step-000006", "step-000007"]
 
 
-def test_resume_continues_bit_for_bit(digits, tmp_path: Path):
+# Mixing starts after the checkpoint, in the sixteen forward passes of the run.
+ORACLE = {"num_hard_negatives": 8, "num_mixed_negatives": 4, "num_mixed_queries": 4, "start_step": 8}
+
+
+@pytest.mark.parametrize(
+    ("method", "values"), [("moco", {}), ("mochi", {**ORACLE, "class_oracle": "mask"})], ids=["moco", "mochi"]
+)
+def test_resume_continues_bit_for_bit(digits, tmp_path: Path, method: str, values: dict):
     """A run that is cut after a checkpoint, with what it wrote later lost, ends like one that was not."""
     options = {"num_steps": 8, "gradient_accumulation_steps": 2, "optimizer": "lars", "max_grad_norm": 1.0}
-    whole = new_model("moco")
+    whole = new_model(method, **values)
     train(whole, digits, DATA, settings(tmp_path / "whole", **options, keep_checkpoints=9))
 
     cut = tmp_path / "cut"
-    half = new_model("moco")
+    half = new_model(method, **values)
     train(half, digits, DATA, settings(cut, **options, keep_checkpoints=9))
     for path in complete_checkpoints(cut)[1:]:
         (path / "state.json").unlink()
@@ -133,7 +140,7 @@ def test_resume_continues_bit_for_bit(digits, tmp_path: Path):
         file.write('{"step": 8, "lo')
     random.seed(5)
     np.random.seed(5)
-    resumed = new_model("moco")  # its own weights must not matter
+    resumed = new_model(method, **values)  # its own weights must not matter
     with torch.no_grad():
         for parameter in resumed.parameters():
             parameter.zero_()
@@ -141,6 +148,9 @@ def test_resume_continues_bit_for_bit(digits, tmp_path: Path):
     result = train(resumed, digits, workers, settings(cut, **options, resume="auto", log_every=1))
     assert result.finished
     assert_same(weights(resumed), weights(whole))
+    if method == "mochi":
+        assert resumed.training_passes == 16 and (resumed.queue_labels >= 0).all()
+        assert "false_negative_share" in read_log(cut)[-1]
     assert [line["step"] for line in read_log(cut)] == [2, 4, 5, 6, 7, 8]
 
 
