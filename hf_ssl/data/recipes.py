@@ -110,6 +110,10 @@ VIEW_RECIPES: dict[str, ViewRecipe] = {
         replace(_BYOL, blur_probability=0.1, solarize_probability=0.2),
         "Grill et al., 2020, appendix B; torchvision's multiplicative brightness for the code's additive one",
     ),
+    "memory_bank_cifar": _both(
+        replace(_MOCO_V1, grey_first=False, flip_probability=0.0),
+        "Wu et al., 2018; zhirongw/lemniscate.pytorch cifar.py, where the flip is commented out",
+    ),
     "simsiam": _both(_MOCO_V2, "Chen and He, 2020, section 3; facebookresearch/simsiam main_simsiam.py"),
     "directpred_cifar": _both(_CIFAR, "Tian et al., 2021; facebookresearch/luckmatters, CIFAR-10"),
     "directpred_stl": _both(

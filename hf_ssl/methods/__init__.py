@@ -5,12 +5,14 @@ from transformers import AutoConfig, AutoModelForPreTraining
 from hf_ssl.methods.base import SSLPreTrainedModel
 from hf_ssl.methods.byol import BYOLForPreTraining
 from hf_ssl.methods.directpred import DirectPredForPreTraining
+from hf_ssl.methods.memory_bank import MemoryBankForPreTraining
 from hf_ssl.methods.moco import MoCoForPreTraining
 from hf_ssl.methods.simsiam import SimSiamForPreTraining
 
 METHODS: dict[str, type[SSLPreTrainedModel]] = {
     "byol": BYOLForPreTraining,
     "simsiam": SimSiamForPreTraining,
+    "memory_bank": MemoryBankForPreTraining,
     "moco": MoCoForPreTraining,
     "directpred": DirectPredForPreTraining,
 }

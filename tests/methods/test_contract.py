@@ -19,15 +19,15 @@ from hf_ssl.methods.base import SSLConfig, SSLPreTrainedModel
 from hf_ssl.modules.encoder import build_encoder
 from hf_ssl.training.arguments import TrainingSettings
 
-# Small sizes for the fields that a method has; a method with other fields runs at its own defaults. The queue is so
-# large that twenty steps on the same images do not fill it with their own keys.
+# Small sizes for the fields that a method has; a method with other fields runs at its own defaults. Queue and bank are
+# so large that twenty steps on the same images do not fill them with their own keys.
 SMALL = {
     "projector_hidden_dim": 32,
     "predictor_hidden_dim": 16,
     "projection_dim": 24,
     "queue_size": 20_000,
     "bn_splits": 2,
-    "bank_size": 64,
+    "bank_size": 20_000,
     "num_negatives": 256,
     "num_clusters": 4,
     "subvector_dim": 24,
@@ -43,6 +43,10 @@ VARIANTS = {
     ],
     "simsiam": [{"projector_layers": 2, "constant_predictor_lr": False, "stop_gradient": False}],
     "moco": [{"projector": "linear", "temperature": 0.07, "bn_splits": 1}, {"symmetric": True}],
+    "memory_bank": [
+        {"objective": "sampled", "symmetric": True},
+        {"objective": "full", "temperature": 0.1, "bank_momentum": 0.0},
+    ],
     "directpred": [
         {"freq": 5, "rho": None, "projector_affine": False, "projector_bias": True},
         {"rule": "directcopy", "use_ema": False, "remove_mean": True},
