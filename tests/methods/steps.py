@@ -4,7 +4,8 @@ The encoder is tiny and the images have 2 x 2 pixels. Both sides work in float64
 to many digits after ten steps and a small mistake shows.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,7 +43,7 @@ if not timm.is_model("tiny_for_steps"):
     register_model(tiny_for_steps)
 
 
-class InFloat64(TorchFunctionMode):
+class _Float64(TorchFunctionMode):
     """Whatever asks for float32 by name gets float64; losses and statistics of the package do."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
@@ -51,6 +52,17 @@ class InFloat64(TorchFunctionMode):
         args = [torch.float64 if value is torch.float32 else value for value in args]
         kwargs = {key: torch.float64 if value is torch.float32 else value for key, value in (kwargs or {}).items()}
         return func(*args, **kwargs)
+
+
+@contextmanager
+def in_float64() -> Iterator[None]:
+    """Compute in float64 what is meant to be float32, random numbers included."""
+    torch.set_default_dtype(torch.float64)
+    try:
+        with _Float64():
+            yield
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
 @dataclass
@@ -62,7 +74,7 @@ class Batch:
         indices: Number of each image, (batch,).
         labels: Class of each image, (batch,).
         step: Number of the step, from 1. It also is the seed of PyTorch's generator before the method's forward pass:
-            what the method draws, the plain side draws again after `torch.manual_seed(step)`.
+            what the method draws, `forward` draws again by the same calls after `torch.manual_seed(step)`.
         num_steps: Steps of the run.
     """
 
@@ -149,12 +161,11 @@ def compare_steps(
     for step in range(1, num_steps + 1):
         tensors = make_batch(step, batch_size)
         torch.manual_seed(step)
-        with InFloat64():
+        with in_float64():
             loss = model(**tensors).loss
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        with InFloat64():
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
             model.after_optimizer_step(step, num_steps)
 
         batch = Batch(
@@ -165,7 +176,8 @@ def compare_steps(
             num_steps,
         )
         leaves = dict(state)
-        plain_loss = forward(state, batch)
+        with in_float64():
+            plain_loss = forward(state, batch)
         plain_loss.backward()
         check("loss", loss, plain_loss.value)
         moved = {name for name, leaf in leaves.items() if leaf.gradient is not None}
