@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassError
+from plain import Node, State, exp, l2_normalize, linear, log, log_softmax
+from steps import Batch, compare_steps, encode, make_tiny
 
 from hf_ssl.methods.memory_bank import MemoryBankConfig, MemoryBankForPreTraining
 
@@ -313,3 +315,48 @@ def test_numbers_outside_of_the_bank_are_refused(wrong):
 def test_wrong_settings_are_refused(settings, message):
     with pytest.raises(StrictDataclassError, match=message):
         MemoryBankConfig(**settings)
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+@every_objective
+def test_ten_steps_are_those_of_the_equations(objective, symmetric):
+    n, k, tau, m = 30, 7, 0.3, 0.6
+    settings = {"num_negatives": k, "temperature": tau, "bank_momentum": m, "projection_dim": 5, "bank_size": n}
+    model = make_tiny("memory_bank", objective=objective, symmetric=symmetric, **settings)
+
+    def loss_of(state: State, query: Node, own: np.ndarray) -> Node:
+        bank = state["bank"].value
+        scores = query @ bank.T / tau
+        rows = np.arange(len(own))
+        if objective == "full":
+            return -log_softmax(scores)[rows, own].mean()
+        drawn = torch.randint(n, (len(own), k)).numpy()
+        picked = scores[rows[:, None], np.concatenate([own[:, None], drawn], axis=1)]
+        if objective == "sampled":
+            # A weight of zero for the draws that hit the own entry.
+            counts = np.concatenate([np.ones((len(own), 1)), drawn != own[:, None]], axis=1)
+            return -(picked[:, 0] - log((exp(picked) * counts).sum(1))).mean()
+        if not np.isfinite(state["log_normalizer"].value):
+            state["log_normalizer"] = Node(np.log(n * np.exp(picked.value).mean()))
+        p = exp(picked) / np.exp(state["log_normalizer"].value)
+        noise = k / n
+        found = log(p[:, 0] / (p[:, 0] + noise + 1e-7))
+        refused = log(noise / (p[:, 1:] + noise + 1e-7)).sum(1)
+        return -(found + refused).mean()
+
+    def forward(state: State, batch: Batch) -> Node:
+        torch.manual_seed(batch.step)
+        queries = []
+        for view in batch.views[: 1 + symmetric]:
+            queries.append(l2_normalize(linear(state, "projector", encode(state, "encoder", view))))
+        loss = Node(0)
+        for query in queries:
+            loss = loss + loss_of(state, query, batch.indices)
+        bank = state["bank"].value.copy()
+        features = sum(query.value for query in queries) / len(queries)
+        for own, feature in zip(batch.indices, features, strict=True):
+            bank[own] = unit(m * bank[own] + (1 - m) * feature)
+        state["bank"] = Node(bank)
+        return loss
+
+    compare_steps(model, forward)
