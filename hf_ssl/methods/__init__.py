@@ -7,6 +7,7 @@ from hf_ssl.methods.byol import BYOLForPreTraining
 from hf_ssl.methods.directpred import DirectPredForPreTraining
 from hf_ssl.methods.memory_bank import MemoryBankForPreTraining
 from hf_ssl.methods.moco import MoCoForPreTraining
+from hf_ssl.methods.moco_v3 import MoCoV3ForPreTraining
 from hf_ssl.methods.simsiam import SimSiamForPreTraining
 
 METHODS: dict[str, type[SSLPreTrainedModel]] = {
@@ -14,6 +15,7 @@ METHODS: dict[str, type[SSLPreTrainedModel]] = {
     "simsiam": SimSiamForPreTraining,
     "memory_bank": MemoryBankForPreTraining,
     "moco": MoCoForPreTraining,
+    "moco_v3": MoCoV3ForPreTraining,
     "directpred": DirectPredForPreTraining,
 }
 

@@ -144,6 +144,7 @@ class SSLPreTrainedModel(PreTrainedModel, ABC):
         view_recipe: Augmentation used unless the recipe or the user names another, a name in `data/views.py`.
         batch_norm: `sync` for BatchNorm statistics over all processes, `local` for those of each process.
         frozen_modules: Names of submodules that gradient descent must not move.
+        frozen_parameters: Names of single parameters that it must not move either.
         constant_lr_modules: Names of submodules whose learning rate does not follow the schedule.
         needs_indices: Whether `forward` needs the stable number of each image.
         needs_labels: Whether `forward` needs labels.
@@ -155,6 +156,7 @@ class SSLPreTrainedModel(PreTrainedModel, ABC):
     view_recipe: ClassVar[str] = "moco_v2"
     batch_norm: ClassVar[str] = "sync"
     frozen_modules: tuple[str, ...] = ()
+    frozen_parameters: tuple[str, ...] = ()
     constant_lr_modules: tuple[str, ...] = ()
     needs_indices: bool = False
     needs_labels: bool = False
@@ -237,6 +239,8 @@ class SSLPreTrainedModel(PreTrainedModel, ABC):
     def _freeze(self) -> None:
         for name in self.frozen_modules:
             self.get_submodule(name).requires_grad_(False)
+        for name in self.frozen_parameters:
+            self.get_parameter(name).requires_grad_(False)
 
     def _init_weights(self, module: nn.Module) -> None:
         # timm has initialised the encoder and PyTorch the heads; the target is a copy of both, which a second draw

@@ -47,6 +47,9 @@ VARIANTS = {
         {"objective": "sampled", "symmetric": True},
         {"objective": "full", "temperature": 0.1, "bank_momentum": 0.0},
     ],
+    "moco_v3": [
+        {"projector_layers": 3, "predictor_output_norm": True, "temperature": 0.2, "ema_schedule": "constant"},
+    ],
     "directpred": [
         {"freq": 5, "rho": None, "projector_affine": False, "projector_bias": True},
         {"rule": "directcopy", "use_ema": False, "remove_mean": True},
@@ -139,10 +142,11 @@ def test_representations_are_those_of_the_encoder_view_by_view(name, settings):
 def test_gradient_reaches_every_trainable_and_no_frozen_parameter(name, settings):
     model = make_model(name, settings)
     model(**make_batch()).loss.backward()
-    frozen = tuple(f"{module}." for module in model.frozen_modules)
+    modules = tuple(f"{module}." for module in model.frozen_modules)
     assert model.trainable_parameters()
     for parameter_name, parameter in model.named_parameters():
-        assert parameter.requires_grad != parameter_name.startswith(frozen), parameter_name
+        frozen = parameter_name.startswith(modules) or parameter_name in model.frozen_parameters
+        assert parameter.requires_grad != frozen, parameter_name
         assert (parameter.grad is not None) == parameter.requires_grad, parameter_name
 
 
@@ -217,6 +221,7 @@ def test_saving_and_loading_keeps_every_bit_and_the_frozen_set(name, settings, t
     assert not changed(model.state_dict(), loaded.state_dict().items())
     assert list(loaded.trainable_parameters()) == list(model.trainable_parameters())
     assert loaded.frozen_modules == model.frozen_modules
+    assert loaded.frozen_parameters == model.frozen_parameters
     assert loaded.constant_lr_modules == model.constant_lr_modules
     assert loaded.config.to_diff_dict() == model.config.to_diff_dict()
     # Weights in another place of the memory may be added up in another order: equal but for rounding.

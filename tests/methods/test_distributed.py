@@ -35,6 +35,7 @@ SMALL = {
 VARIANTS = {
     "byol": {"byol-linear": {"predictor": "linear", "symmetrize": True, "use_ema": False}},
     "moco": {"moco-symmetric": {"symmetric": True, "bn_splits": 2}},
+    "moco_v3": {"moco_v3-cold": {"temperature": 0.2, "predictor_output_norm": True, "ema_schedule": "constant"}},
     "memory_bank": {
         "memory_bank-sampled": {"objective": "sampled", "symmetric": True},
         "memory_bank-full": {"objective": "full"},
