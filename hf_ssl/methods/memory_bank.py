@@ -20,8 +20,10 @@ class MemoryBankConfig(SSLConfig):
         bank_size: Entries of the bank, one for each image of the data set; filled in from the data set if not given.
             They take 4 * `bank_size` * `projection_dim` bytes: 656 MB for ImageNet.
         objective: `nce` tells the own entry from `num_negatives` drawn ones by noise-contrastive estimation, `sampled`
-            by a softmax; `full` is the softmax over the whole bank, with (batch, `bank_size`) scores in memory.
-        num_negatives: Entries drawn for each image, uniformly and with replacement, at least 1; `full` draws none.
+            by a softmax; `full` is the softmax over the whole bank, of which it holds a copy and (batch, `bank_size`)
+            scores until the backward pass.
+        num_negatives: Entries drawn for each image, uniformly and with replacement, at least 1; they are held until
+            the backward pass. `full` draws none.
         bank_momentum: Fraction of an entry that an update keeps, in [0, 1].
         temperature: Softmax temperature, positive.
         projection_dim: Width of an entry, at least 1.

@@ -31,7 +31,7 @@ class MoCoV3Config(SSLConfig):
         ema_momentum: Fraction of the target that an update keeps, in [0, 1]; 0.996 in runs of 1000 epochs.
         ema_schedule: `cosine` raises `ema_momentum` to 1 during the run, `constant` keeps it.
         freeze_patch_embed: Keep the random projection of patches that a ViT starts from, drawn as in the official
-            code (paper, section 4.2); for encoders with a patch embedding.
+            code (paper, section 4); for encoders with a patch embedding.
         sincos_position_embedding: Replace a ViT's learned position embedding by fixed sines and cosines.
     """
 
@@ -166,7 +166,7 @@ class MoCoV3ForPreTraining(SSLPreTrainedModel):
         },
         "quickstart-vit": {
             "architecture": "test_vit",
-            "model_args": {"img_size": 32, "patch_size": 4},
+            "model_args": {"img_size": 32, "patch_size": 8},
             "image_size": 32,
             "image_mean": (0.5, 0.5, 0.5),
             "image_std": (0.25, 0.25, 0.25),
