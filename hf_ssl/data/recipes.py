@@ -83,6 +83,9 @@ _BYOL = ViewParameters(
     blur_probability=1.0,
     blur_kernel_ratio=0.1,
 )
+# As coded, crops are bilinear and the blur is Pillow's, as in MoCo v2.
+_MOCO_V3 = replace(_BYOL, crop_scale=(0.2, 1.0), interpolation="bilinear", blur_kernel_ratio=None)
+_MOCO_V3_CIFAR = replace(_BYOL, blur_probability=0.0)
 _SIMCLR = ViewParameters(
     jitter=(0.8, 0.8, 0.8, 0.2),
     jitter_probability=0.8,
@@ -109,6 +112,25 @@ VIEW_RECIPES: dict[str, ViewRecipe] = {
         _BYOL,
         replace(_BYOL, blur_probability=0.1, solarize_probability=0.2),
         "Grill et al., 2020, appendix B; torchvision's multiplicative brightness for the code's additive one",
+    ),
+    "memory_bank_cifar": _both(
+        replace(_MOCO_V1, grey_first=False, flip_probability=0.0),
+        "Wu et al., 2018; zhirongw/lemniscate.pytorch cifar.py, where the flip is commented out",
+    ),
+    "moco_v3": ViewRecipe(
+        _MOCO_V3,
+        replace(_MOCO_V3, blur_probability=0.1, solarize_probability=0.2),
+        "Chen et al., 2021; facebookresearch/moco-v3 main_moco.py with --crop-min=.2, as for ResNet-50",
+    ),
+    "moco_v3_vit": ViewRecipe(
+        replace(_MOCO_V3, crop_scale=(0.08, 1.0)),
+        replace(_MOCO_V3, crop_scale=(0.08, 1.0), blur_probability=0.1, solarize_probability=0.2),
+        "Chen et al., 2021; facebookresearch/moco-v3 main_moco.py with its default --crop-min, as for ViTs",
+    ),
+    "moco_v3_cifar": ViewRecipe(
+        _MOCO_V3_CIFAR,
+        replace(_MOCO_V3_CIFAR, solarize_probability=0.2),
+        "vturrisi/solo-learn scripts/pretrain/cifar, asymmetric augmentations",
     ),
     "simsiam": _both(_MOCO_V2, "Chen and He, 2020, section 3; facebookresearch/simsiam main_simsiam.py"),
     "directpred_cifar": _both(_CIFAR, "Tian et al., 2021; facebookresearch/luckmatters, CIFAR-10"),

@@ -6,14 +6,18 @@ from hf_ssl.methods.base import SSLPreTrainedModel
 from hf_ssl.methods.byol import BYOLForPreTraining
 from hf_ssl.methods.directpred import DirectPredForPreTraining
 from hf_ssl.methods.mochi import MoCHiForPreTraining
+from hf_ssl.methods.memory_bank import MemoryBankForPreTraining
 from hf_ssl.methods.moco import MoCoForPreTraining
+from hf_ssl.methods.moco_v3 import MoCoV3ForPreTraining
 from hf_ssl.methods.simsiam import SimSiamForPreTraining
 
 METHODS: dict[str, type[SSLPreTrainedModel]] = {
     "byol": BYOLForPreTraining,
     "simsiam": SimSiamForPreTraining,
+    "memory_bank": MemoryBankForPreTraining,
     "moco": MoCoForPreTraining,
     "mochi": MoCHiForPreTraining,
+    "moco_v3": MoCoV3ForPreTraining,
     "directpred": DirectPredForPreTraining,
 }
 

@@ -145,6 +145,7 @@ class SSLPreTrainedModel(PreTrainedModel, ABC):
         batch_norm: `sync` for BatchNorm statistics over all processes, `local` for those of each process, unless the
             training settings say otherwise.
         frozen_modules: Names of submodules that gradient descent must not move.
+        frozen_parameters: Names of single parameters that it must not move either.
         constant_lr_modules: Names of submodules whose learning rate does not follow the schedule.
         needs_indices: Whether `forward` needs the stable number of each image.
         needs_labels: Whether `forward` needs labels.
@@ -156,6 +157,7 @@ class SSLPreTrainedModel(PreTrainedModel, ABC):
     view_recipe: ClassVar[str] = "moco_v2"
     batch_norm: ClassVar[str] = "sync"
     frozen_modules: tuple[str, ...] = ()
+    frozen_parameters: tuple[str, ...] = ()
     constant_lr_modules: tuple[str, ...] = ()
     needs_indices: bool = False
     needs_labels: bool = False
@@ -238,6 +240,8 @@ class SSLPreTrainedModel(PreTrainedModel, ABC):
     def _freeze(self) -> None:
         for name in self.frozen_modules:
             self.get_submodule(name).requires_grad_(False)
+        for name in self.frozen_parameters:
+            self.get_parameter(name).requires_grad_(False)
 
     def _init_weights(self, module: nn.Module) -> None:
         # timm has initialised the encoder and PyTorch the heads; the target is a copy of both, which a second draw

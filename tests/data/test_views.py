@@ -109,8 +109,8 @@ def test_views_are_those_of_the_recipe_normalised():
 
 
 def test_unknown_recipe_names_a_near_one():
-    with pytest.raises(ValueError, match="`moco_v3`. Did you mean `moco_v"):
-        Views("moco_v3", 32, MEAN, STD)
+    with pytest.raises(ValueError, match="`moco_v4`. Did you mean `moco_v"):
+        Views("moco_v4", 32, MEAN, STD)
     with pytest.raises(ValueError, match="Known: moco_v1, moco_v2"):
         Views("xyz", 32, MEAN, STD)
 
@@ -299,7 +299,7 @@ def test_the_recipes_are_those_of_the_papers():
     assert byol.first.jitter == byol.second.jitter == (0.4, 0.4, 0.2, 0.1)
     for name, recipe in VIEW_RECIPES.items():
         assert recipe.source
-        assert name == "byol" or recipe.first == recipe.second
+        assert (recipe.first == recipe.second) != (name in ("byol", "moco_v3", "moco_v3_vit", "moco_v3_cifar"))
     assert VIEW_RECIPES["moco_v1"].first.jitter_probability == 1.0
     assert VIEW_RECIPES["moco_v1"].first.blur_probability == 0.0
     assert VIEW_RECIPES["moco_v2"].first == VIEW_RECIPES["simsiam"].first
@@ -307,3 +307,13 @@ def test_the_recipes_are_those_of_the_papers():
         assert VIEW_RECIPES[name].first.blur_probability == 0.0
         assert VIEW_RECIPES[name].first.crop_scale == (0.08, 1.0)
     assert VIEW_RECIPES["directpred_stl"].first.blur_probability == 1.0
+    bank = VIEW_RECIPES["memory_bank_cifar"].first
+    assert (bank.crop_scale, bank.jitter, bank.grey_probability) == ((0.2, 1.0), (0.4,) * 4, 0.2)
+    assert (bank.flip_probability, bank.jitter_probability, bank.grey_first) == (0.0, 1.0, False)
+    for name, smallest in (("moco_v3", 0.2), ("moco_v3_vit", 0.08), ("moco_v3_cifar", 0.08)):
+        first, second = VIEW_RECIPES[name].first, VIEW_RECIPES[name].second
+        assert first.crop_scale == second.crop_scale == (smallest, 1.0)
+        assert first.jitter == second.jitter == (0.4, 0.4, 0.2, 0.1)
+        assert (first.solarize_probability, second.solarize_probability) == (0.0, 0.2)
+        blurs = (0.0, 0.0) if name == "moco_v3_cifar" else (1.0, 0.1)
+        assert (first.blur_probability, second.blur_probability) == blurs

@@ -38,6 +38,11 @@ VARIANTS = {
     "byol": {"byol-linear": {"predictor": "linear", "symmetrize": True, "use_ema": False}},
     "moco": {"moco-symmetric": {"symmetric": True, "bn_splits": 2}},
     "mochi": {"mochi-oracle": {"start_step": 0, "class_oracle": "mask", "symmetric": True, "bn_splits": 2}},
+    "moco_v3": {"moco_v3-cold": {"temperature": 0.2, "predictor_output_norm": True, "ema_schedule": "constant"}},
+    "memory_bank": {
+        "memory_bank-sampled": {"objective": "sampled", "symmetric": True},
+        "memory_bank-full": {"objective": "full"},
+    },
     "directpred": {
         "directpred-hybrid": {"freq": 2, "rho": None},
         "directpred-copy": {"rule": "directcopy", "use_ema": False},
@@ -65,14 +70,24 @@ def make_views(step: int) -> Tensor:
     return pictures + 0.5 * torch.randn(2 * BATCH_SIZE, 2, 3, 32, 32, generator=generator)
 
 
+def draw_as_one_process(model: SSLPreTrainedModel, part: slice) -> None:
+    """Let a memory bank compare each image with the same entries, however many processes share the batch."""
+    if hasattr(model, "_draw"):
+        shape = (2 * BATCH_SIZE, model.config.num_negatives)
+        drawn = torch.randint(model.config.bank_size, shape, generator=torch.Generator().manual_seed(0))
+        model._draw = lambda batch_size: drawn[part]
+
+
 def run(model: SSLPreTrainedModel, network: nn.Module, part: slice) -> dict:
     """Three steps on this part of each batch: losses, first gradient, outputs, state."""
     optimizer = torch.optim.SGD(model.trainable_parameters().values(), lr=0.05)
     result: dict = {"losses": [], "outputs": []}
+    draw_as_one_process(model, part)
     torch.manual_seed(1 + 10 * distributed.rank())  # as in training, processes draw different numbers
     for step in range(1, STEPS + 1):
         numbers = torch.arange(2 * BATCH_SIZE)[part]
-        output = network(make_views(step)[part], numbers + step, numbers % 3)
+        # Some images are in the batches of both processes.
+        output = network(make_views(step)[part], (numbers + step) % 12, numbers % 3)
         optimizer.zero_grad()
         output.loss.backward()
         result["losses"].append(output.loss.item())

@@ -154,6 +154,38 @@ def test_resume_continues_bit_for_bit(digits, tmp_path: Path, method: str, value
     assert [line["step"] for line in read_log(cut)] == [2, 4, 5, 6, 7, 8]
 
 
+@pytest.mark.parametrize("objective", ["nce", "full"])
+def test_a_memory_bank_fills_and_resumes_bit_for_bit(digits, tmp_path: Path, objective: str):
+    """The bank, its normalizer and the drawn negatives go on where the checkpoint left them."""
+
+    def new():
+        config = METHODS["memory_bank"].config_class(
+            architecture="test_resnet", image_size=16, projection_dim=16, num_negatives=20, objective=objective
+        )
+        config.adapt_to_data(digits.num_images)
+        torch.manual_seed(0)
+        return METHODS["memory_bank"](config)
+
+    start, whole = new(), new()
+    train(whole, digits, DATA, settings(tmp_path / "whole"))
+    visited = (whole.bank != start.bank).any(dim=1)
+    assert len(whole.bank) == 1437 and visited.sum() == 6 * 8
+    torch.testing.assert_close(whole.bank[visited].norm(dim=1), torch.ones(48))
+
+    cut = tmp_path / "cut"
+    train(new(), digits, DATA, settings(cut))
+    (complete_checkpoints(cut)[-1] / "state.json").unlink()
+    resumed = new()
+    resumed.bank.zero_()
+    train(resumed, digits, DATA, settings(cut, resume="auto"))
+    assert_same(weights(resumed), weights(whole))
+    assert hasattr(resumed, "log_normalizer") == (objective == "nce")
+
+    without = replace(digits, records=digits.records.remove_columns("__index__"))
+    with pytest.raises(ValueError, match="`MemoryBankForPreTraining` needs a stable number of each image"):
+        train(new(), without, DATA, settings(tmp_path / "without"))
+
+
 def test_a_finished_run_is_left_alone(digits, tmp_path: Path, caplog: pytest.LogCaptureFixture):
     first = new_model()
     train(first, digits, DATA, settings(tmp_path / "run"))
