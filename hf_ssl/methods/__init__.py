@@ -5,10 +5,12 @@ from transformers import AutoConfig, AutoModelForPreTraining
 from hf_ssl.methods.base import SSLPreTrainedModel
 from hf_ssl.methods.byol import BYOLForPreTraining
 from hf_ssl.methods.directpred import DirectPredForPreTraining
+from hf_ssl.methods.end_to_end import EndToEndForPreTraining
 from hf_ssl.methods.moco import MoCoForPreTraining
 from hf_ssl.methods.simsiam import SimSiamForPreTraining
 
 METHODS: dict[str, type[SSLPreTrainedModel]] = {
+    "end_to_end": EndToEndForPreTraining,
     "byol": BYOLForPreTraining,
     "simsiam": SimSiamForPreTraining,
     "moco": MoCoForPreTraining,

@@ -37,6 +37,10 @@ SMALL = {
 }
 # Further settings under which a method must keep the contract.
 VARIANTS = {
+    "end_to_end": [
+        {"symmetric": False, "join_views": False, "projector_layers": 1},
+        {"projector_layers": 3, "projector_hidden_dim": None, "temperature": 0.5},
+    ],
     "byol": [
         {"predictor": "linear", "symmetrize": True, "use_ema": False},
         {"predictor": "none", "ema_schedule": "constant", "target_init": "independent"},

@@ -33,6 +33,7 @@ SMALL = {
     "num_mixed_queries": 4,
 }
 VARIANTS = {
+    "end_to_end": {"end_to_end-asymmetric": {"symmetric": False, "join_views": False}},
     "byol": {"byol-linear": {"predictor": "linear", "symmetrize": True, "use_ema": False}},
     "moco": {"moco-symmetric": {"symmetric": True, "bn_splits": 2}},
     "directpred": {
