@@ -58,13 +58,13 @@ def process(number: int, folder: Path) -> None:
     network = make_network()
     wrapped = DistributedDataParallel(network)
     results: dict = {kind: gradients(network, wrapped, kind) for kind in KINDS}
-    # A gradient that autograd uses twice must not be changed on the way.
+    # Both terms get one and the same gradient tensor, the one that was made first gets it last.
+    weight = torch.ones(4, 3, requires_grad=True)
+    other = weight * 1.0
     leaf = torch.ones(2, 3, requires_grad=True)
-    shared = leaf * 1.0
-    everything = gather_with_gradient(shared)
+    everything = gather_with_gradient(leaf)
     results["gathered"] = everything.detach()
-    weight = torch.arange(12.0).view(4, 3).requires_grad_()
-    (everything + weight).backward(torch.full((4, 3), 1.0 + number))
+    (everything + other).backward(torch.full((4, 3), 1.0 + number))
     results["leaf"], results["weight"] = leaf.grad, weight.grad
     torch.save(results, folder / f"{number}.pt")
     dist.destroy_process_group()

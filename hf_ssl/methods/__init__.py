@@ -4,6 +4,7 @@ from transformers import AutoConfig, AutoModelForPreTraining
 
 from hf_ssl.methods.base import SSLPreTrainedModel
 from hf_ssl.methods.byol import BYOLForPreTraining
+from hf_ssl.methods.directclr import DirectCLRForPreTraining
 from hf_ssl.methods.directpred import DirectPredForPreTraining
 from hf_ssl.methods.end_to_end import EndToEndForPreTraining
 from hf_ssl.methods.moco import MoCoForPreTraining
@@ -15,6 +16,7 @@ METHODS: dict[str, type[SSLPreTrainedModel]] = {
     "simsiam": SimSiamForPreTraining,
     "moco": MoCoForPreTraining,
     "directpred": DirectPredForPreTraining,
+    "directclr": DirectCLRForPreTraining,
 }
 
 for _method in METHODS.values():
