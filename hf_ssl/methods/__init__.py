@@ -4,6 +4,7 @@ from transformers import AutoConfig, AutoModelForPreTraining
 
 from hf_ssl.methods.base import SSLPreTrainedModel
 from hf_ssl.methods.byol import BYOLForPreTraining
+from hf_ssl.methods.contrastive_clustering import ContrastiveClusteringForPreTraining
 from hf_ssl.methods.directclr import DirectCLRForPreTraining
 from hf_ssl.methods.directpred import DirectPredForPreTraining
 from hf_ssl.methods.end_to_end import EndToEndForPreTraining
@@ -17,6 +18,7 @@ METHODS: dict[str, type[SSLPreTrainedModel]] = {
     "moco": MoCoForPreTraining,
     "directpred": DirectPredForPreTraining,
     "directclr": DirectCLRForPreTraining,
+    "contrastive_clustering": ContrastiveClusteringForPreTraining,
 }
 
 for _method in METHODS.values():

@@ -47,6 +47,7 @@ VARIANTS = {
     ],
     "simsiam": [{"projector_layers": 2, "constant_predictor_lr": False, "stop_gradient": False}],
     "moco": [{"projector": "linear", "temperature": 0.07, "bn_splits": 1}, {"symmetric": True}],
+    "contrastive_clustering": [{"entropy_weight": 0.0, "cluster_temperature": 0.5}],
     "directclr": [{"subvector_dim": 96, "temperature": 0.5}],
     "directpred": [
         {"freq": 5, "rho": None, "projector_affine": False, "projector_bias": True},
