@@ -73,7 +73,8 @@ def _heading(options: argparse.Namespace, measurements: list[Measurement]) -> st
     if not learnt:
         return f"{options.dataset}: clusters (%) of {scored}"
     training = f"{learnt[0]:,} labelled images of split {options.train_split}"
-    return f"{options.dataset}: accuracy (%) on {scored}, from {training}"
+    what = "accuracy" if all(metric_of(one.protocol) == "accuracy" for one in measurements) else "scores"
+    return f"{options.dataset}: {what} (%) on {scored}, from {training}"
 
 
 class _Assign(nn.Module):

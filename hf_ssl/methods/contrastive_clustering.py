@@ -62,8 +62,9 @@ class ContrastiveClusteringForPreTraining(SSLPreTrainedModel):
 
     Recipes: `paper-imagenet` is the official code (Yunfan-Li/Contrastive-Clustering) for ImageNet-10, on one process;
     `num_clusters` is not part of it (10 there, 15 for ImageNet-Dogs). Its Adam without weight decay is AdamW with a
-    decay of zero. Deviations: the official code trains and evaluates on all splits joined; timm starts the last
-    BatchNorm of each residual block at zero, the official code at one (`--model_args '{"zero_init_last": false}'`).
+    decay of zero. Deviations: the official code trains and evaluates on all splits joined, and assigns whole images
+    where the exported preprocessing takes the centre of large ones; timm starts the last BatchNorm of each residual
+    block at zero, the official code at one (`--model_args '{"zero_init_last": false}'`).
     `cifar` has no official reference: the paper enlarges CIFAR-10 to 224 pixels for a ResNet-34
     (`--encoder resnet34 --image_size 224`), here a ResNet-18 sees 32. `quickstart` trains a small encoder in minutes
     on a CPU, with values of its own.

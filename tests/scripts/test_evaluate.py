@@ -230,7 +230,7 @@ def test_other_encoders_are_clustered_by_k_means(evaluate, run, data, capsys):
     assert results["tone", "knn"]["train_split"] == "train" and results["tone", "clustering-f"]["train_split"] is None
     assert not (run / "encoder" / "assignments.parquet").exists()
     text, card = capsys.readouterr().out, (run / "encoder" / "README.md").read_text()
-    assert "accuracy (%) on 60 images of split test, from 90 labelled images of split train" in text
+    assert "scores (%) on 60 images of split test, from 90 labelled images of split train" in text
     assert "| score (%) |" in card
 
 
