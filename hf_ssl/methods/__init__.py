@@ -12,10 +12,10 @@ from hf_ssl.methods.moco import MoCoForPreTraining
 from hf_ssl.methods.simsiam import SimSiamForPreTraining
 
 METHODS: dict[str, type[SSLPreTrainedModel]] = {
-    "end_to_end": EndToEndForPreTraining,
     "byol": BYOLForPreTraining,
     "simsiam": SimSiamForPreTraining,
     "moco": MoCoForPreTraining,
+    "end_to_end": EndToEndForPreTraining,
     "directpred": DirectPredForPreTraining,
     "directclr": DirectCLRForPreTraining,
     "contrastive_clustering": ContrastiveClusteringForPreTraining,
