@@ -3,6 +3,8 @@
 Every function is the identity (or its local equivalent) in a single process, so methods call them unconditionally.
 """
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -34,6 +36,38 @@ def gather(tensor: Tensor) -> Tensor:
     parts = [torch.empty_like(tensor) for _ in range(world_size())]
     dist.all_gather(parts, tensor)
     return torch.cat(parts)
+
+
+class _GatherWithGradient(torch.autograd.Function):
+    """All-gather whose backward pass adds up the gradients of all processes and keeps the own part."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx.batch_size = len(tensor)
+        return gather(tensor)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        # A copy: autograd may hand the same tensor to other branches.
+        gradient = gradient.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(gradient)
+        return gradient.narrow(0, rank() * ctx.batch_size, ctx.batch_size)
+
+
+def gather_with_gradient(tensor: Tensor) -> Tensor:
+    """Like `gather`, with gradients flowing back to the process that made each part.
+
+    Each process computes the loss of its own anchors against all candidates. The backward pass adds up what all
+    processes send to a candidate; DistributedDataParallel then averages over processes, so the gradient equals that of
+    the mean over all anchors computed in one process.
+
+    Args:
+        tensor: Any shape (batch, ...), the same on every process.
+
+    Returns:
+        (batch * processes, ...), equal on every process.
+    """
+    return tensor if world_size() == 1 else _GatherWithGradient.apply(tensor)  # pyright: ignore[reportReturnType]
 
 
 @torch.no_grad()

@@ -1,11 +1,14 @@
-"""Measure a frozen encoder on labelled images: weighted k-NN and linear probes.
+"""Measure a frozen encoder on labelled images: weighted k-NN, linear probes and clustering.
 
     python scripts/evaluate.py runs/first --dataset shapes --label_column all --baselines raw random
     python scripts/evaluate.py org/directpred-r50 --dataset uoft-cs/cifar10 knn
     python scripts/evaluate.py resnet50.a1_in1k --dataset photos --split validation linear
+    python scripts/evaluate.py runs/clusters --dataset uoft-cs/cifar10 clustering
 
 ENCODER is the folder of a run, an encoder folder, a repo on the Hub (timm or transformers) or a timm name.
-Numbers for a local folder are added to its results.json, its model card and its figures.
+Numbers for a local folder are added to its results.json, its model card and its figures. `clustering` compares
+clusters of the scored split with its labels: those of the run's own method, which are written to assignments.parquet,
+or, where the method has none, those that k-means finds in the features.
 """
 
 import argparse
@@ -17,21 +20,28 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
+from transformers import AutoModelForPreTraining
 
 from hf_ssl.cli import errors_for_users, near_name, show_log
 from hf_ssl.data.sources import Source, open_source
-from hf_ssl.evaluation.features import encoder_folder, extract_features, load_encoder
+from hf_ssl.evaluation.clustering import write_assignments
+from hf_ssl.evaluation.features import Encoder, Features, encoder_folder, extract_features, load_encoder
 from hf_ssl.evaluation.protocols import (
+    BEST_EPOCH,
     PROTOCOLS,
     Measurement,
     check_protocol,
     measure,
+    metric_of,
     most_frequent_class_accuracy,
+    title_of,
     with_classes_of,
 )
 from hf_ssl.evaluation.results import Table, table_text, update_results
 from hf_ssl.figures.accuracy import accuracy_bars
 from hf_ssl.hub.model_card import write_model_card
+from hf_ssl.methods import METHODS
 
 BASELINES = {"raw": "raw pixels", "random": "random encoder"}
 
@@ -42,29 +52,72 @@ def main(arguments: list[str]) -> int:
     folder = encoder_folder(options.encoder)
     train_source, test_source, labels = _open(options)
     title = _title_of(options.encoder, folder)
-    measured, chance = _measure(options, title, train_source, test_source, labels)
+    measured, chance, assigned = _measure(options, title, train_source, test_source, labels)
 
     table: Table = {}
     for name, measurements in measured.items():
         for one in measurements:
             table.setdefault(one.protocol, {}).setdefault(name, {})[one.label] = one.value
-    first = measured[title][0]
-    print(
-        f"\n{options.dataset}: accuracy (%) on {first.num_images:,} images of split {options.split}, from "
-        f"{first.settings['train_images']:,} labelled images of split {options.train_split}\n"
-    )
+    print(f"\n{_heading(options, measured[title])}\n")
     print(table_text(table, chance))
     if folder is not None or options.output:
-        _keep(options, folder, _entries(options, arguments, measured, chance), table, chance)
+        _keep(options, folder, _entries(options, arguments, measured, chance), table, chance, assigned)
     if options.show_loading and folder is not None:
         print(_how_to_load(folder))
     return 0
 
 
+def _heading(options: argparse.Namespace, measurements: list[Measurement]) -> str:
+    scored = f"{measurements[0].num_images:,} images of split {options.split}"
+    learnt = [one.settings["train_images"] for one in measurements if "train_images" in one.settings]
+    if not learnt:
+        return f"{options.dataset}: clusters (%) of {scored}"
+    training = f"{learnt[0]:,} labelled images of split {options.train_split}"
+    what = "accuracy" if all(metric_of(one.protocol) == "accuracy" for one in measurements) else "scores"
+    return f"{options.dataset}: {what} (%) on {scored}, from {training}"
+
+
+class _Assign(nn.Module):
+    """A method that has clusters of its own, as an encoder whose features are their probabilities."""
+
+    def __init__(self, method: nn.Module):
+        super().__init__()
+        self.method = method
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        return self.method.assign(pixel_values)  # pyright: ignore[reportCallIssue]
+
+
+def _assignments(options: argparse.Namespace, encoder: Encoder, source: Source, device: str) -> Features | None:
+    """Cluster probabilities of every image, if the encoder is of a run whose method assigns images to clusters."""
+    folder = encoder_folder(options.encoder)
+    pretraining = folder.parent / "pretraining" if folder is not None and folder.name == "encoder" else None
+    if pretraining is None or not (pretraining / "config.json").is_file():
+        return None
+    model_type = json.loads((pretraining / "config.json").read_text())["model_type"]
+    if not hasattr(METHODS.get(model_type.removeprefix("hf_ssl_")), "assign"):
+        return None
+    method = AutoModelForPreTraining.from_pretrained(pretraining).to(device)
+    clusters = Encoder(_Assign(method), encoder.transform, method.config.num_clusters, "clusters")
+    return _extract(options, clusters, source, "clusters")
+
+
+def _extract(options: argparse.Namespace, encoder: Encoder, source: Source, shown: str) -> Features:
+    return extract_features(
+        encoder,
+        source,
+        options.batch_size,
+        options.num_workers,
+        max_images=options.max_images,
+        bf16=options.bf16,
+        description=f"{shown}, {source.split}",
+    )
+
+
 def _measure(
     options: argparse.Namespace, title: str, train_source: Source, test_source: Source, labels: list[str]
-) -> tuple[dict[str, list[Measurement]], dict[str, float]]:
-    """Numbers of the baselines and, last, of the encoder; and the chance level of each label column."""
+) -> tuple[dict[str, list[Measurement]], dict[str, float], Features | None]:
+    """Numbers of the baselines and, last, of the encoder; the chance level of each label column; own clusters."""
     names = {f"{baseline}:{options.encoder}": BASELINES[baseline] for baseline in options.baselines}
     names[options.encoder] = title
     device = options.device if options.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
@@ -72,27 +125,27 @@ def _measure(
     encoders = {name: load_encoder(name, device, options.seed) for name in reversed(names)}
     measured: dict[str, list[Measurement]] = {}
     chance: dict[str, float] = {}
+    assigned = None
     for name, shown in names.items():
-        train, test = (
-            extract_features(
-                encoders[name],
-                source,
-                options.batch_size,
-                options.num_workers,
-                max_images=options.max_images,
-                bf16=options.bf16,
-                description=f"{shown}, {source.split}",
-            )
-            for source in (train_source, test_source)
-        )
+        test = _extract(options, encoders[name], test_source, shown)
+        train = test if train_source is test_source else _extract(options, encoders[name], train_source, shown)
         test = with_classes_of(test, test_source.labels, train_source.labels)
         if "knn" in options.protocols and options.k > len(train.row_ids) and shown == title:
             print(f"Note: k-NN uses all {len(train.row_ids):,} training images, fewer than `--k` {options.k}.")
+        if "clustering" in options.protocols and shown == title:
+            assigned = _assignments(options, encoders[name], test_source, device)
         measured[shown] = measure(
-            train, test, labels, options.protocols, k=options.k, temperature=options.temperature, seed=options.seed
+            train,
+            test,
+            labels,
+            options.protocols,
+            k=options.k,
+            temperature=options.temperature,
+            seed=options.seed,
+            probabilities=None if assigned is None else assigned.features,
         )
         chance = {label: most_frequent_class_accuracy(train, test, label) for label in labels}
-    return measured, chance
+    return measured, chance, assigned
 
 
 def _title_of(encoder: str, folder: Path | None) -> str:
@@ -157,7 +210,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
         raise ValueError(f"`--temperature` must be positive, got {options.temperature}.")
     if options.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("`--device cuda` needs a CUDA device, but PyTorch sees none. Leave it out.")
-    if options.split == options.train_split:
+    if options.split == options.train_split and not _only_clusters(options):
         raise ValueError(
             f"`--split` and `--train_split` are both `{options.split}`: score an encoder on other images than those "
             "that its probe learns from."
@@ -165,10 +218,16 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     return options
 
 
+def _only_clusters(options: argparse.Namespace) -> bool:
+    """Whether nothing is learnt from labels, so that the training split is not needed."""
+    return options.protocols == ["clustering"]
+
+
 def _open(options: argparse.Namespace) -> tuple[Source, Source, list[str]]:
-    """Both splits and the label columns to measure."""
+    """Both splits, which are one object where the training split is not needed, and the label columns to measure."""
     column = None if options.label_column == "all" else options.label_column
-    train, test = (
+    splits = [options.split] if _only_clusters(options) else [options.train_split, options.split]
+    sources = [
         open_source(
             options.dataset,
             config=options.dataset_config,
@@ -177,8 +236,9 @@ def _open(options: argparse.Namespace) -> tuple[Source, Source, list[str]]:
             image_column=options.image_column,
             label_column=column,
         )
-        for split in (options.train_split, options.split)
-    )
+        for split in splits
+    ]
+    train, test = sources[0], sources[-1]
     for source in (train, test):
         if not source.labels:
             raise ValueError(
@@ -210,14 +270,14 @@ def _entries(
             "dataset": options.dataset,
             "dataset_config": options.dataset_config,
             "split": options.split,
-            "train_split": options.train_split,
+            "train_split": options.train_split if "train_images" in one.settings else None,
             "label": one.label,
             "protocol": one.protocol,
-            "metric": "accuracy",
+            "metric": metric_of(one.protocol),
             "value": one.value,
             "settings": one.settings,
             "baselines": {
-                "most_frequent_class": chance[one.label],
+                **({"most_frequent_class": chance[one.label]} if metric_of(one.protocol) == "accuracy" else {}),
                 **{baseline_names[shown]: measured[shown][place].value for shown in others},
             },
             "command": shlex.join(["python", "scripts/evaluate.py", *arguments]),
@@ -233,17 +293,25 @@ def _keep(
     entries: list[dict[str, Any]],
     table: Table,
     chance: dict[str, float],
+    assigned: Features | None,
 ) -> None:
-    """Write the results, the figure and, of an encoder of this package, the model card."""
+    """Write the results, the figure, the clusters and, of an encoder of this package, the model card."""
     slug = re.sub(r"[^\w-]+", "-", Path(options.dataset).name).strip("-") or "data"
     if options.output or folder is None:
         results = options.output
         figure_path = results.with_suffix(".png")
+        assignments = results.with_suffix(".parquet")
     else:
         results = folder / "results.json"
         figure_path = folder / "figures" / f"evaluation-{slug}.png"
+        assignments = folder / "assignments.parquet"
     update_results(results, entries)
-    titles = {protocol: PROTOCOLS[protocol] for protocol in table if protocol in PROTOCOLS}
+    if assigned is not None:
+        about = {"dataset": options.dataset, "dataset_config": options.dataset_config or "", "split": options.split}
+        write_assignments(assignments, assigned.row_ids, assigned.features, about)
+        print(f"Clusters: {assignments}")
+    drawn = [one for one in table if metric_of(one) == "accuracy" and not one.endswith(BEST_EPOCH)]
+    titles = {one: title_of(one) for one in drawn}
     if len(chance) == 1:
         (label,) = chance
         encoders = list(next(iter(table.values())))

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from hf_ssl.evaluation.clustering import K_MEANS, clustering_scores, k_means
 from hf_ssl.evaluation.features import Features
 from hf_ssl.evaluation.knn import knn_accuracies
 from hf_ssl.evaluation.linear_probe import linear_probes
@@ -17,11 +18,20 @@ PROTOCOLS = {
     "linear-sgd": "linear probe, MoCo's SGD",
     "linear-byol": "linear probe, BYOL's sweep",
     "linear-luckmatters": "linear probe, luckmatters",
+    "clustering": "clustering",
 }
-"""Protocols and what tables call them; `linear_probe.linear_probe` describes them."""
+"""Protocols and what tables call them; `linear_probe` and `clustering_scores` describe them."""
 
 BEST_EPOCH = "-best"
 """Suffix of a measurement whose epoch was chosen on the test split, as the official code of DirectPred does."""
+
+CLUSTERING_SCORES = {
+    "clustering-accuracy": "accuracy",
+    "clustering-nmi": "normalised mutual information",
+    "clustering-ari": "adjusted Rand index",
+    "clustering-f": "Fowlkes-Mallows index",
+}
+"""Measurements of the protocol `clustering`, and what they measure; all other measurements are accuracies."""
 
 
 @dataclass(frozen=True)
@@ -29,9 +39,9 @@ class Measurement:
     """One number.
 
     Args:
-        protocol: Name in `PROTOCOLS`, perhaps with the suffix `BEST_EPOCH`.
+        protocol: Name in `PROTOCOLS`, perhaps with the suffix `BEST_EPOCH`, or in `CLUSTERING_SCORES`.
         label: Label column.
-        value: Accuracy on the test images, fraction in [0, 1].
+        value: What `metric_of(protocol)` is on the test images, 1 at best; accuracies are fractions in [0, 1].
         settings: What the number depends on, JSON-able.
         num_images: Test images that have the label.
     """
@@ -52,8 +62,12 @@ def measure(
     k: int = 200,
     temperature: float = 0.1,
     seed: int = 0,
+    probabilities: torch.Tensor | None = None,
 ) -> list[Measurement]:
     """Measure frozen features by each protocol for each label column.
+
+    `clustering` looks at the test split alone: its images are clustered without labels, into as many clusters as there
+    are classes, and compared with the labels.
 
     Args:
         train: Features and labels of the training split.
@@ -62,7 +76,9 @@ def measure(
         protocols: Names in `PROTOCOLS`.
         k: Neighbours of k-NN, at least 1; all training images where there are fewer.
         temperature: Temperature of k-NN, positive.
-        seed: Seed of the probes.
+        seed: Seed of the probes and of k-means.
+        probabilities: Probability of each cluster for each test image, (test images, clusters), where a method has
+            clusters of its own; otherwise k-means finds them.
 
     Returns:
         Measurements in the order of `protocols`, then of `labels`.
@@ -87,6 +103,10 @@ def measure(
                 }
                 measurements.append(Measurement(protocol, label, value, settings, counts[label]))
             continue
+        if protocol == "clustering":
+            for label, values in test_labels.items():
+                measurements += _clustering(test.features, values, label, counts[label], probabilities, seed)
+            continue
         probe = protocol.removeprefix("linear-") if protocol != "linear" else "logistic"
         results = linear_probes(train.features, train_labels, test.features, test_labels, probe, seed)
         for label, result in results.items():
@@ -99,6 +119,41 @@ def measure(
                     Measurement(protocol + BEST_EPOCH, label, result.best_over_epochs, settings, counts[label])
                 )
     return measurements
+
+
+def _clustering(
+    features: torch.Tensor,
+    labels: torch.Tensor,
+    label: str,
+    num_labelled: int,
+    probabilities: torch.Tensor | None,
+    seed: int,
+) -> list[Measurement]:
+    if probabilities is not None:
+        clusters = probabilities.argmax(dim=1)
+        settings: dict[str, Any] = {"algorithm": "cluster head", "num_clusters": probabilities.shape[1]}
+    else:
+        num_classes = len(labels[labels >= 0].unique())
+        clusters = k_means(features, num_classes, seed)
+        settings = {**K_MEANS, "num_clusters": num_classes, "seed": seed}
+    return [
+        Measurement(f"clustering-{name}", label, value, settings, num_labelled)
+        for name, value in clustering_scores(clusters, labels).items()
+    ]
+
+
+def metric_of(protocol: str) -> str:
+    """What a measurement of this name measures, such as `accuracy`."""
+    return CLUSTERING_SCORES.get(protocol, "accuracy")
+
+
+def title_of(protocol: str) -> str:
+    """What tables call a measurement of this name."""
+    if protocol in CLUSTERING_SCORES:
+        name = protocol.removeprefix("clustering-")
+        return f"{PROTOCOLS['clustering']}, {name if name == 'accuracy' else name.upper()}"
+    title = PROTOCOLS[protocol.removesuffix(BEST_EPOCH)]
+    return f"{title}, best epoch*" if protocol.endswith(BEST_EPOCH) else title
 
 
 def check_protocol(protocol: str) -> None:

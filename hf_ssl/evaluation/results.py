@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hf_ssl.evaluation.protocols import BEST_EPOCH, PROTOCOLS
+from hf_ssl.evaluation.protocols import BEST_EPOCH, metric_of, title_of
 
 Table = dict[str, dict[str, dict[str, float]]]
-"""Protocol -> name of the encoder -> label column -> accuracy in [0, 1]."""
+"""Measurement -> name of the encoder -> label column -> value, 1 at best."""
 
 _CHANCE = "most frequent class"
 _IDENTITY = ("dataset", "dataset_config", "split", "label", "protocol")
@@ -43,36 +43,37 @@ def update_results(path: Path, entries: Sequence[Mapping[str, Any]]) -> None:
 
 
 def table_text(table: Table, chance: Mapping[str, float]) -> str:
-    """The table in percent: a column for each label or, where there is only one, for each protocol.
+    """The table in percent: a column for each label or, where there is only one, for each measurement.
 
     Args:
-        table: Accuracies; every protocol has the same encoders and labels.
+        table: Values; every measurement has the same encoders and labels.
         chance: Label column -> accuracy of always answering the most frequent class.
     """
-    titles = {}
-    for protocol in table:
-        title = PROTOCOLS[protocol.removesuffix(BEST_EPOCH)]
-        titles[protocol] = f"{title}, best epoch*" if protocol.endswith(BEST_EPOCH) else title
+    titles = {protocol: title_of(protocol) for protocol in table}
     encoders = list(next(iter(table.values())))
     if len(chance) == 1:
         (label,) = chance
-        rows = {_CHANCE: {title: chance[label] for title in titles.values()}}
+        rows = {_CHANCE: {titles[protocol]: chance[label] for protocol in table if metric_of(protocol) == "accuracy"}}
         rows |= {name: {titles[protocol]: table[protocol][name][label] for protocol in table} for name in encoders}
         blocks = [_block(label, rows)]
     else:
-        blocks = [_block(titles[protocol], {_CHANCE: chance, **table[protocol]}) for protocol in table]
+        blocks = [
+            _block(titles[protocol], {_CHANCE: chance if metric_of(protocol) == "accuracy" else {}, **table[protocol]})
+            for protocol in table
+        ]
     if any(protocol.endswith(BEST_EPOCH) for protocol in table):
         blocks.append("* Epoch chosen on the test split: too high, only for comparison with published numbers.\n")
     return "\n".join(blocks)
 
 
 def _block(title: str, rows: Mapping[str, Mapping[str, float]]) -> str:
-    columns = list(next(iter(rows.values())))
+    columns = list(list(rows.values())[-1])
     first = max(len(title), *(len(name) for name in rows))
     lines = [title.ljust(first) + "".join(f"  {column:>6}" for column in columns)]
     lines.append("-" * len(lines[0]))
     for name, values in rows.items():
-        lines.append(name.ljust(first) + "".join(f"  {100 * values[c]:>{max(6, len(c))}.1f}" for c in columns))
+        cells = {column: f"{100 * values[column]:.1f}" if column in values else "" for column in columns}
+        lines.append(name.ljust(first) + "".join(f"  {cells[column]:>{max(6, len(column))}}" for column in columns))
     return "\n".join(lines) + "\n"
 
 

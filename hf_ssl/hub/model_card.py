@@ -84,6 +84,8 @@ def render_model_card(
         "hub_data": _hub_id_of_data(run["data"]),
         "license": license,
         "results": results,
+        "metric": results[0]["metric"] if len({result["metric"] for result in results}) == 1 else "score",
+        "kinds": sorted({"clusters" if _is_clustering(result) else "labels" for result in results}),
         "baselines": list(dict.fromkeys(name for result in results for name in result.get("baselines") or {})),
         "protocols": _shared_settings(results),
         "best": _BEST,
@@ -121,15 +123,17 @@ def _metadata(run: Mapping[str, Any], results: list[dict[str, Any]], name: str, 
 
 def _eval_result(result: Mapping[str, Any]) -> EvalResult:
     label = f", {result['label']}" if result.get("label") else ""
+    metric = result["metric"]
+    task = "Clustering" if _is_clustering(result) else "Image classification"
     return EvalResult(
-        task_type="image-classification",
-        task_name="Image classification on frozen features",
+        task_type="image-feature-extraction" if _is_clustering(result) else "image-classification",
+        task_name=f"{task} on frozen features",
         dataset_type=result["dataset"],
         dataset_name=_name_of_data(result),
         dataset_config=result.get("dataset_config"),
         dataset_split=result["split"],
-        metric_type=result["metric"],
-        metric_name=f"{result['metric'].capitalize()} ({_name_of_protocol(result['protocol'])}{label})",
+        metric_type=metric,
+        metric_name=f"{metric[0].upper()}{metric[1:]} ({_name_of_protocol(result['protocol'])}{label})",
         metric_value=result["value"],
     )
 
@@ -158,6 +162,10 @@ def _shared_settings(results: list[dict[str, Any]]) -> dict[str, dict[str, Any]]
         former = shared.setdefault(result["protocol"], own)
         shared[result["protocol"]] = {name: value for name, value in former.items() if own.get(name) == value}
     return shared
+
+
+def _is_clustering(result: Mapping[str, Any]) -> bool:
+    return result["protocol"].startswith("clustering")
 
 
 def _name_of_protocol(protocol: str) -> str:

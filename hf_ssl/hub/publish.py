@@ -42,8 +42,8 @@ def publish(
 
     Server errors and dropped connections are tried again, with pauses. Pushing what is already there makes no commit,
     so a push whose answer was lost can be repeated. Files of an earlier push that this one does not have are removed
-    where hf_ssl wrote them (results, figures, `pretraining/`, model code), and a `preprocessor_config.json` with them:
-    the Hub would prefer it to the preprocessing in `config.json`. Nothing in `run_dir` changes.
+    where hf_ssl wrote them (results, clusters, figures, `pretraining/`, model code), and a `preprocessor_config.json`
+    with them: the Hub would prefer it to the preprocessing in `config.json`. Nothing in `run_dir` changes.
 
     Args:
         run_dir: Folder of the run.
@@ -172,7 +172,8 @@ def _is_stale(path: str) -> bool:
     top, _, rest = path.partition("/")
     if rest:
         return top == "pretraining" or (top == "figures" and path.endswith(".png"))
-    return path in ("results.json", "resnet_cifar.py", "preprocessor_config.json") or path.endswith(".png")
+    written = ("results.json", "assignments.parquet", "resnet_cifar.py", "preprocessor_config.json")
+    return path in written or path.endswith(".png")
 
 
 def _with_retries(push: Callable[[], str]) -> str:

@@ -137,8 +137,11 @@ class SyncBatchNorm(_BatchNorm):
         with torch.no_grad():
             _move_running_statistics(self, mean, variance * total / (total - 1))
         normalised = centred * (variance + self.eps).rsqrt().view(shape)
-        if self.affine:
-            normalised = normalised * self.weight.view(shape) + self.bias.view(shape)
+        scale, shift = self._parameters["weight"], self._parameters["bias"]
+        if scale is not None:
+            normalised = normalised * scale.view(shape)
+        if shift is not None:
+            normalised = normalised + shift.view(shape)
         return normalised.to(input.dtype)
 
 

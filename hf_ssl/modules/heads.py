@@ -4,7 +4,7 @@ from typing import Literal
 
 from torch import nn
 
-Norm = Literal["none", "plain", "affine"]
+Norm = Literal["none", "plain", "scale", "affine"]
 
 
 def mlp(
@@ -21,14 +21,16 @@ def mlp(
     """Build linear layers with BatchNorm and ReLU between them.
 
     The switches cover the heads of MoCo v2 (no normalisation), BYOL (no bias at the output), SimSiam (no hidden bias,
-    BatchNorm without scale and shift at the output) and DirectPred (BatchNorm without scale and shift inside).
+    BatchNorm without scale and shift at the output), DirectPred (BatchNorm without scale and shift inside) and SimCLR
+    (BatchNorm with scale alone at the output).
 
     Args:
         input_dim: Width of the input, at least 1.
         hidden_dim: Width of the hidden layers, at least 1.
         output_dim: Width of the output, at least 1.
         num_layers: Linear layers, at least 1; one layer has no hidden width.
-        hidden_norm: BatchNorm after each hidden layer: `none`, `plain` (no scale and shift) or `affine`.
+        hidden_norm: BatchNorm after each hidden layer: `none`, `plain` (no scale and shift), `scale` (no shift) or
+            `affine`.
         output_norm: The same after the last layer.
         hidden_bias: Whether hidden layers have a bias.
         output_bias: Whether the last layer has a bias.
@@ -51,4 +53,9 @@ def mlp(
 
 
 def _norm(norm: Norm, width: int) -> list[nn.Module]:
-    return [] if norm == "none" else [nn.BatchNorm1d(width, affine=norm == "affine")]
+    if norm == "none":
+        return []
+    layer = nn.BatchNorm1d(width, affine=norm != "plain")
+    if norm == "scale":
+        layer.register_parameter("bias", None)
+    return [layer]

@@ -85,3 +85,60 @@ def contrast(positive: Tensor, negatives: Sequence[Tensor], temperature: float) 
     loss = F.cross_entropy(logits, torch.zeros(len(logits), dtype=torch.long, device=logits.device))
     accuracy = (logits.detach().argmax(dim=1) == 0).float().mean()
     return loss, accuracy
+
+
+def cross_view_info_nce(query: Tensor, keys: Tensor, temperature: float, first: int = 0) -> tuple[Tensor, Tensor]:
+    """Cross-entropy of picking the key of the same image among the keys of a batch (MoCo v3, DirectCLR).
+
+    No query meets another query: vectors of one view are never compared with each other.
+
+    Args:
+        query: Normalised vectors of one view of this process's images, (batch, dim).
+        keys: Normalised vectors of the other view of all images, (images, dim); they receive gradient.
+        temperature: Softmax temperature tau, positive.
+        first: Row in `keys` of the first query's image; those of the others follow.
+
+    Returns:
+        The loss, a float32 scalar, mean over the batch in nats; and the fraction of queries whose positive key scores
+        above every other key, a float32 scalar without gradient.
+    """
+    with torch.autocast(query.device.type, enabled=False):
+        logits = query.float() @ keys.float().T / temperature
+        targets = first + torch.arange(len(query), device=logits.device)
+        loss = F.cross_entropy(logits, targets)
+    accuracy = (logits.detach().argmax(dim=1) == targets).float().mean()
+    return loss, accuracy
+
+
+def nt_xent(first: Tensor, second: Tensor, temperature: float, anchors: slice = slice(None)) -> tuple[Tensor, Tensor]:
+    """Cross-entropy of picking the other view of the same image among all other vectors (SimCLR, equation 1).
+
+    Args:
+        first: Normalised vectors of the first view of all images, (images, dim).
+        second: Normalised vectors of the second view, in the same order, (images, dim).
+        temperature: Softmax temperature tau, positive.
+        anchors: Images of this process, whose vectors of both views have to pick; all others are candidates alone.
+
+    Returns:
+        The loss, a float32 scalar, mean over both views of the anchors in nats; and the fraction of anchors whose
+        positive scores above all 2 * images - 2 negatives, a float32 scalar without gradient.
+
+    Raises:
+        ValueError: If `first` and `second` differ in shape.
+    """
+    if first.shape != second.shape:
+        raise ValueError(
+            f"`first` and `second` must have one shape, got {tuple(first.shape)} and {tuple(second.shape)}."
+        )
+    num_images = len(first)
+    rows = torch.arange(num_images, device=first.device)[anchors]
+    own = torch.cat([rows, rows + num_images])
+    with torch.autocast(first.device.type, enabled=False):
+        candidates = torch.cat([first, second]).float()
+        logits = candidates[own] @ candidates.T / temperature
+        # The positive is never masked, so no row is without a candidate.
+        logits = logits.scatter(1, own[:, None], float("-inf"))
+        targets = (own + num_images) % (2 * num_images)
+        loss = F.cross_entropy(logits, targets)
+    accuracy = (logits.detach().argmax(dim=1) == targets).float().mean()
+    return loss, accuracy

@@ -17,11 +17,15 @@ VARIANTS: dict[str, list[str]] = {
     "BYOL": ["--method", "byol"],
     "BYOL, linear predictor": ["--method", "byol", "--predictor", "linear"],
     "SimSiam": ["--method", "simsiam"],
+    "SimCLR": ["--method", "end_to_end"],
+    "end-to-end dictionary": ["--method", "end_to_end", "--symmetric", "false"],
     "MoCo v1": ["--method", "moco", "--projector", "linear", "--temperature", "0.07", "--symmetric", "false"],
     "MoCo v2": ["--method", "moco"],
     "DirectPred": ["--method", "directpred"],
     "DirectSet, exponent 0.75": ["--method", "directpred", "--rule", "directset", "--exponent", "0.75"],
     "DirectCopy": ["--method", "directpred", "--rule", "directcopy", "--epsilon", "0.3"],
+    "DirectCLR": ["--method", "directclr"],
+    "Contrastive Clustering": ["--method", "contrastive_clustering"],
 }
 
 

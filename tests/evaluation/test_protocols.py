@@ -1,12 +1,23 @@
 """Protocols by name, chance level, and class numbers that differ between splits."""
 
+import itertools
+
 import pytest
 import torch
 
+from hf_ssl.evaluation.clustering import clustering_scores, k_means
 from hf_ssl.evaluation.features import Features
 from hf_ssl.evaluation.knn import knn_accuracy
 from hf_ssl.evaluation.linear_probe import linear_probe
-from hf_ssl.evaluation.protocols import PROTOCOLS, measure, most_frequent_class_accuracy, with_classes_of
+from hf_ssl.evaluation.protocols import (
+    CLUSTERING_SCORES,
+    PROTOCOLS,
+    measure,
+    metric_of,
+    most_frequent_class_accuracy,
+    title_of,
+    with_classes_of,
+)
 
 
 def features_of(labels, **others):
@@ -45,9 +56,42 @@ def test_measurements_are_those_of_the_protocols(splits):
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_every_protocol_runs(splits, protocol):
     (first, *_) = measure(*splits, ["kind"], [protocol])
-    assert first.protocol == protocol
+    assert first.protocol == ("clustering-accuracy" if protocol == "clustering" else protocol)
     # The rate of luckmatters is too small for so few images.
     assert first.value > (0 if protocol == "linear-luckmatters" else 0.5)
+
+
+def test_clusters_are_those_of_k_means_or_of_the_method(splits):
+    train, test = splits
+    test.labels["kind"][:8] = -1
+    measurements = measure(train, test, ["kind", "side"], ["clustering"], seed=3)
+    assert [(one.label, one.protocol) for one in measurements] == list(
+        itertools.product(["kind", "side"], CLUSTERING_SCORES)
+    )
+    for label, num_classes in (("kind", 4), ("side", 2)):
+        scores = clustering_scores(k_means(test.features, num_classes, seed=3), test.labels[label])
+        own = [one for one in measurements if one.label == label]
+        assert [one.value for one in own] == list(scores.values())
+        assert own[0].settings["num_clusters"] == num_classes and own[0].settings["seed"] == 3
+        assert own[0].num_images == (32 if label == "kind" else 40)
+
+    clusters = torch.arange(40) % 5
+    probabilities = 0.1 + 0.5 * torch.nn.functional.one_hot(clusters, 5)
+    measurements = measure(train, test, ["kind"], ["clustering"], probabilities=probabilities)
+    assert [one.value for one in measurements] == list(clustering_scores(clusters, test.labels["kind"]).values())
+    assert measurements[0].settings == {"algorithm": "cluster head", "num_clusters": 5}
+
+
+def test_measurements_have_titles_and_metrics():
+    assert [metric_of(name) for name in ("knn", "linear-luckmatters-best", "clustering-accuracy")] == ["accuracy"] * 3
+    assert metric_of("clustering-ari") == "adjusted Rand index"
+    assert title_of("linear-luckmatters-best") == "linear probe, luckmatters, best epoch*"
+    assert [title_of(name) for name in CLUSTERING_SCORES] == [
+        "clustering, accuracy",
+        "clustering, NMI",
+        "clustering, ARI",
+        "clustering, F",
+    ]
 
 
 def test_an_unknown_protocol_is_named(splits):

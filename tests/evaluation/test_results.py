@@ -45,3 +45,14 @@ def test_the_table_has_a_column_for_each_label_or_protocol():
     assert "best epoch*" in text
     assert "chosen on the test split" in text
     assert text.splitlines()[3].split() == ["first", "50.0", "75.0"]
+
+
+def test_only_accuracies_have_a_chance_level():
+    table = {"knn": {"first": {"row": 0.5}}, "clustering-nmi": {"first": {"row": 0.25}}}
+    lines = table_text(table, {"row": 0.34}).splitlines()
+    assert lines[2].split() == ["most", "frequent", "class", "34.0"]
+    assert lines[3].split() == ["first", "50.0", "25.0"]
+    assert len({len(line) for line in lines[:4]}) == 1
+    labels = {"row": 0.25, "shape": 0.5}
+    lines = table_text({"clustering-nmi": {"first": labels}}, {"row": 0.34, "shape": 0.1}).splitlines()
+    assert [line.split()[-1] for line in lines[:4]] == ["shape", lines[1], "class", "50.0"]

@@ -214,8 +214,8 @@ def batch_norm(state: State, name: str, x: Node, groups: int = 1) -> Node:
     state[f"{name}.num_batches_tracked"] = Node(state[f"{name}.num_batches_tracked"].value + 1)
     output = concatenate(outputs)
     if f"{name}.weight" in state:
-        output = output * state[f"{name}.weight"] + state[f"{name}.bias"]
-    return output
+        output = output * state[f"{name}.weight"]
+    return output + state[f"{name}.bias"] if f"{name}.bias" in state else output
 
 
 def sequential(state: State, name: str, x: Node, layers: str, groups: int = 1) -> Node:
@@ -226,7 +226,7 @@ def sequential(state: State, name: str, x: Node, layers: str, groups: int = 1) -
         name: Name of the module whose layers are `name`.0, `name`.1, ...
         x: (batch, inputs).
         layers: Words, one per layer: `linear` with bias, `matrix` without; `norm` with scale and shift, `plain_norm`
-            without; `relu`; `flatten`.
+            without, `scale_norm` with scale alone; `relu`; `flatten`.
         groups: Groups of BatchNorm.
     """
     words = layers.split()
@@ -237,8 +237,9 @@ def sequential(state: State, name: str, x: Node, layers: str, groups: int = 1) -
         if word in ("linear", "matrix"):
             assert (f"{layer}.bias" in state) == (word == "linear"), layer
             x = linear(state, layer, x)
-        elif word in ("norm", "plain_norm"):
-            assert (f"{layer}.weight" in state) == (word == "norm"), layer
+        elif word in ("norm", "plain_norm", "scale_norm"):
+            assert (f"{layer}.weight" in state) == (word != "plain_norm"), layer
+            assert (f"{layer}.bias" in state) == (word == "norm"), layer
             x = batch_norm(state, layer, x, groups)
         else:
             x = {"relu": relu, "flatten": lambda x: x.reshape(len(x), -1)}[word](x)

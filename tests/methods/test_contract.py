@@ -38,6 +38,10 @@ SMALL = {
 }
 # Further settings under which a method must keep the contract.
 VARIANTS = {
+    "end_to_end": [
+        {"symmetric": False, "join_views": False, "projector_layers": 1},
+        {"projector_layers": 3, "projector_hidden_dim": None, "temperature": 0.5},
+    ],
     "byol": [
         {"predictor": "linear", "symmetrize": True, "use_ema": False},
         {"predictor": "none", "ema_schedule": "constant", "target_init": "independent"},
@@ -61,6 +65,8 @@ VARIANTS = {
             "sincos_position_embedding": True,
         },
     ],
+    "contrastive_clustering": [{"entropy_weight": 0.0, "cluster_temperature": 0.5}],
+    "directclr": [{"subvector_dim": 96, "temperature": 0.5}],
     "directpred": [
         {"freq": 5, "rho": None, "projector_affine": False, "projector_bias": True},
         {"rule": "directcopy", "use_ema": False, "remove_mean": True},

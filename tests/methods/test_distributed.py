@@ -35,6 +35,7 @@ SMALL = {
     "start_step": 1,
 }
 VARIANTS = {
+    "end_to_end": {"end_to_end-asymmetric": {"symmetric": False, "join_views": False}},
     "byol": {"byol-linear": {"predictor": "linear", "symmetrize": True, "use_ema": False}},
     "moco": {"moco-symmetric": {"symmetric": True, "bn_splits": 2}},
     "mochi": {"mochi-oracle": {"start_step": 0, "class_oracle": "mask", "symmetric": True, "bn_splits": 2}},

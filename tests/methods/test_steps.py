@@ -5,7 +5,20 @@ import math
 import numpy as np
 import pytest
 import torch
-from plain import Node, State, concatenate, l2_normalize, linear, log_softmax, move_target, sequential, stop_gradient
+from plain import (
+    Node,
+    State,
+    concatenate,
+    exp,
+    l2_normalize,
+    linear,
+    log,
+    log_softmax,
+    logsumexp,
+    move_target,
+    sequential,
+    stop_gradient,
+)
 from steps import Batch, Rates, compare_steps, encode, make_tiny
 
 from hf_ssl.training.arguments import TrainingSettings
@@ -168,6 +181,71 @@ def test_moco(projector, temperature, splits, shuffle, symmetric):
         return loss
 
     compare_steps(model, forward, lambda state, batch: move_targets(state, 0.8))
+
+
+def pick_across(queries: Node, keys: Node, temperature: float) -> Node:
+    """Each row of `queries` picks the row of `keys` with its number."""
+    scores = l2_normalize(queries) @ l2_normalize(keys).T / temperature
+    own = np.arange(len(queries))
+    return (logsumexp(scores) - scores[own, own]).mean()
+
+
+def pick_partner(first: Node, second: Node, temperature: float) -> Node:
+    """Each row of both picks its partner among all rows of both but itself."""
+    vectors = l2_normalize(concatenate([first, second]))
+    scores, count = vectors @ vectors.T / temperature, len(vectors)
+    rows = np.arange(count)
+    others = np.array([[k for k in rows if k != i] for i in rows])
+    return (logsumexp(scores[rows[:, None], others]) - scores[rows, (rows + count // 2) % count]).mean()
+
+
+@pytest.mark.parametrize("joined", [True, False])
+@pytest.mark.parametrize(("layers", "symmetric"), [(1, True), (2, True), (3, False), (2, False)])
+def test_end_to_end(layers, symmetric, joined):
+    settings = {"projector_layers": layers, "symmetric": symmetric, "join_views": joined, "temperature": 0.3}
+    model = make_tiny("end_to_end", projector_hidden_dim=16, projection_dim=5, **settings)
+    words = "matrix norm relu " * (layers - 1) + "matrix scale_norm"
+
+    def forward(state: State, batch: Batch) -> Node:
+        views = [concatenate(batch.views)] if joined else batch.views
+        h = [encode(state, "encoder", view) for view in views]
+        z = [sequential(state, "projector", h_i, words) for h_i in h]
+        if joined:
+            z = [z[0][np.arange(8)], z[0][np.arange(8, 16)]]
+        return pick_partner(*z, 0.3) if symmetric else pick_across(*z, 0.3)
+
+    compare_steps(model, forward)
+
+
+@pytest.mark.parametrize("dim", [4, 6])
+def test_directclr(dim):
+    model = make_tiny("directclr", subvector_dim=dim, temperature=0.2)
+
+    def forward(state: State, batch: Batch) -> Node:
+        first, second = (encode(state, "encoder", view)[:, :dim] for view in batch.views)
+        return (pick_across(first, second, 0.2) + pick_across(second, first, 0.2)) * 0.5
+
+    compare_steps(model, forward)
+
+
+@pytest.mark.parametrize("weight", [0.0, 1.0, 2.5])
+def test_contrastive_clustering(weight):
+    settings = {"temperature": 0.3, "cluster_temperature": 0.7, "entropy_weight": weight}
+    model = make_tiny("contrastive_clustering", projection_dim=5, num_clusters=3, **settings)
+    with torch.no_grad():
+        model.cluster_head[-1].weight.mul_(5)  # clusters of unequal size
+
+    def forward(state: State, batch: Batch) -> Node:
+        h = [encode(state, "encoder", view) for view in batch.views]
+        z = [sequential(state, "projector", h_i, "linear relu linear") for h_i in h]
+        tables = [exp(log_softmax(sequential(state, "cluster_head", h_i, "linear relu linear"))) for h_i in h]
+        loss = pick_partner(*z, 0.3) + pick_partner(tables[0].T, tables[1].T, 0.7)
+        for table in tables:
+            sizes = table.mean(0)
+            loss = loss + weight * (math.log(3) + (sizes * log(sizes)).sum())
+        return loss
+
+    compare_steps(model, forward)
 
 
 DIRECTPRED = {

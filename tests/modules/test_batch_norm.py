@@ -21,7 +21,9 @@ def _network() -> nn.Sequential:
     net = nn.Sequential(
         nn.Conv2d(3, 4, 3), BatchNormAct2d(4), nn.Conv2d(4, 5, 3, bias=False), nn.BatchNorm2d(5, affine=False)
     )
-    return nn.Sequential(net, nn.Flatten(), nn.Linear(80, 6), nn.BatchNorm1d(6, momentum=None))
+    last = nn.BatchNorm1d(6, momentum=None)
+    last.register_parameter("bias", None)  # scale alone, as in SimCLR's projector
+    return nn.Sequential(net, nn.Flatten(), nn.Linear(80, 6), last)
 
 
 def _split_reference(x: np.ndarray, sizes: list[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -44,6 +44,17 @@ def test_moco_projector_has_no_norm():
     assert _describe(mlp(6, 5, 4, hidden_norm="none")) == [("linear", 6, 5, True), ("ReLU",), ("linear", 5, 4, True)]
 
 
+def test_simclr_projector_ends_with_a_norm_that_scales_and_does_not_shift():
+    head = mlp(6, 5, 4, output_norm="scale", hidden_bias=False, output_bias=False)
+    assert _describe(head)[1:] == [("norm", 5, True), ("ReLU",), ("linear", 5, 4, False), ("norm", 4, True)]
+    assert [name for name, _ in head[-1].named_parameters()] == ["weight"]
+    with torch.no_grad():
+        head[-1].weight.copy_(torch.tensor([1.0, 2.0, 3.0, 4.0]))
+    output = head(torch.randn(50, 6, generator=torch.Generator().manual_seed(0)))
+    torch.testing.assert_close(output.mean(0), torch.zeros(4), atol=1e-5, rtol=0)
+    torch.testing.assert_close(output.std(0, correction=0), torch.tensor([1.0, 2.0, 3.0, 4.0]), atol=0.01, rtol=0)
+
+
 def test_one_layer_is_a_matrix_and_maps_the_batch():
     head = mlp(6, 5, 4, num_layers=1)
     assert _describe(head) == [("linear", 6, 4, True)]

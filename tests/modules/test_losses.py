@@ -4,7 +4,14 @@ import numpy as np
 import pytest
 import torch
 
-from hf_ssl.modules.losses import contrast, info_nce, negative_cosine, regression_loss
+from hf_ssl.modules.losses import (
+    contrast,
+    cross_view_info_nce,
+    info_nce,
+    negative_cosine,
+    nt_xent,
+    regression_loss,
+)
 
 
 def _rows(tensor: torch.Tensor) -> list[np.ndarray]:
@@ -90,6 +97,62 @@ def test_scores_of_several_groups_of_keys_are_one_softmax_and_minus_infinity_lea
     assert all(group.grad.isfinite().all() for group in groups)
 
 
+def test_cross_view_info_nce_by_loops():
+    keys = _unit(7, 6)
+    query = torch.nn.functional.normalize(keys[2:5] + 0.3 * torch.randn(3, 6), dim=1)
+    tau, total, right = 0.3, 0.0, 0
+    for i, q in enumerate(_rows(query), start=2):
+        scores = [math.exp(q @ k / tau) for k in _rows(keys)]
+        total -= math.log(scores[i] / sum(scores))
+        right += scores[i] == max(scores)
+    loss, accuracy = cross_view_info_nce(query, keys, tau, first=2)
+    assert loss.item() == pytest.approx(total / 3, rel=1e-5)
+    assert accuracy.item() == pytest.approx(right / 3) and not accuracy.requires_grad
+
+
+@pytest.mark.parametrize("anchors", [slice(None), slice(1, 3)])
+def test_nt_xent_by_loops(anchors):
+    first, second = _unit(5, 6), _unit(5, 6)
+    vectors = _rows(first) + _rows(second)
+    tau, losses, right = 0.3, [], 0
+    for image in range(5)[anchors]:
+        for own, partner in ((image, image + 5), (image + 5, image)):
+            scores = {k: math.exp(vectors[own] @ v / tau) for k, v in enumerate(vectors) if k != own}
+            losses.append(-math.log(scores[partner] / sum(scores.values())))
+            right += scores[partner] == max(scores.values())
+    loss, accuracy = nt_xent(first, second, tau, anchors)
+    assert loss.item() == pytest.approx(sum(losses) / len(losses), rel=1e-5)
+    assert accuracy.item() == pytest.approx(right / len(losses)) and not accuracy.requires_grad
+
+
+def test_nt_xent_at_its_limits():
+    first, second = _unit(8, 6), _unit(8, 6)
+    assert nt_xent(first[:1], second[:1], 0.1)[0].item() == 0  # no negative
+    assert nt_xent(first, second, 1e6)[0].item() == pytest.approx(math.log(15), rel=1e-4)
+    assert nt_xent(first, first, 1e-3)[0].item() == pytest.approx(0, abs=1e-6)
+    same = torch.ones(8, 1)
+    assert nt_xent(same, same, 0.1)[0].item() == pytest.approx(math.log(15), rel=1e-6)
+    vector = first.clone().requires_grad_()
+    nt_xent(vector, vector, 0.01)[0].backward()
+    assert vector.grad.isfinite().all()
+
+
+def test_cross_view_info_nce_at_its_limits():
+    query, keys = _unit(8, 6), _unit(8, 6)
+    assert cross_view_info_nce(query[:1], keys[:1], 0.1)[0].item() == 0
+    assert cross_view_info_nce(query, keys, 1e6)[0].item() == pytest.approx(math.log(8), rel=1e-4)
+    assert cross_view_info_nce(query, query, 1e-3)[0].item() == pytest.approx(0, abs=1e-6)
+
+
+def test_gradients_reach_candidates_of_the_batch():
+    first, second = _unit(4, 8).requires_grad_(), _unit(4, 8).requires_grad_()
+    nt_xent(first, second, 0.2, slice(0, 2))[0].backward()
+    assert (first.grad.abs().amax(1) > 0).all() and (second.grad.abs().amax(1) > 0).all()
+    query, keys = _unit(2, 8).requires_grad_(), _unit(4, 8).requires_grad_()
+    cross_view_info_nce(query, keys, 0.2)[0].backward()
+    assert (query.grad.abs().amax(1) > 0).all() and (keys.grad.abs().amax(1) > 0).all()
+
+
 def test_gradients_reach_the_query_and_not_a_detached_key():
     query, key = _unit(4, 8).requires_grad_(), _unit(4, 8).requires_grad_()
     info_nce(query, key.detach(), _unit(5, 8), 0.2)[0].backward()
@@ -98,9 +161,15 @@ def test_gradients_reach_the_query_and_not_a_detached_key():
 
 def test_losses_stay_in_float32_under_autocast():
     query, positive, negatives = _unit(8, 64), _unit(8, 64), _unit(4096, 64)
-    exact = info_nce(query, positive, negatives, 0.07)[0], negative_cosine(query, positive)
+
+    def losses() -> list[torch.Tensor]:
+        contrasts = (nt_xent(query, positive, 0.07), cross_view_info_nce(query, positive, 0.07))
+        contrasts += (info_nce(query, positive, negatives, 0.07),)
+        return [negative_cosine(query, positive), *(loss for loss, _ in contrasts)]
+
+    exact = losses()
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        autocast = info_nce(query, positive, negatives, 0.07)[0], negative_cosine(query, positive)
+        autocast = losses()
     for a, b in zip(exact, autocast, strict=True):
         assert b.dtype == torch.float32 and torch.equal(a, b)
     assert info_nce(query.bfloat16(), positive.bfloat16(), negatives, 0.07)[0].dtype == torch.float32
@@ -111,3 +180,5 @@ def test_unequal_shapes_are_refused():
         negative_cosine(torch.ones(2, 3), torch.ones(1, 3))
     with pytest.raises(ValueError, match=r"`query` and `positive` must have one shape"):
         info_nce(torch.ones(2, 3), torch.ones(1, 3), torch.ones(5, 3), 0.1)
+    with pytest.raises(ValueError, match=r"`first` and `second` must have one shape, got \(2, 3\) and \(1, 3\)"):
+        nt_xent(torch.ones(2, 3), torch.ones(1, 3), 0.1)

@@ -10,11 +10,13 @@ from pathlib import Path
 
 import datasets
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
 
 from hf_ssl.data.sources import open_source
+from hf_ssl.evaluation.clustering import clustering_scores, k_means
 from hf_ssl.evaluation.features import extract_features, load_encoder
 from hf_ssl.evaluation.knn import knn_accuracy
 from hf_ssl.evaluation.linear_probe import linear_probe_accuracy
@@ -159,6 +161,77 @@ def test_results_can_go_elsewhere(evaluate, run, data, tmp_path, capsys):
     assert output.with_suffix(".png").stat().st_size > 1000
     assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
     assert "from_pretrained" not in capsys.readouterr().out
+
+
+@pytest.fixture
+def clusters_run(tmp_path):
+    method = METHODS["contrastive_clustering"]
+    torch.manual_seed(1)
+    model = method(method.config_class(architecture="test_resnet", image_size=32, num_clusters=5)).eval()
+    with torch.no_grad():  # at the start all clusters are almost equally probable
+        model.cluster_head[-1].weight.mul_(100)
+    folder = tmp_path / "runs" / "clusters"
+    folder.mkdir(parents=True)
+    (folder / "run.json").write_text(json.dumps(RUN | {"method": "contrastive_clustering"}))
+    export_run(model, folder)
+    return model, folder
+
+
+def test_clusters_of_the_method_are_scored_and_written_beside_the_encoder(evaluate, clusters_run, data, capsys):
+    model, run = clusters_run
+    arguments = ["--dataset", data, *FAST, "clustering", "--baselines", "raw"]
+    # Nothing is learnt from labels: any split will do.
+    assert evaluate([str(run), *arguments, "--split", "train"]) == 0
+    folder = run / "encoder"
+    source = open_source(data, split="train")
+    encoder = load_encoder(str(run))
+    pixels = torch.stack(
+        [
+            encoder.transform(record["image"])
+            for record in datasets.load_dataset(
+                "parquet", data_files=f"{data}/train-*.parquet", split="train", cache_dir=str(run / "cache")
+            )
+        ]
+    )
+    probabilities = model.assign(pixels)
+    raw = extract_features(load_encoder(f"raw:{run}"), source)
+    tones = raw.labels["tone"]
+    expected = clustering_scores(probabilities.argmax(dim=1), tones)
+    baseline = clustering_scores(k_means(raw.features, 3), tones)
+    results = results_of(folder / "results.json")
+    assert list(results) == [("tone", f"clustering-{name}") for name in expected]
+    for name, value in expected.items():
+        result = results["tone", f"clustering-{name}"]
+        assert result["value"] == pytest.approx(value)
+        assert result["baselines"]["raw"] == pytest.approx(baseline[name])
+        assert ("most_frequent_class" in result["baselines"]) == (name == "accuracy")
+        assert result["settings"] == {"algorithm": "cluster head", "num_clusters": 5}
+        assert (result["split"], result["train_split"], result["num_images"]) == ("train", None, 90)
+    assert results["tone", "clustering-nmi"]["metric"] == "normalised mutual information"
+
+    table = pq.read_table(folder / "assignments.parquet")
+    assert table["row_id"].to_pylist() == list(range(90))
+    assert table["cluster"].to_pylist() == probabilities.argmax(dim=1).tolist()
+    assert table["confidence"].to_pylist() == pytest.approx(probabilities.amax(dim=1).tolist(), abs=1e-4)
+    text, card = capsys.readouterr().out, (folder / "README.md").read_text()
+    assert "clusters (%) of 90 images of split train" in text and "clustering, NMI" in text
+    assert "Clusters of the images of the split in the table were compared with its labels." in card
+    assert "clustering (nmi)" in card
+
+
+def test_other_encoders_are_clustered_by_k_means(evaluate, run, data, capsys):
+    assert evaluate([str(run), "--dataset", data, *FAST, "clustering", "knn"]) == 0
+    results = results_of(run / "encoder" / "results.json")
+    test = extract_features(load_encoder(str(run)), open_source(data, split="test"))
+    expected = clustering_scores(k_means(test.features, 3), test.labels["tone"])
+    values = {name: results["tone", f"clustering-{name}"]["value"] for name in expected}
+    assert values == pytest.approx(expected)
+    assert results["tone", "clustering-f"]["settings"]["algorithm"] == "k-means"
+    assert results["tone", "knn"]["train_split"] == "train" and results["tone", "clustering-f"]["train_split"] is None
+    assert not (run / "encoder" / "assignments.parquet").exists()
+    text, card = capsys.readouterr().out, (run / "encoder" / "README.md").read_text()
+    assert "scores (%) on 60 images of split test, from 90 labelled images of split train" in text
+    assert "| score (%) |" in card
 
 
 def test_words_after_baselines_may_be_protocols(evaluate, run, data):
