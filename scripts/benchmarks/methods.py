@@ -8,19 +8,22 @@ goes on where it was. Writes methods.json and methods.md beside the runs.
 
 import argparse
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 SCRIPTS = Path(__file__).parents[1]
 VARIANTS: dict[str, list[str]] = {
+    "End-to-end (SimCLR)": ["--method", "end_to_end"],
+    "Memory bank": ["--method", "memory_bank"],
+    "MoCo v1": ["--method", "moco", "--projector", "linear", "--temperature", "0.07", "--symmetric", "false"],
+    "MoCo v2": ["--method", "moco"],
+    "MoCo v3": ["--method", "moco_v3"],
+    "MoCHi": ["--method", "mochi"],
     "BYOL": ["--method", "byol"],
     "BYOL, linear predictor": ["--method", "byol", "--predictor", "linear"],
     "SimSiam": ["--method", "simsiam"],
-    "SimCLR": ["--method", "end_to_end"],
-    "end-to-end dictionary": ["--method", "end_to_end", "--symmetric", "false"],
-    "MoCo v1": ["--method", "moco", "--projector", "linear", "--temperature", "0.07", "--symmetric", "false"],
-    "MoCo v2": ["--method", "moco"],
     "DirectPred": ["--method", "directpred"],
     "DirectSet, exponent 0.75": ["--method", "directpred", "--rule", "directset", "--exponent", "0.75"],
     "DirectCopy": ["--method", "directpred", "--rule", "directcopy", "--epsilon", "0.3"],
@@ -44,7 +47,7 @@ def main() -> int:
     options.output_dir.mkdir(parents=True, exist_ok=True)
     rows = {}
     for name in options.only or VARIANTS:
-        folder = options.output_dir / name.lower().replace(",", "").replace(" ", "-")
+        folder = options.output_dir / re.sub(r"[^a-z0-9.]+", "-", name.lower()).strip("-")
         code = _run(options, VARIANTS[name], folder)
         if code:
             print(f"error: the run of {name} ended with exit code {code}.", file=sys.stderr)
