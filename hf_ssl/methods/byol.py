@@ -19,10 +19,12 @@ class BYOLConfig(SSLConfig):
     """Settings of BYOL; the defaults are those of the paper's ResNet-50 at 1000 epochs (section 3.3).
 
     Args:
-        projector_hidden_dim: Width of the projector's hidden layer, at least 1.
+        projector_layers: Linear layers of the projector, at least 1.
+        projector_hidden_dim: Width of the projector's hidden layers, at least 1.
         projection_dim: Width of projections and predictions, at least 1.
         predictor: `mlp` as in the paper, `linear` for one matrix without bias, `none` to predict by the projection.
-        predictor_hidden_dim: Width of the hidden layer of an `mlp` predictor, at least 1.
+        predictor_layers: Linear layers of an `mlp` predictor, at least 1.
+        predictor_hidden_dim: Width of the hidden layers of an `mlp` predictor, at least 1.
         symmetrize: Replace a `linear` predictor W by (W + W^T) / 2 after every optimizer step.
         use_ema: Predict a moving average of the network; without, the network itself behind a stop-gradient.
         ema_momentum: Fraction of the target that an update keeps, in [0, 1].
@@ -32,9 +34,11 @@ class BYOLConfig(SSLConfig):
 
     model_type = "hf_ssl_byol"
 
+    projector_layers: int = 2
     projector_hidden_dim: int = 4096
     projection_dim: int = 256
     predictor: Literal["mlp", "linear", "none"] = "mlp"
+    predictor_layers: int = 2
     predictor_hidden_dim: int = 4096
     symmetrize: bool = False
     use_ema: bool = True
@@ -44,7 +48,8 @@ class BYOLConfig(SSLConfig):
 
     def validate_byol(self) -> None:
         """Check the settings of BYOL once, when the config is made."""
-        for name in ("projector_hidden_dim", "projection_dim", "predictor_hidden_dim"):
+        widths = ("projector_hidden_dim", "projection_dim", "predictor_hidden_dim")
+        for name in (*widths, "projector_layers", "predictor_layers"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
         if not 0 <= self.ema_momentum <= 1:
@@ -156,7 +161,8 @@ class BYOLForPreTraining(SSLPreTrainedModel):
         dim = config.projection_dim
         self.predictor: nn.Module = nn.Identity()
         if config.predictor == "mlp":
-            self.predictor = mlp(dim, config.predictor_hidden_dim, dim, output_bias=False)
+            layers = config.predictor_layers
+            self.predictor = mlp(dim, config.predictor_hidden_dim, dim, num_layers=layers, output_bias=False)
         elif config.predictor == "linear":
             self.predictor = nn.Linear(dim, dim, bias=False)
         if not config.use_ema:
@@ -171,7 +177,13 @@ class BYOLForPreTraining(SSLPreTrainedModel):
 
     def _new_projector(self) -> nn.Sequential:
         config = self.config
-        return mlp(self.hidden_size, config.projector_hidden_dim, config.projection_dim, output_bias=False)
+        return mlp(
+            self.hidden_size,
+            config.projector_hidden_dim,
+            config.projection_dim,
+            num_layers=config.projector_layers,
+            output_bias=False,
+        )
 
     def forward(self, pixel_values: Tensor, indices: Tensor | None = None, labels: Tensor | None = None) -> SSLOutput:
         """Compute the loss of both directions, added up: 8 for opposite vectors, about 4 at the start, 0 at best.

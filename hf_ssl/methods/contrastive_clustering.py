@@ -23,6 +23,8 @@ class ContrastiveClusteringConfig(SSLConfig):
         image_std: Standard deviation of each channel, positive; the official code divides by none.
         num_clusters: Clusters that the images fall into, at least 2; needed to build the model. One forward pass of
             all processes must bring at least as many images, better many more.
+        projector_hidden_dim: Width of the hidden layer of both heads, at least 1; as wide as the representation if not
+            given.
         projection_dim: Width of the projections that tell instances apart, at least 1.
         temperature: Softmax temperature between instances, positive.
         cluster_temperature: Softmax temperature between clusters, positive.
@@ -35,6 +37,7 @@ class ContrastiveClusteringConfig(SSLConfig):
     image_mean: list[float] | tuple[float, ...] = (0.0, 0.0, 0.0)
     image_std: list[float] | tuple[float, ...] = (1.0, 1.0, 1.0)
     num_clusters: int | None = None
+    projector_hidden_dim: int | None = None
     projection_dim: int = 128
     temperature: float = 0.5
     cluster_temperature: float = 1.0
@@ -44,8 +47,10 @@ class ContrastiveClusteringConfig(SSLConfig):
         """Check the settings of Contrastive Clustering once, when the config is made."""
         if self.num_clusters is not None and self.num_clusters < 2:
             raise ValueError(f"`num_clusters` must be at least 2, got {self.num_clusters}.")
-        if self.projection_dim < 1:
-            raise ValueError(f"`projection_dim` must be at least 1, got {self.projection_dim}.")
+        for name in ("projector_hidden_dim", "projection_dim"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {value}.")
         for name in ("temperature", "cluster_temperature"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"`{name}` must be positive, got {getattr(self, name)}.")
@@ -144,8 +149,9 @@ class ContrastiveClusteringForPreTraining(SSLPreTrainedModel):
             raise ValueError(
                 "`num_clusters` is needed: how many clusters the images fall into, such as `--num_clusters 10`."
             )
-        self.projector = mlp(self.hidden_size, self.hidden_size, config.projection_dim, hidden_norm="none")
-        self.cluster_head = mlp(self.hidden_size, self.hidden_size, config.num_clusters, hidden_norm="none")
+        width = config.projector_hidden_dim or self.hidden_size
+        self.projector = mlp(self.hidden_size, width, config.projection_dim, hidden_norm="none")
+        self.cluster_head = mlp(self.hidden_size, width, config.num_clusters, hidden_norm="none")
         self.post_init()
 
     def forward(self, pixel_values: Tensor, indices: Tensor | None = None, labels: Tensor | None = None) -> SSLOutput:

@@ -25,7 +25,8 @@ class DirectPredConfig(SSLConfig):
     """Settings of DirectPred; widths are those of BYOL, as in the paper's ImageNet runs (section 6.2).
 
     Args:
-        projector_hidden_dim: Width of the projector's hidden layer, at least 1.
+        projector_layers: Linear layers of the projector, at least 1.
+        projector_hidden_dim: Width of the projector's hidden layers, at least 1.
         projection_dim: Width of projections and predictions, at least 1.
         projector_affine: Scale and shift in the projector's BatchNorm; the authors' CIFAR-10 code has none.
         projector_bias: Bias in the projector's last layer; the authors' CIFAR-10 code has one.
@@ -51,6 +52,7 @@ class DirectPredConfig(SSLConfig):
 
     model_type = "hf_ssl_directpred"
 
+    projector_layers: int = 2
     projector_hidden_dim: int = 4096
     projection_dim: int = 256
     projector_affine: bool = True
@@ -72,7 +74,7 @@ class DirectPredConfig(SSLConfig):
 
     def validate_directpred(self) -> None:
         """Check the settings of DirectPred once, when the config is made."""
-        for name in ("projector_hidden_dim", "projection_dim", "freq"):
+        for name in ("projector_layers", "projector_hidden_dim", "projection_dim", "freq"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
         if not self.epsilon >= 0:
@@ -257,6 +259,7 @@ class DirectPredForPreTraining(SSLPreTrainedModel):
             self.hidden_size,
             config.projector_hidden_dim,
             config.projection_dim,
+            num_layers=config.projector_layers,
             hidden_norm="affine" if config.projector_affine else "plain",
             output_norm="plain" if config.projector_output_norm else "none",
             output_bias=config.projector_bias,

@@ -30,7 +30,9 @@ class MoCHiConfig(SSLConfig):
     """Settings of MoCHi; the defaults are those of MoCHi (1024, 512, 256) on a ResNet-50 (UNVERIFIED).
 
     Args:
-        projector: `mlp` with one hidden layer as wide as the representation (MoCo version 2), `linear` (version 1).
+        projector: `mlp` with one hidden layer (MoCo version 2), `linear` (version 1).
+        projector_hidden_dim: Width of the hidden layer of an `mlp` projector, at least 1; as wide as the
+            representation if not given.
         projection_dim: Width of queries and keys, at least 1.
         queue_size: Keys in the queue, at least 1; any batch size up to it works.
         temperature: Softmax temperature, positive.
@@ -51,6 +53,7 @@ class MoCHiConfig(SSLConfig):
     model_type = "hf_ssl_mochi"
 
     projector: Literal["linear", "mlp"] = "mlp"
+    projector_hidden_dim: int | None = None
     projection_dim: int = 128
     queue_size: int = 65536
     temperature: float = 0.2
@@ -72,6 +75,8 @@ class MoCHiConfig(SSLConfig):
         for name in ("num_mixed_negatives", "num_mixed_queries", "start_step"):
             if getattr(self, name) < 0:
                 raise ValueError(f"`{name}` must be 0 or more, got {getattr(self, name)}.")
+        if self.projector_hidden_dim is not None and self.projector_hidden_dim < 1:
+            raise ValueError(f"`projector_hidden_dim` must be at least 1, got {self.projector_hidden_dim}.")
         if not self.temperature > 0:
             raise ValueError(f"`temperature` must be positive, got {self.temperature}.")
         if not 0 <= self.ema_momentum <= 1:
@@ -317,7 +322,8 @@ class MoCHiForPreTraining(SSLPreTrainedModel):
         split_batch_norm(self.encoder, config.bn_splits)
         self.projector: nn.Module = nn.Linear(self.hidden_size, config.projection_dim)
         if config.projector == "mlp":
-            self.projector = mlp(self.hidden_size, self.hidden_size, config.projection_dim, hidden_norm="none")
+            width = config.projector_hidden_dim or self.hidden_size
+            self.projector = mlp(self.hidden_size, width, config.projection_dim, hidden_norm="none")
         self.target_encoder = copy.deepcopy(self.encoder)
         self.target_projector = copy.deepcopy(self.projector)
         self.register_buffer("queue", random_queue(config.projection_dim, config.queue_size))

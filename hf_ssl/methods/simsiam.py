@@ -1,7 +1,5 @@
 """SimSiam (Chen and He, 2020, https://arxiv.org/abs/2011.10566)."""
 
-from typing import Literal
-
 import torch
 from huggingface_hub.dataclasses import strict
 from torch import Tensor
@@ -16,9 +14,10 @@ class SimSiamConfig(SSLConfig):
     """Settings of SimSiam; the defaults are those of the paper's ResNet-50 (section 3).
 
     Args:
-        projector_layers: Linear layers of the projector, 3 on ImageNet and 2 on CIFAR-10.
+        projector_layers: Linear layers of the projector, at least 1; 3 on ImageNet and 2 on CIFAR-10.
         projector_hidden_dim: Width of the projector's hidden layers, at least 1.
         projection_dim: Width of projections and predictions, at least 1.
+        predictor_layers: Linear layers of the predictor, at least 1.
         predictor_hidden_dim: Width of the predictor's bottleneck, at least 1.
         constant_predictor_lr: Keep the predictor's learning rate at its start value (paper, section 4.2).
         stop_gradient: Stop the gradient of the projection that is predicted; without, the network collapses.
@@ -26,16 +25,18 @@ class SimSiamConfig(SSLConfig):
 
     model_type = "hf_ssl_simsiam"
 
-    projector_layers: Literal[2, 3] = 3
+    projector_layers: int = 3
     projector_hidden_dim: int = 2048
     projection_dim: int = 2048
+    predictor_layers: int = 2
     predictor_hidden_dim: int = 512
     constant_predictor_lr: bool = True
     stop_gradient: bool = True
 
     def validate_simsiam(self) -> None:
         """Check the settings of SimSiam once, when the config is made."""
-        for name in ("projector_hidden_dim", "projection_dim", "predictor_hidden_dim"):
+        widths = ("projector_hidden_dim", "projection_dim", "predictor_hidden_dim")
+        for name in (*widths, "projector_layers", "predictor_layers"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
 
@@ -132,7 +133,11 @@ class SimSiamForPreTraining(SSLPreTrainedModel):
             output_bias=False,
         )
         self.predictor = mlp(
-            config.projection_dim, config.predictor_hidden_dim, config.projection_dim, hidden_bias=False
+            config.projection_dim,
+            config.predictor_hidden_dim,
+            config.projection_dim,
+            num_layers=config.predictor_layers,
+            hidden_bias=False,
         )
         if config.constant_predictor_lr:
             self.constant_lr_modules = ("predictor",)

@@ -148,6 +148,8 @@ def test_without_predictor_and_target_the_outputs_collapse():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
+        ({"projector_layers": 0}, "`projector_layers` must be at least 1, got 0"),
+        ({"predictor_layers": 0}, "`predictor_layers` must be at least 1, got 0"),
         ({"projector_hidden_dim": 0}, "`projector_hidden_dim` must be at least 1, got 0"),
         ({"projection_dim": -1}, "`projection_dim` must be at least 1, got -1"),
         ({"predictor_hidden_dim": 0}, "`predictor_hidden_dim` must be at least 1, got 0"),

@@ -44,9 +44,12 @@ VARIANTS = {
     ],
     "byol": [
         {"predictor": "linear", "symmetrize": True, "use_ema": False},
-        {"predictor": "none", "ema_schedule": "constant", "target_init": "independent"},
+        {"predictor": "none", "ema_schedule": "constant", "target_init": "independent", "projector_layers": 1},
+        {"projector_layers": 3, "predictor_layers": 3},
     ],
-    "simsiam": [{"projector_layers": 2, "constant_predictor_lr": False, "stop_gradient": False}],
+    "simsiam": [
+        {"projector_layers": 2, "predictor_layers": 1, "constant_predictor_lr": False, "stop_gradient": False}
+    ],
     "moco": [{"projector": "linear", "temperature": 0.07, "bn_splits": 1}, {"symmetric": True}],
     "mochi": [
         {"start_step": 0, "class_oracle": "mask", "symmetric": True},

@@ -272,6 +272,7 @@ def test_projector_can_be_that_of_either_code():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"projector_layers": 0}, "`projector_layers` must be at least 1, got 0"),
         ({"projector_hidden_dim": 0}, "`projector_hidden_dim` must be at least 1, got 0"),
         ({"projection_dim": 0}, "`projection_dim` must be at least 1, got 0"),
         ({"freq": 0}, "`freq` must be at least 1, got 0"),

@@ -181,6 +181,7 @@ def test_accuracy_counts_positives_above_all_negatives():
     ("settings", "message"),
     [
         ({"queue_size": 0}, "`queue_size` must be at least 1, got 0"),
+        ({"projector_hidden_dim": 0}, "`projector_hidden_dim` must be at least 1, got 0"),
         ({"projection_dim": 0}, "`projection_dim` must be at least 1, got 0"),
         ({"bn_splits": 0}, "`bn_splits` must be at least 1, got 0"),
         ({"temperature": 0.0}, "`temperature` must be positive, got 0.0"),

@@ -79,7 +79,8 @@ def test_there_is_no_second_network():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"projector_layers": 4}, "projector_layers"),
+        ({"projector_layers": 0}, "`projector_layers` must be at least 1, got 0"),
+        ({"predictor_layers": 0}, "`predictor_layers` must be at least 1, got 0"),
         ({"projector_hidden_dim": 0}, "`projector_hidden_dim` must be at least 1, got 0"),
         ({"projection_dim": 0}, "`projection_dim` must be at least 1, got 0"),
         ({"predictor_hidden_dim": 0}, "`predictor_hidden_dim` must be at least 1, got 0"),
