@@ -146,7 +146,7 @@ class MemoryBankForPreTraining(SSLPreTrainedModel):
             "image_std": (0.25, 0.25, 0.25),
             "view_recipe": "shapes",
             "objective": "full",
-            "temperature": 0.1,
+            "temperature": 0.2,
             "symmetric": True,
             "batch_size": 128,
             "num_epochs": 24,
@@ -157,7 +157,7 @@ class MemoryBankForPreTraining(SSLPreTrainedModel):
             "optimizer_momentum": 0.9,
             "decay_norm_and_bias": True,
             "lr_schedule": "cosine",
-            "warmup_epochs": 0,
+            "warmup_epochs": 2,
         },
     }
     view_recipe = "moco_v1"
