@@ -139,7 +139,7 @@ def test_every_method_resumes_exactly(method: str, parquet: Path, tmp_path: Path
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     flags = ["--method", method, "--recipe", "quickstart", "--dataset", str(parquet), "--image_size", "16"]
     flags += ["--batch_size", "16", "--num_steps", "6", "--checkpoint_every", "3", "--keep_checkpoints", "9"]
-    flags += ["--num_workers", "0", "--resume", "auto", "--output_dir"]
+    flags += ["--warmup_epochs", "0", "--num_workers", "0", "--resume", "auto", "--output_dir"]
     assert main([*flags, str(whole)]) == 0
     shutil.copytree(whole, cut)
     for lost in ("encoder", "pretraining", "checkpoints/step-000006"):
