@@ -171,7 +171,7 @@ def test_steps_replace_the_epochs_of_a_recipe():
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("--method mocov2", "Unknown method `mocov2`. Known: byol,"),
+        ("--method mocov2", "Unknown method `mocov2`. Known: end_to_end,"),
         ("--method mocov2", "Did you mean `moco`?"),
         ("--recipe cifr", "Method `directpred` has no recipe `cifr`"),
         ("--recipe cifr", "Did you mean `cifar`?"),

@@ -40,7 +40,10 @@ def build_encoder(
     try:
         encoder = timm.create_model(architecture, pretrained=pretrained, num_classes=0, **arguments)
     except (TypeError, AssertionError) as error:
-        raise ValueError(f"timm cannot build `{architecture}` with `model_args` {arguments}: {error}") from error
+        raise ValueError(
+            f"timm cannot build `{architecture}` with `model_args` {arguments}: {error}. Give `model_args` that this "
+            "encoder takes, `{}` for none; a recipe brings those of its own encoder."
+        ) from error
     if hidden_size_of(encoder) == 0:
         raise ValueError(f"`{architecture}` gives no pooled features. Choose another encoder.")
     return encoder

@@ -191,7 +191,7 @@ def _open_stream(
     if model.needs_indices and not source.has_indices:
         raise ValueError(
             f"`{type(model).__name__}` needs a stable number of each image, which the stream `{source.name}` does not "
-            "carry. Name a column of it with `index_column`, or download the data set and give its folder."
+            "carry. Name a column of it with `index_column`, or give the images as a folder or as parquet files."
         )
     config = model.config
     views = Views(data.view_recipe or model.view_recipe, config.image_size, config.image_mean, config.image_std)
