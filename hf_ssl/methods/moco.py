@@ -153,7 +153,7 @@ class MoCoForPreTraining(SSLPreTrainedModel):
             "batch_size": 128,
             "num_epochs": 24,
             "optimizer": "sgd",
-            "base_learning_rate": 0.2,
+            "base_learning_rate": 0.06,
             "learning_rate_scaling": "linear",
             "weight_decay": 4e-4,
             "optimizer_momentum": 0.9,
