@@ -110,6 +110,8 @@ class DirectPredForPreTraining(SSLPreTrainedModel):
     `rule` directcopy does without the eigendecomposition.
 
     The correlation follows every micro-batch, as a queue does: with gradient accumulation, `rho` acts more often.
+    BatchNorm takes the statistics of each process's own images, so several processes are not equal to one with the
+    whole batch; with `--batch_norm sync` they are.
 
     Recipes: `cifar` and `stl10` are the authors' code (facebookresearch/luckmatters, ssl/real-dataset) with rho 0.3
     and epsilon 0.1 of the paper's table 8, learning rate 0.03 with 128 images. `paper-imagenet` is the paper's

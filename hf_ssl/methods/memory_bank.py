@@ -83,7 +83,9 @@ class MemoryBankForPreTraining(SSLPreTrainedModel):
     left out, as in the official code.
 
     The paper has one view of each image: the first of the two is used and the second is not looked at in training,
-    unless `symmetric` asks for it.
+    unless `symmetric` asks for it. BatchNorm takes the statistics of each process's own images, and each process draws
+    entries of its own, so several processes are not equal to one with the whole batch; with `--batch_norm sync` and
+    `objective` full they are.
 
     Recipes: `paper-imagenet` is the official code (zhirongw/lemniscate.pytorch) for ImageNet on 8 processes, its
     views those that MoCo v1 took over. `cifar` is its code for CIFAR-10 with the softmax over the whole bank (its

@@ -186,6 +186,7 @@ class MoCHiForPreTraining(SSLPreTrainedModel):
 
     Relations: MoCo version 2 and a harder softmax; without mixtures (`num_mixed_negatives` and `num_mixed_queries` 0)
     it is MoCo. Synthetic negatives are made anew for every query, get no gradient and are never stored.
+    As with MoCo, several processes equal one with the whole batch where `bn_splits` is a multiple of their number.
 
     Memory: the synthetic vectors of a batch are never in memory together. Measured on the CPU for 256 queries of width
     128, 65,536 keys and 1,024 mixtures of 1,024 hard negatives, the loss and its backward pass take 285 MB at their

@@ -65,7 +65,8 @@ class MoCoForPreTraining(SSLPreTrainedModel):
     """A query must find the key of its image, made by a moving average of the network, among many past keys.
 
     Relations: BYOL with negatives in place of the predictor. Its batch norm works on small groups and keys are
-    shuffled between them, where others synchronise it.
+    shuffled between them, where others synchronise it. Several processes equal one with the whole batch where
+    `bn_splits` is a multiple of their number: the groups are the same.
 
     Recipes: `paper-imagenet` is version 2 and `paper-imagenet-v1` version 1 of the official code
     (facebookresearch/moco) on 8 processes, `cifar` its CIFAR-10 demo with the symmetric loss. `quickstart`

@@ -1,6 +1,6 @@
 """Pretrain one encoder by every method on the same images, and print a table of what a frozen encoder then knows.
 
-    python scripts/benchmarks/methods.py --dataset uoft-cs/cifar10 --num_epochs 3 --output_dir runs/methods
+    python scripts/benchmarks/methods.py --dataset uoft-cs/cifar10 --output_dir runs/methods
 
 Each row is a run of scripts/pretrain.py and one of scripts/evaluate.py, in folders below OUTPUT_DIR. Started again, it
 goes on where it was. Writes methods.json and methods.md beside the runs.
@@ -38,10 +38,10 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("--dataset", required=True, help="labelled data set with splits train and test")
-    parser.add_argument("--num_epochs", default="3", help="epochs of each run (default: 3)")
+    parser.add_argument("--num_epochs", default="5", help="epochs of each run (default: 5)")
     parser.add_argument("--output_dir", type=Path, required=True, help="folder of the runs")
     parser.add_argument("--recipe", default="quickstart", help="recipe of each method (default: quickstart)")
-    parser.add_argument("--view_recipe", default="moco_cifar", help="augmentation (default: moco_cifar)")
+    parser.add_argument("--view_recipe", default="moco_v2", help="augmentation (default: moco_v2)")
     parser.add_argument("--only", nargs="+", choices=VARIANTS, metavar="NAME", help="rows to run; default: all")
     options = parser.parse_args()
     options.output_dir.mkdir(parents=True, exist_ok=True)
