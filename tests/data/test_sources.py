@@ -1,3 +1,4 @@
+import inspect
 import io
 import os
 import tarfile
@@ -338,4 +339,4 @@ def test_settings_open_what_they_name(parquet_folder):
     assert settings.open().num_images == 16
     assert settings.open(split="test").num_images == 5
     for name in DataSettings.__dataclass_fields__:
-        assert f"        {name}: " in DataSettings.__doc__
+        assert f"\n    {name}: " in inspect.cleandoc(DataSettings.__doc__)
