@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from hf_ssl.distributed import gather, rank
 from hf_ssl.methods.base import Paper, SSLConfig, SSLOutput, SSLPreTrainedModel
 from hf_ssl.modules.heads import mlp
+from hf_ssl.modules.losses import cross_view_info_nce
 from hf_ssl.modules.momentum import cosine_momentum, update_target
 
 
@@ -267,13 +268,10 @@ class MoCoV3ForPreTraining(SSLPreTrainedModel):
             The loss, and how often the own key scores above all others; two scalars.
         """
         temperature = self.config.temperature
-        with torch.autocast(prediction.device.type, enabled=False):
-            query = F.normalize(prediction.float(), dim=1)
-            keys = gather(F.normalize(key.float(), dim=1))
-            logits = query @ keys.T / temperature
-            own = rank() * len(query) + torch.arange(len(query), device=query.device)
-            loss = 2 * temperature * F.cross_entropy(logits, own)
-        return loss, (logits.detach().argmax(dim=1) == own).float().mean()
+        query = F.normalize(prediction.float(), dim=1)
+        keys = gather(F.normalize(key.float(), dim=1))
+        loss, accuracy = cross_view_info_nce(query, keys, temperature, rank() * len(query))
+        return 2 * temperature * loss, accuracy
 
     def after_optimizer_step(self, step: int, num_steps: int) -> None:
         """Move the target.

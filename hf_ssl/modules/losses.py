@@ -94,7 +94,8 @@ def cross_view_info_nce(query: Tensor, keys: Tensor, temperature: float, first: 
 
     Args:
         query: Normalised vectors of one view of this process's images, (batch, dim).
-        keys: Normalised vectors of the other view of all images, (images, dim); they receive gradient.
+        keys: Normalised vectors of the other view of all images, (images, dim); they receive gradient
+            unless detached.
         temperature: Softmax temperature tau, positive.
         first: Row in `keys` of the first query's image; those of the others follow.
 

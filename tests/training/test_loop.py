@@ -426,8 +426,6 @@ def test_a_folder_in_use_is_refused(digits, tmp_path: Path):
 
 
 def test_knn_needs_labels_that_both_splits_have(digits, tmp_path: Path):
-    from dataclasses import replace
-
     with pytest.raises(ValueError, match="k-NN needs a label column"):
         train(new_model(), replace(digits, labels={}), DATA, settings(tmp_path, knn_every=1, knn_split="test"))
 
