@@ -149,13 +149,14 @@ class TrainingStream:
             )
         label_column = next(iter(source.labels)) if with_labels else None
         self._reader = Reader(source, seed, rank, world_size, window_size, self._chunk_size, label_column)
-        # What must be the same on resuming, for the order to be the same.
+        # What must be the same on resuming, for the batches to be the same.
         self._identity = {
             "seed": seed,
             "rank": rank,
             "world_size": world_size,
             "shuffle_window": window_size,
             "fingerprint": source.fingerprint,
+            "label_column": label_column,
         }
         self._position = self._start() if position is None else self._checked(position)
 

@@ -210,6 +210,16 @@ def test_labels_come_along_if_asked_for(places, kind, num_workers):
         assert batch.labels.tolist() == [number % 3 for number in numbers]
 
 
+def test_resuming_with_the_labels_of_another_column_is_refused(tmp_path):
+    rows = {"image": [{"bytes": _png(n), "path": None} for n in range(9)], "label": [0] * 9, "category": [1] * 9}
+    datasets.Dataset.from_dict(rows).cast_column("image", datasets.Image()).to_parquet(tmp_path / "train.parquet")
+    first, other = (open_source(str(tmp_path), label_column=column) for column in ("label", "category"))
+    position = next(iter(TrainingStream(first, _Numbers(), 3, seed=0, with_labels=True))).position
+    assert next(iter(TrainingStream(first, _Numbers(), 3, seed=0, with_labels=True, position=position)))
+    with pytest.raises(ValueError, match="`label_column` must be the same on resuming: it was label and is category"):
+        TrainingStream(other, _Numbers(), 3, seed=0, with_labels=True, position=position)
+
+
 def test_labels_that_are_not_there_are_refused(places):
     with pytest.raises(ValueError, match="has no labels, which this method is set to look at"):
         _stream(places, "folder", with_labels=True)
