@@ -13,7 +13,7 @@ from hf_ssl.data.local import INDEX_COLUMN
 from hf_ssl.data.sources import Source
 
 # What a generator is seeded for: the last number of its seed.
-FOR_SHARDS, FOR_WINDOW, FOR_VIEWS = 0, 1, 2
+FOR_SHARDS, FOR_WINDOW = 0, 1  # `draws.py` has 2
 
 # With this many shards for each process, one more or less does not matter; with fewer, every process reads all records
 # and keeps its share, unless the shards divide evenly.

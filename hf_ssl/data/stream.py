@@ -13,14 +13,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from hf_ssl.data.decode import SkippedImageError, decode, use_one_core
+from hf_ssl.data.draws import numbers_of
 from hf_ssl.data.ordered import UNKNOWN_LABEL, EvaluationBatch, evaluation_batches
-from hf_ssl.data.reader import FOR_VIEWS, Chunk, Reader
+from hf_ssl.data.reader import Chunk, Reader
 from hf_ssl.data.sources import Source
 from hf_ssl.data.views import Views
 
@@ -35,7 +35,7 @@ class Batch:
     """One batch of views.
 
     Args:
-        pixel_values: Normalised views, (batch, 2, 3, image size, image size), float32.
+        views: (batch, 2, image size, image size, 3), uint8.
         indices: Stable number of each image in the data set, (batch,), int64; None where the source has none.
         labels: Class of each image, (batch,), int64, `UNKNOWN_LABEL` where it has none; None unless asked for.
         epoch: Pass over this process's records, from 0.
@@ -43,7 +43,7 @@ class Batch:
         skipped: Images that this process could not use so far, by reason; part of `position`.
     """
 
-    pixel_values: Tensor
+    views: Tensor
     indices: Tensor | None
     labels: Tensor | None
     epoch: int
@@ -67,10 +67,8 @@ class _ViewMaker(Dataset):
             except SkippedImageError as error:
                 skipped[error.reason] += 1
                 continue
-            generator = np.random.default_rng(
-                [self.seed, chunk.start["epoch"], self.rank, chunk.place + offset, FOR_VIEWS]
-            )
-            views.append(self.views(image, generator))
+            numbers = numbers_of(self.seed, chunk.start["epoch"], self.rank, chunk.place + offset)
+            views.append(self.views(image, numbers))
             chunk.indices.append(index)
             chunk.labels.append(UNKNOWN_LABEL if label is None else label)
         chunk.views = torch.stack(views) if views else None
@@ -213,7 +211,7 @@ class TrainingStream:
                     batches += 1
                     place = after if taken == num_good else {**before, "used": taken}
                     yield Batch(
-                        pixel_values=torch.cat(pending) if len(pending) > 1 else pending[0],
+                        views=torch.cat(pending) if len(pending) > 1 else pending[0],
                         indices=self._checked_indices(indices),
                         labels=torch.tensor(labels) if self._with_labels else None,
                         epoch=chunk.start["epoch"],

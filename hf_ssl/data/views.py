@@ -1,12 +1,13 @@
-"""One uint8 picture to two normalised views, by the recipes of the papers.
+"""One uint8 picture to two views, by the recipes of the papers.
 
 Crop and resize come first, so that colour costs the pixels of the view and not those of the photo; everything works on
-uint8. All randomness comes from the generator that is passed in, with the distributions of torchvision's transforms.
+uint8, and the loop normalises on its device. All that is random comes from the numbers passed in (`draws.py`), with
+the distributions of torchvision's transforms.
 """
 
 import difflib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import cv2
@@ -15,15 +16,19 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
+from torch.nn import functional as F
 from torchvision.transforms import v2
 
-from hf_ssl.data.recipes import VIEW_RECIPES, ViewParameters
+from hf_ssl.data.draws import BRIGHTNESS, CONTRAST, HUE, SATURATION, ViewDraw, draw_view
+from hf_ssl.data.recipes import VIEW_RECIPES, ViewParameters, ViewRecipe
 
 Picture = NDArray[Any]  # uint8, (height, width, 3)
 
-_NUM_DRAWS = 40  # more than a view ever uses; drawn at once, since a single draw costs as much as a brightness change
-_CROP_ATTEMPTS = 10
 _POLICIES = {"randaugment": v2.RandAugment(num_ops=2, magnitude=9), "autoaugment": v2.AutoAugment()}
+_SOLARIZED = np.array([level if level < 128 else 255 - level for level in range(256)], np.uint8)
+_LUMA = (0.299, 0.587, 0.114)  # of red, green and blue (ITU-R 601)
+_TO_GREY = np.tile(_LUMA, (3, 1))
+_TO_COLOUR = np.eye(3) - _TO_GREY
 
 
 class Views:
@@ -32,107 +37,90 @@ class Views:
     Args:
         recipe: A name in `VIEW_RECIPES`.
         image_size: Height and width of a view, in pixels, at least 1.
-        mean: Mean of each channel, subtracted from pixels in [0, 1].
-        std: Standard deviation of each channel, positive; pixels are divided by it.
 
     Raises:
         ValueError: If no recipe has that name.
     """
 
-    def __init__(self, recipe: str, image_size: int, mean: Sequence[float], std: Sequence[float]):
-        if recipe not in VIEW_RECIPES:
-            close = difflib.get_close_matches(recipe, VIEW_RECIPES, n=1)
-            hint = f"Did you mean `{close[0]}`?" if close else f"Known: {', '.join(VIEW_RECIPES)}."
-            raise ValueError(f"`view_recipe` must be the name of a recipe, got `{recipe}`. {hint}")
-        self.recipe = recipe
+    def __init__(self, recipe: str, image_size: int):
+        self.recipe = find_recipe(recipe)
         self.image_size = image_size
-        self._scale = (1 / (255 * np.asarray(std, np.float64))).astype(np.float32)[:, None, None]
-        self._offset = (-np.asarray(mean, np.float64) / np.asarray(std, np.float64)).astype(np.float32)[:, None, None]
 
-    def __call__(self, image: Picture, generator: np.random.Generator) -> Tensor:
+    def __call__(self, image: Picture, numbers: Sequence[Sequence[float]]) -> Tensor:
         """Make the two views of one image.
 
         Args:
             image: RGB picture of any size, (height, width, 3).
-            generator: Source of all randomness.
+            numbers: Uniform in [0, 1), (2, NUM_DRAWS).
 
         Returns:
-            Normalised views, (2, 3, image_size, image_size), float32.
+            (2, image_size, image_size, 3), uint8.
         """
-        recipe = VIEW_RECIPES[self.recipe]
         views = np.empty((2, self.image_size, self.image_size, 3), np.uint8)
-        views[0] = make_view(image, recipe.first, self.image_size, generator)
-        views[1] = make_view(image, recipe.second, self.image_size, generator)
-        pixel_values = np.multiply(views.transpose(0, 3, 1, 2), self._scale, dtype=np.float32, order="C")
-        pixel_values += self._offset
-        return torch.from_numpy(pixel_values)
+        for number, parameters in enumerate((self.recipe.first, self.recipe.second)):
+            draw = draw_view(image.shape[0], image.shape[1], parameters, numbers[number])
+            views[number] = make_view(image, parameters, draw, self.image_size)
+        return torch.from_numpy(views)
 
 
-def make_view(image: Picture, parameters: ViewParameters, image_size: int, generator: np.random.Generator) -> Picture:
-    """Make one view, not yet normalised.
+def find_recipe(name: str) -> ViewRecipe:
+    """The recipe of a name.
+
+    Raises:
+        ValueError: Names the nearest recipe, or all.
+    """
+    if name not in VIEW_RECIPES:
+        close = difflib.get_close_matches(name, VIEW_RECIPES, n=1)
+        hint = f"Did you mean `{close[0]}`?" if close else f"Known: {', '.join(VIEW_RECIPES)}."
+        raise ValueError(f"`view_recipe` must be the name of a recipe, got `{name}`. {hint}")
+    return VIEW_RECIPES[name]
+
+
+def make_view(image: Picture, parameters: ViewParameters, draw: ViewDraw, image_size: int) -> Picture:
+    """Make one view.
 
     Args:
         image: RGB picture of any size, (height, width, 3).
-        parameters: What to do.
+        parameters: What the draw leaves open: filters, kernel width, policy and the place of grey.
+        draw: What chance decided.
         image_size: Height and width of the view, in pixels.
-        generator: Source of all randomness.
 
     Returns:
         (image_size, image_size, 3).
     """
-    draws = iter(generator.random(_NUM_DRAWS).tolist())
-    top, left, height, width = crop_box(image.shape[0], image.shape[1], parameters, draws)
-    view = resize(image[top : top + height, left : left + width], image_size, parameters.interpolation)
-    if next(draws) < parameters.flip_probability:
-        view = cv2.flip(view, 1)
-    if next(draws) < parameters.vertical_flip_probability:
-        view = cv2.flip(view, 0)
-    if parameters.policy is not None:
-        view = _by_policy(view, parameters.policy, generator)
-    jittered, grey = next(draws) < parameters.jitter_probability, next(draws) < parameters.grey_probability
-    if grey and parameters.grey_first:
+    view = crop_and_flip(image, parameters, draw, image_size)
+    if draw.grey and parameters.grey_first:
         view = to_grey(view)
-    if jittered:
-        view = jitter(view, parameters.jitter, draws)
-    if grey and not parameters.grey_first:
+    for operation, factor in draw.jitter:
+        view = _JITTER[operation](view, factor)
+    if draw.grey and not parameters.grey_first:
         view = to_grey(view)
-    if next(draws) < parameters.blur_probability:
-        sigma = _between(parameters.blur_sigma, next(draws))
-        view = blur(view, sigma, parameters.blur_kernel_ratio)
-    if next(draws) < parameters.solarize_probability:
+    if draw.blur_sigma:
+        view = blur(view, draw.blur_sigma, parameters.blur_kernel_ratio)
+    if draw.solarize:
         view = solarize(view)
-    if next(draws) < parameters.invert_probability:
-        view = 255 - view
-    return view
+    return 255 - view if draw.invert else view
 
 
-def crop_box(height: int, width: int, parameters: ViewParameters, draws: Iterator[float]) -> tuple[int, int, int, int]:
-    """Place of a random crop, distributed like torchvision's `RandomResizedCrop`.
+def crop_and_flip(image: Picture, parameters: ViewParameters, draw: ViewDraw, image_size: int) -> Picture:
+    """The part of `make_view` that changes places and not colours, and the policy, which does both.
 
     Args:
-        height: Of the picture, in pixels.
-        width: Of the picture, in pixels.
-        parameters: Its `crop_scale` and `crop_ratio` are used.
-        draws: Uniform numbers in [0, 1).
+        image: RGB picture of any size, (height, width, 3).
+        parameters: Its `interpolation` and `policy` are used.
+        draw: What chance decided.
+        image_size: Height and width of the view, in pixels.
 
     Returns:
-        Top, left, height and width of the crop, in pixels.
+        (image_size, image_size, 3).
     """
-    lowest, highest = parameters.crop_ratio
-    for _ in range(_CROP_ATTEMPTS):
-        area = height * width * _between(parameters.crop_scale, next(draws))
-        ratio = math.exp(_between((math.log(lowest), math.log(highest)), next(draws)))
-        crop_width, crop_height = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
-        if 0 < crop_width <= width and 0 < crop_height <= height:
-            top, left = int(next(draws) * (height - crop_height + 1)), int(next(draws) * (width - crop_width + 1))
-            return top, left, crop_height, crop_width
-    # A picture of extreme shape: the largest crop in its middle that has an allowed ratio.
-    crop_width, crop_height = width, height
-    if width < lowest * height:
-        crop_height = max(1, round(width / lowest))
-    elif width > highest * height:
-        crop_width = max(1, round(height * highest))
-    return (height - crop_height) // 2, (width - crop_width) // 2, crop_height, crop_width
+    crop = image[draw.top : draw.top + draw.height, draw.left : draw.left + draw.width]
+    view = resize(crop, image_size, parameters.interpolation)
+    if draw.flip or draw.vertical_flip:
+        view = cv2.flip(view, (1 if draw.flip else 0) if draw.flip != draw.vertical_flip else -1)
+    if parameters.policy is not None and draw.policy_seed is not None:
+        view = _by_policy(view, parameters.policy, draw.policy_seed)
+    return view
 
 
 def resize(picture: Picture, image_size: int, interpolation: Literal["bilinear", "bicubic"]) -> Picture:
@@ -141,7 +129,8 @@ def resize(picture: Picture, image_size: int, interpolation: Literal["bilinear",
     Args:
         picture: RGB, (height, width, 3).
         image_size: New height and width, in pixels.
-        interpolation: Filter; bilinear enlarging is done by OpenCV, within one grey level of Pillow.
+        interpolation: Filter. torch has Pillow's filters, within one grey level (bicubic: two) and in half the time;
+            bilinear enlarging, which needs no antialiasing, is OpenCV's.
 
     Returns:
         (image_size, image_size, 3).
@@ -151,24 +140,27 @@ def resize(picture: Picture, image_size: int, interpolation: Literal["bilinear",
         return picture
     if interpolation == "bilinear" and picture.shape[0] <= image_size and picture.shape[1] <= image_size:
         return cv2.resize(picture, size, interpolation=cv2.INTER_LINEAR)
-    filter_ = Image.Resampling.BILINEAR if interpolation == "bilinear" else Image.Resampling.BICUBIC
-    return np.asarray(Image.fromarray(picture).resize(size, filter_))
+    # Pillow's pictures are read-only, of which torch warns.
+    pixels = torch.from_numpy(picture if picture.flags.writeable else picture.copy()).permute(2, 0, 1)[None]
+    resized = F.interpolate(pixels, size=size, mode=interpolation, antialias=True)
+    return np.ascontiguousarray(resized[0].permute(1, 2, 0).numpy())
 
 
 def adjust_brightness(picture: Picture, factor: float) -> Picture:
     """Multiply all pixels by a factor of at least 0."""
-    return _blend(picture, factor)
+    return cv2.addWeighted(picture, factor, picture, 0, 0)
 
 
 def adjust_contrast(picture: Picture, factor: float) -> Picture:
     """Blend with the mean grey of the picture; factor 0 leaves that grey, 1 the picture."""
-    grey = cv2.mean(cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY))[0]
-    return _blend(picture, factor, offset=(1 - factor) * grey)
+    red, green, blue, _ = cv2.mean(picture)
+    grey = _LUMA[0] * red + _LUMA[1] * green + _LUMA[2] * blue
+    return cv2.addWeighted(picture, factor, picture, 0, (1 - factor) * grey)
 
 
 def adjust_saturation(picture: Picture, factor: float) -> Picture:
     """Blend with the grey picture; factor 0 leaves grey, 1 the picture."""
-    return cv2.addWeighted(picture, factor, to_grey(picture), 1 - factor, 0)
+    return cv2.transform(picture, _TO_GREY + factor * _TO_COLOUR)
 
 
 def adjust_hue(picture: Picture, shift: float) -> Picture:
@@ -195,53 +187,27 @@ def blur(picture: Picture, sigma: float, kernel_ratio: float | None) -> Picture:
         Same shape.
     """
     reach = math.ceil(3 * sigma) if kernel_ratio is None else int(kernel_ratio * picture.shape[1]) // 2
-    kernel = 2 * max(1, reach) + 1
-    return cv2.GaussianBlur(picture, (kernel, kernel), sigma)
+    # Not `cv2.GaussianBlur`: its fixed-point filter takes up to five times as long for the same grey levels.
+    kernel = cv2.getGaussianKernel(2 * max(1, reach) + 1, sigma, cv2.CV_32F)
+    return cv2.sepFilter2D(picture, -1, kernel, kernel)
 
 
 def solarize(picture: Picture) -> Picture:
     """Invert the pixels of at least 128."""
-    return np.where(picture < 128, picture, 255 - picture)
+    return cv2.LUT(picture, _SOLARIZED)
 
 
-def jitter(picture: Picture, strengths: tuple[float, float, float, float], draws: Iterator[float]) -> Picture:
-    """Change brightness, contrast, saturation and hue, in random order, like torchvision's `ColorJitter`.
-
-    Args:
-        picture: RGB, (height, width, 3).
-        strengths: Of the four, as in `ViewParameters.jitter`; 0 leaves one out.
-        draws: Eight uniform numbers in [0, 1): the size of the four changes, then the keys that order them.
-
-    Returns:
-        Same shape.
-    """
-    factors = [_between((max(0.0, 1 - strength), 1 + strength), next(draws)) for strength in strengths[:3]]
-    shift = _between((-strengths[3], strengths[3]), next(draws))
-    keys = [next(draws) for _ in strengths]
-    for operation in sorted(range(4), key=keys.__getitem__):
-        if strengths[operation] == 0:
-            continue
-        if operation == 3:
-            picture = adjust_hue(picture, shift)
-        else:
-            picture = _FACTOR_OPERATIONS[operation](picture, factors[operation])
-    return picture
+_JITTER = {
+    BRIGHTNESS: adjust_brightness,
+    CONTRAST: adjust_contrast,
+    SATURATION: adjust_saturation,
+    HUE: adjust_hue,
+}
 
 
-_FACTOR_OPERATIONS = (adjust_brightness, adjust_contrast, adjust_saturation)
-
-
-def _blend(picture: Picture, factor: float, offset: float = 0.0) -> Picture:
-    return cv2.addWeighted(picture, factor, picture, 0, offset)
-
-
-def _by_policy(picture: Picture, policy: str, generator: np.random.Generator) -> Picture:
+def _by_policy(picture: Picture, policy: str, seed: int) -> Picture:
     # torchvision draws from torch's global generator: lend it a seed of ours and give it back as it was. Seeding the
     # CPU generator alone, since `torch.manual_seed` would also reset the GPU's.
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(int(generator.integers(2**63)))
+        torch.default_generator.manual_seed(seed)
         return np.asarray(_POLICIES[policy](Image.fromarray(picture)))
-
-
-def _between(limits: tuple[float, float], draw: float) -> float:
-    return limits[0] + (limits[1] - limits[0]) * draw

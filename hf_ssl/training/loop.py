@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch import Tensor, nn
 
+from hf_ssl.data.device_views import Normalize
 from hf_ssl.data.settings import DataSettings
 from hf_ssl.data.sources import Source
 from hf_ssl.data.stream import Batch, TrainingStream
@@ -111,11 +112,13 @@ def _train(
     stream = _open_stream(model, source, data, settings, accelerator, restored)
     knn = open_knn(source, data, settings) if settings.knn_every else None
     recorder = Recorder(accelerator, model, optimizer, plan, settings, run, restored, checkpoint, knn, on_checkpoint)
+    config = model.config
+    normalize = Normalize(config.image_mean, config.image_std, accelerator.device, settings.channels_last)
     step = restored.step
     with recorder:
         for batch in recorder.batches(stream) if step < plan.num_steps else ():
             with accelerator.accumulate(network):
-                output: SSLOutput = network(**_inputs(batch, accelerator.device))  # buffers may change
+                output: SSLOutput = network(**_inputs(batch, normalize, accelerator.device))  # buffers may change
                 accelerator.backward(output.loss)
                 if accelerator.sync_gradients and settings.max_grad_norm is not None:
                     accelerator.clip_grad_norm_(network.parameters(), settings.max_grad_norm)
@@ -193,8 +196,7 @@ def _open_stream(
             f"`{type(model).__name__}` needs a stable number of each image, which the stream `{source.name}` does not "
             "carry. Name a column of it with `index_column`, or give the images as a folder or as parquet files."
         )
-    config = model.config
-    views = Views(data.view_recipe or model.view_recipe, config.image_size, config.image_mean, config.image_std)
+    views = Views(data.view_recipe or model.view_recipe, model.config.image_size)
     return TrainingStream(
         source,
         views,
@@ -210,9 +212,10 @@ def _open_stream(
     )
 
 
-def _inputs(batch: Batch, device: torch.device) -> dict[str, Tensor]:
-    tensors = {"pixel_values": batch.pixel_values, "indices": batch.indices, "labels": batch.labels}
-    return {name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items() if tensor is not None}
+def _inputs(batch: Batch, normalize: Normalize, device: torch.device) -> dict[str, Tensor]:
+    tensors = {"pixel_values": batch.views, "indices": batch.indices, "labels": batch.labels}
+    inputs = {name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items() if tensor is not None}
+    return inputs | {"pixel_values": normalize(inputs["pixel_values"])}
 
 
 def _continue_record(run: dict[str, Any], output_dir: Path, restored: Restored, num_steps: int) -> None:

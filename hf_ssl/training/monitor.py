@@ -130,7 +130,7 @@ class Clock:
             started = time.perf_counter()
             batch = next(batches)
             self._waiting += time.perf_counter() - started
-            self._images += len(batch.pixel_values)
+            self._images += len(batch.views)
             yield batch
 
     def pause(self) -> None:

@@ -72,24 +72,24 @@ def _stream(places, kind="parquet", *, views=None, batch_size=BATCH, seed=3, num
     if kind not in _opened:
         _opened[kind] = open_source(kind if kind == "digits" else str(places / kind))
     options = {"window_size": WINDOW, "max_skipped_ratio": 0.5, **options}
-    views = views or Views("shapes", 8, (0.5,) * 3, (0.25,) * 3)
+    views = views or Views("shapes", 8)
     return TrainingStream(_opened[kind], views, batch_size, seed=seed, num_workers=num_workers, **options)
 
 
 class _Numbers:
-    """In place of views: the number that the picture shows, and what the generator gives."""
+    """In place of views: the number that the picture shows, and the first of the random ones."""
 
-    def __call__(self, image, generator):
+    def __call__(self, image, numbers):
         number = int(image[3, 3, 0]) // 16 * 16 + int(image[3, 3, 1]) // 16
-        return torch.tensor([number, generator.random()], dtype=torch.float64)
+        return torch.tensor([number, numbers[0][0]], dtype=torch.float64)
 
 
 def _numbers(stream, count):
-    return [batch.pixel_values[:, 0].int().tolist() for batch in islice(stream, count)]
+    return [batch.views[:, 0].int().tolist() for batch in islice(stream, count)]
 
 
 def _assert_same(batch, expected):
-    assert torch.equal(batch.pixel_values, expected.pixel_values)
+    assert torch.equal(batch.views, expected.views)
     assert (batch.indices is None) == (expected.indices is None)
     if batch.indices is not None:
         assert torch.equal(batch.indices, expected.indices)
@@ -168,7 +168,7 @@ def test_what_fills_no_batch_at_the_end_of_an_epoch_is_dropped(places):
     batches = list(islice(_stream(places, "folder", views=_Numbers(), batch_size=7), 36))
     assert [batch.epoch for batch in batches] == [0] * 12 + [1] * 12 + [2] * 12
     for epoch in range(3):
-        numbers = [int(n) for batch in batches[epoch * 12 : epoch * 12 + 12] for n in batch.pixel_values[:, 0]]
+        numbers = [int(n) for batch in batches[epoch * 12 : epoch * 12 + 12] for n in batch.views[:, 0]]
         assert len(set(numbers)) == 84
 
 
@@ -181,8 +181,8 @@ def test_an_epoch_shows_every_good_image_once_and_the_batches_are_full(places, k
     for epoch in range(3):
         own = batches[epoch * per_epoch : (epoch + 1) * per_epoch]
         assert {batch.epoch for batch in own} == {epoch}
-        assert all(batch.pixel_values.shape == (10, 2) for batch in own)
-        assert sorted(int(n) for batch in own for n in batch.pixel_values[:, 0]) == good
+        assert all(batch.views.shape == (10, 2) for batch in own)
+        assert sorted(int(n) for batch in own for n in batch.views[:, 0]) == good
     bad = Counter()
     for n in range(90):
         if kind.endswith("bad") and _is_bad(n):
@@ -195,7 +195,7 @@ def test_indices_are_the_places_in_the_data_set(places):
     for kind in ("parquet_bad", "folder_bad"):
         for batch in islice(_stream(places, kind, views=_Numbers()), 15):
             assert batch.indices.dtype == torch.int64
-            assert batch.indices.tolist() == batch.pixel_values[:, 0].int().tolist()
+            assert batch.indices.tolist() == batch.views[:, 0].int().tolist()
     assert next(iter(_stream(places, "tar"))).indices is None
 
 
@@ -205,7 +205,7 @@ def test_labels_come_along_if_asked_for(places, kind, num_workers):
     assert next(iter(_stream(places, kind))).labels is None
     stream = _stream(places, kind, views=_Numbers(), num_workers=num_workers, with_labels=True)
     for batch in islice(stream, 9):
-        numbers = batch.pixel_values[:, 0].int().tolist()
+        numbers = batch.views[:, 0].int().tolist()
         assert batch.labels.dtype == torch.int64
         assert batch.labels.tolist() == [number % 3 for number in numbers]
 
@@ -259,7 +259,7 @@ def test_ranks_are_disjoint_and_complete_in_every_epoch(places, kind, world_size
         for batch in _stream(places, kind, views=_Numbers(), batch_size=1, rank=rank, world_size=world_size):
             if batch.epoch == 3:
                 break
-            shown[batch.epoch].append(int(batch.pixel_values[0, 0]))
+            shown[batch.epoch].append(int(batch.views[0, 0]))
     for numbers in shown:
         assert sorted(numbers) == list(range(90))
     assert shown[0] != shown[1]
@@ -274,7 +274,7 @@ def test_many_shards_are_dealt_out_though_they_do_not_divide_evenly(tmp_path):
         for batch in stream:
             if batch.epoch == 1:
                 break
-            seen.append(int(batch.pixel_values[0, 0]))
+            seen.append(int(batch.views[0, 0]))
     assert sorted(seen) == list(range(85))
     assert {number // 5 for number in seen[:45]}.isdisjoint(number // 5 for number in seen[45:])
 
@@ -283,7 +283,7 @@ def test_augmentation_is_new_in_each_epoch_place_rank_and_seed(places):
     draws = []
     for options in ({"seed": 0}, {"seed": 1}, {"seed": 0, "rank": 1, "world_size": 2}):
         for batch in islice(_stream(places, views=_Numbers(), **options), 12):
-            draws += batch.pixel_values[:, 1].tolist()
+            draws += batch.views[:, 1].tolist()
     assert len(set(draws)) == len(draws)
 
 
@@ -305,9 +305,9 @@ def test_two_iterations_of_one_stream_do_not_disturb_each_other(places, uninterr
 
 
 def test_real_views_of_digits_fill_batches_larger_than_a_chunk():
-    stream = _stream(None, "digits", views=Views("moco_v2", 28, (0.5,) * 3, (0.25,) * 3), batch_size=150)
+    stream = _stream(None, "digits", views=Views("moco_v2", 28), batch_size=150)
     batches = list(islice(stream, 10))
-    assert batches[0].pixel_values.shape == (150, 2, 3, 28, 28)
+    assert batches[0].views.shape == (150, 2, 28, 28, 3)
     assert [batch.epoch for batch in batches] == [0] * 9 + [1]
     resumed = _stream(None, "digits", views=stream.views, batch_size=150, position=batches[4].position)
     for batch, whole in zip(resumed, batches[5:], strict=False):

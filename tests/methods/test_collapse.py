@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 from hf_ssl.data.decode import decode
+from hf_ssl.data.device_views import Normalize
+from hf_ssl.data.draws import NUM_DRAWS
 from hf_ssl.data.sources import open_source
 from hf_ssl.data.views import Views
 from hf_ssl.diagnostics.rank import effective_rank
@@ -45,11 +47,15 @@ def projections_after_training(
     )
     optimizer = build_optimizer(model, training, lr)
     set_learning_rate(optimizer, lr, factor=1.0)
-    views = Views(view_recipe, 16, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
+    views = Views(view_recipe, 16)
+    normalize = Normalize((0.5, 0.5, 0.5), (0.25, 0.25, 0.25), torch.device("cpu"))
     generator = np.random.default_rng(torch.initial_seed())
     for step in range(1, num_steps + 1):
-        batch = [views(pictures[i], generator) for i in generator.integers(0, len(pictures), 64)]
-        output = model(torch.stack(batch))
+        batch = [
+            views(pictures[i], generator.random((2, NUM_DRAWS)).tolist())
+            for i in generator.integers(0, len(pictures), 64)
+        ]
+        output = model(normalize(torch.stack(batch)))
         optimizer.zero_grad()
         output.loss.backward()
         optimizer.step()
