@@ -166,7 +166,9 @@ def adjust_saturation(picture: Picture, factor: float) -> Picture:
 def adjust_hue(picture: Picture, shift: float) -> Picture:
     """Turn the hue by a fraction of the colour circle, in [-0.5, 0.5]."""
     hsv = cv2.cvtColor(picture, cv2.COLOR_RGB2HSV_FULL)
-    hsv[:, :, 0] += np.uint8(round(shift * 256) % 256)  # uint8 wraps around, as the circle does
+    turn = np.zeros((picture.shape[1], 3), np.uint8)  # of a whole row: faster than one channel of three
+    turn[:, 0] = round(shift * 256) % 256
+    hsv += turn  # uint8 wraps around, as the circle does
     return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB_FULL)
 
 
