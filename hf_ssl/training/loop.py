@@ -223,7 +223,7 @@ def _continue_record(run: dict[str, Any], output_dir: Path, restored: Restored, 
     path = output_dir / "run.json"
     if path.exists():
         former = json.loads(path.read_text())
-        run |= {name: former[name] for name in ("command", "started", "skipped")}
+        run |= {name: former[name] for name in ("command", "started", "skipped", "progress")}
         run["finished"] = former["finished"] if restored.step == num_steps else None
     if restored.step == num_steps:
         logger.info("The run in `%s` has already finished: nothing is left to train.", output_dir)

@@ -16,6 +16,7 @@ from hf_ssl.data.stream import Batch, TrainingStream
 from hf_ssl.methods.base import SSLOutput, SSLPreTrainedModel
 from hf_ssl.training.arguments import TrainingSettings
 from hf_ssl.training.checkpoint import Restored, save_checkpoint, write_json
+from hf_ssl.training.energy import EnergyMeter
 from hf_ssl.training.monitor import (
     KNN,
     Clock,
@@ -74,6 +75,8 @@ class Recorder:
         self.skipped: Counter[str] = Counter()
         self.losses = LossMonitor(accelerator.device)
         self.clock = Clock(restored.seconds)
+        self.energy = EnergyMeter(accelerator.device, accelerator.is_local_main_process)
+        self.former_energy = run["progress"].get("energy_kwh") or 0.0
         self.stop = StopSignal()
         self.stopped_by = 0
         if accelerator.is_main_process:
@@ -205,9 +208,19 @@ class Recorder:
             "epoch": round(step / known, 4) if known else None,
             "images_seen": step * self.plan.global_batch_size,
             "seconds": round(self.clock.total, 2),
+            **self._energy_on_all(),
         }
         if self.accelerator.is_main_process:
             write_json(self.output_dir / "run.json", self.run)
+
+    def _energy_on_all(self) -> dict[str, Any]:
+        """Energy of all processes, those before a resume included; empty where no machine tells."""
+        readings = gather_object([(self.energy.kwh(), self.energy.parts)])
+        measured = [kwh for kwh, _ in readings if kwh is not None]
+        if not measured:
+            return {}
+        parts = sorted({part for _, parts in readings for part in parts})
+        return {"energy_kwh": round(self.former_energy + sum(measured), 6), "energy_of": parts}
 
     def _skipped_on_all(self) -> Counter[str]:
         """Images skipped so far by reason, on all processes."""

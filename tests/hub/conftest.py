@@ -273,7 +273,14 @@ RUN = {
     "versions": {"python": "3.12.1", "torch": "2.15.0"},
     "commit": None,
     "hardware": {"device": "cpu", "cpu_count": 2},
-    "progress": {"step": 500, "epoch": 1, "images_seen": 64000, "seconds": 3725.4},
+    "progress": {
+        "step": 500,
+        "epoch": 1,
+        "images_seen": 64000,
+        "seconds": 3725.4,
+        "energy_kwh": 0.01234,
+        "energy_of": ["CPU", "GPU"],
+    },
     "skipped": {"truncated": 3, "not an image": 1},
 }
 

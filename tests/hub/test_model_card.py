@@ -102,6 +102,7 @@ def test_it_tells_the_run(encoder_folder, run_record):
         "50,000",
         "64,000",
         "1 h 2 min 5 s",
+        "0.0123 kWh (CPU and GPU",
         "3 truncated, 1 not an image",
         "500 of 500",
         "128 images each",

@@ -1,0 +1,89 @@
+"""Energy that a run has used, where the machine can tell: GPUs by NVML (extra `gpu`), processors by RAPL on Linux."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+_RAPL = Path("/sys/class/powercap")
+JOULES_PER_KWH = 3.6e6
+
+
+class EnergyMeter:
+    """Energy used since it was made by this process's GPU and, in one process of a machine, by the processors.
+
+    What it reads are counters of the whole device, so other programs that share it are counted too; memory, disks and
+    cooling are not.
+
+    Args:
+        device: The device that trains.
+        first_on_machine: Whether this process reads the processors' counters.
+        rapl: Folder of the kernel's power capping interface.
+
+    Attributes:
+        parts: What is measured: `GPU`, `CPU`, both or nothing.
+    """
+
+    def __init__(self, device: torch.device, first_on_machine: bool, rapl: Path = _RAPL):
+        self.parts: list[str] = []
+        self._counters: list[_Counter] = []
+        gpu = _gpu_counter(device)
+        if gpu is not None:
+            self.parts.append("GPU")
+            self._counters.append(gpu)
+        packages = _processor_counters(rapl) if first_on_machine else []
+        if packages:
+            self.parts.append("CPU")
+            self._counters += packages
+
+    def kwh(self) -> float | None:
+        """Kilowatt-hours so far; None if nothing can be measured. A counter that wraps must be read once a round."""
+        if not self._counters:
+            return None
+        return sum(counter.joules() for counter in self._counters) / JOULES_PER_KWH
+
+
+class _Counter:
+    """Joules counted by a device since the first reading; `wraps_at` is where its counter starts anew."""
+
+    def __init__(self, read: Callable[[], float], wraps_at: float | None = None):
+        self._read, self._wraps_at = read, wraps_at
+        self._last, self._total = read(), 0.0
+
+    def joules(self) -> float:
+        now = self._read()
+        used = now - self._last
+        if used < 0 and self._wraps_at is not None:
+            used += self._wraps_at
+        self._total += max(used, 0.0)
+        self._last = now
+        return self._total
+
+
+def _gpu_counter(device: torch.device) -> _Counter | None:
+    if device.type != "cuda":
+        return None
+    try:
+        import pynvml  # pyright: ignore[reportMissingImports]
+    except ImportError:
+        return None
+    try:
+        pynvml.nvmlInit()
+        # By its identity: `CUDA_VISIBLE_DEVICES` renumbers GPUs for torch and not for NVML.
+        handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(device).uuid}")
+        return _Counter(lambda: pynvml.nvmlDeviceGetTotalEnergyConsumption(handle) / 1e3)
+    except pynvml.NVMLError:  # a GPU or a virtual machine that does not tell
+        return None
+
+
+def _processor_counters(rapl: Path) -> list[_Counter]:
+    counters = []
+    for package in sorted(rapl.glob("intel-rapl:*")):  # AMD's have this name too
+        if package.name.count(":") > 1:  # a part of a package
+            continue
+        try:
+            wraps_at = int((package / "max_energy_range_uj").read_text()) / 1e6
+            counters.append(_Counter(lambda path=package / "energy_uj": int(path.read_text()) / 1e6, wraps_at))
+        except (OSError, ValueError):  # most systems let only root read it
+            continue
+    return counters

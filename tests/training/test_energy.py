@@ -1,0 +1,67 @@
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from hf_ssl.training.energy import EnergyMeter
+
+CPU = torch.device("cpu")
+
+
+def _package(folder, joules, wraps_at=1000):
+    folder.mkdir(exist_ok=True)
+    (folder / "energy_uj").write_text(f"{int(joules * 1e6)}\n")
+    (folder / "max_energy_range_uj").write_text(f"{int(wraps_at * 1e6)}\n")
+
+
+def test_processors_are_added_up_and_their_counters_may_wrap(tmp_path):
+    _package(tmp_path / "intel-rapl:0", 900)
+    _package(tmp_path / "intel-rapl:1", 10)
+    _package(tmp_path / "intel-rapl:0:0", 5)  # the cores of package 0, which are in it already
+    meter = EnergyMeter(CPU, first_on_machine=True, rapl=tmp_path)
+    assert meter.parts == ["CPU"]
+    assert meter.kwh() == 0
+    _package(tmp_path / "intel-rapl:0", 100)  # 100 up to the wrap and 100 after it
+    _package(tmp_path / "intel-rapl:1", 40)
+    _package(tmp_path / "intel-rapl:0:0", 500)
+    assert meter.kwh() == pytest.approx(230 / 3.6e6)
+    _package(tmp_path / "intel-rapl:0", 150)
+    assert meter.kwh() == pytest.approx(280 / 3.6e6)
+
+
+def test_a_machine_that_does_not_tell_gives_nothing(tmp_path):
+    (tmp_path / "intel-rapl:0").mkdir()
+    for meter in (EnergyMeter(CPU, True, tmp_path), EnergyMeter(CPU, True, tmp_path / "none")):
+        assert (meter.kwh(), meter.parts) == (None, [])
+    _package(tmp_path / "intel-rapl:0", 1)
+    assert EnergyMeter(CPU, first_on_machine=False, rapl=tmp_path).kwh() is None
+
+
+def test_the_gpu_is_found_by_its_identity(tmp_path, monkeypatch):
+    """No GPU is needed: NVML is a stand-in with its functions, units and error."""
+    millijoules = {"GPU-abc": 5_000}
+
+    class NVMLError(Exception):
+        pass
+
+    def handle(uuid):
+        if uuid not in millijoules:
+            raise NVMLError("not found")
+        return uuid
+
+    nvml = SimpleNamespace(
+        NVMLError=NVMLError,
+        nvmlInit=lambda: None,
+        nvmlDeviceGetHandleByUUID=handle,
+        nvmlDeviceGetTotalEnergyConsumption=lambda uuid: millijoules[uuid],
+    )
+    monkeypatch.setitem(sys.modules, "pynvml", nvml)
+    properties = SimpleNamespace(uuid="abc")
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: properties)
+    meter = EnergyMeter(torch.device("cuda", 0), True, tmp_path)
+    millijoules["GPU-abc"] += 7_200_000
+    assert meter.parts == ["GPU"]
+    assert meter.kwh() == pytest.approx(0.002)
+    properties.uuid = "other"
+    assert EnergyMeter(torch.device("cuda", 0), True, tmp_path).kwh() is None
