@@ -33,7 +33,8 @@ class TrainingSettings:
         max_grad_norm: Largest norm of the gradient, above which it is scaled down.
         batch_norm: BatchNorm statistics over the images of all processes (`sync`) or of each (`local`); the method's
             own choice if not given. Split BatchNorm (MoCo's `bn_splits`) keeps its groups either way.
-        mixed_precision: Precision of the forward and backward pass; weights stay float32.
+        mixed_precision: Precision of the forward and backward pass; weights stay float32. `auto` is bf16 on CUDA
+            devices that compute in it, else `no`.
         channels_last: Keep images and convolutions in the memory layout that is faster for them.
         compile: Compile the encoder with `torch.compile`; pays for long runs.
         activation_checkpointing: Save memory by computing the encoder's activations twice.
@@ -76,7 +77,7 @@ class TrainingSettings:
     warmup_steps: int | None = None
     max_grad_norm: float | None = None
     batch_norm: Literal["sync", "local"] | None = None
-    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+    mixed_precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
     channels_last: bool = True
     compile: bool = False
     activation_checkpointing: bool = False
@@ -107,8 +108,8 @@ class TrainingSettings:
             raise ValueError("`knn_every` needs `knn_split`, a labelled split such as `--knn_split test`.")
         if (self.push_to_hub or self.push_checkpoints) and not self.repo_id:
             raise ValueError("`push_to_hub` needs `repo_id`, such as `--repo_id org/directpred-r50`.")
-        if self.mixed_precision not in ("no", "bf16", "fp16"):
-            raise ValueError(f"`mixed_precision` must be one of no, bf16, fp16, got `{self.mixed_precision}`.")
+        if self.mixed_precision not in ("auto", "no", "bf16", "fp16"):
+            raise ValueError(f"`mixed_precision` must be one of auto, no, bf16, fp16, got `{self.mixed_precision}`.")
 
     def _check_numbers(self) -> None:
         at_least_one = ("batch_size", "gradient_accumulation_steps", "log_every", "checkpoint_every")

@@ -26,7 +26,7 @@ from hf_ssl.training.monitor import check_tracker, open_knn
 from hf_ssl.training.optimizers import build_optimizer, set_learning_rate
 from hf_ssl.training.output import locked_output_dir, prepare_output_dir
 from hf_ssl.training.plan import make_plan
-from hf_ssl.training.processes import average_batch_norm, prepare, start_accelerator
+from hf_ssl.training.processes import average_batch_norm, prepare, start_accelerator, with_precision
 from hf_ssl.training.record import describe_run, identity_of
 from hf_ssl.training.recorder import Recorder
 
@@ -98,7 +98,15 @@ def _train(
     settings: TrainingSettings,
     on_checkpoint: Callable[[int, SSLPreTrainedModel], None] | None,
 ) -> TrainingResult:
+    settings = with_precision(settings)
     accelerator = start_accelerator(settings)
+    logger.info(
+        "Training on %s, precision %s, memory layout %s, %s.",
+        accelerator.device,
+        {"no": "float32"}.get(settings.mixed_precision, settings.mixed_precision),
+        "channels last" if settings.channels_last else "contiguous",
+        "compiled" if settings.compile else "eager",
+    )
     plan = make_plan(source, settings, accelerator.num_processes)
     run = describe_run(model, source, data, settings, plan, accelerator.num_processes, accelerator.device)
     checkpoint = find_checkpoint(Path(settings.output_dir), settings.resume)

@@ -5,6 +5,7 @@ import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -23,6 +24,22 @@ from hf_ssl.training.arguments import TrainingSettings
 
 _SHARDED = {DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM}
 _SHARDING_VARIABLES = {"ACCELERATE_USE_FSDP": "FSDP", "ACCELERATE_USE_DEEPSPEED": "DeepSpeed"}
+
+
+def with_precision(settings: TrainingSettings) -> TrainingSettings:
+    """Settings whose `mixed_precision` is no longer `auto`.
+
+    On the CPU bf16 is not chosen: it pays only on processors with instructions for it. What `accelerate launch` was
+    told counts as the user's choice.
+    """
+    if settings.mixed_precision != "auto":
+        return settings
+    told = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if told in ("bf16", "fp16"):
+        return replace(settings, mixed_precision=told)
+    gpu = not settings.cpu and torch.cuda.is_available()
+    capable = gpu and torch.cuda.is_bf16_supported(including_emulation=False)
+    return replace(settings, mixed_precision="bf16" if capable else "no")
 
 
 def start_accelerator(settings: TrainingSettings) -> Accelerator:

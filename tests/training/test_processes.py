@@ -1,12 +1,19 @@
 """Launches that would silently train something else than asked for are refused."""
 
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
 
 from hf_ssl.training.arguments import TrainingSettings
-from hf_ssl.training.processes import check_num_processes, requested_by, requested_processes, start_accelerator
+from hf_ssl.training.processes import (
+    check_num_processes,
+    requested_by,
+    requested_processes,
+    start_accelerator,
+    with_precision,
+)
 
 PYTHON = ["/usr/bin/python3"]
 ACCELERATE = [*PYTHON, "/env/bin/accelerate", "launch"]
@@ -65,7 +72,21 @@ def test_a_launcher_that_contradicts_the_script_is_refused(
 ):
     monkeypatch.setenv(variable, value)
     with pytest.raises(ValueError, match=message):
-        start_accelerator(TrainingSettings(output_dir="runs/x"))
+        start_accelerator(TrainingSettings(output_dir="runs/x", mixed_precision="no"))
+
+
+def test_automatic_precision_follows_the_launcher_and_then_the_device(monkeypatch: pytest.MonkeyPatch):
+    settings = TrainingSettings(output_dir="runs/x")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert with_precision(settings).mixed_precision == "no"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for capable, expected in ((True, "bf16"), (False, "no")):
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation, capable=capable: capable)
+        assert with_precision(settings).mixed_precision == expected
+    assert with_precision(replace(settings, cpu=True)).mixed_precision == "no"
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    assert with_precision(settings).mixed_precision == "bf16"
+    assert with_precision(replace(settings, mixed_precision="no")).mixed_precision == "no"
 
 
 @pytest.mark.skipif(torch.accelerator.is_available(), reason="there is an accelerator")
