@@ -9,6 +9,10 @@ ENCODER is the folder of a run, an encoder folder, a repo on the Hub (timm or tr
 Numbers for a local folder are added to its results.json, its model card and its figures. `clustering` compares
 clusters of the scored split with its labels: those of the run's own method, which are written to assignments.parquet,
 or, where the method has none, those that k-means finds in the features.
+
+`linear-sgd` (MoCo) and `linear-byol` are trained on random crops and flips in their papers. `--augmented_passes 100`
+does that, exactly: the encoder is frozen, so its features of 100 augmented passes over the training split, one for
+each epoch, are computed first (80 are enough for `linear-byol`). Fewer passes are used again in later epochs.
 """
 
 import argparse
@@ -26,8 +30,16 @@ from transformers import AutoModelForPreTraining
 from hf_ssl.cli import errors_for_users, near_name, show_log
 from hf_ssl.data.sources import Source, open_source
 from hf_ssl.evaluation.clustering import write_assignments
-from hf_ssl.evaluation.features import Encoder, Features, encoder_folder, extract_features, load_encoder
+from hf_ssl.evaluation.features import (
+    Encoder,
+    Features,
+    encoder_folder,
+    extract_augmented_features,
+    extract_features,
+    load_encoder,
+)
 from hf_ssl.evaluation.protocols import (
+    AUGMENTED,
     BEST_EPOCH,
     PROTOCOLS,
     Measurement,
@@ -114,6 +126,22 @@ def _extract(options: argparse.Namespace, encoder: Encoder, source: Source, show
     )
 
 
+def _extract_augmented(options: argparse.Namespace, encoder: Encoder, source: Source, shown: str) -> Tensor | None:
+    if options.augmented_passes == 0:
+        return None
+    return extract_augmented_features(
+        encoder,
+        source,
+        options.augmented_passes,
+        options.batch_size,
+        options.num_workers,
+        seed=options.seed,
+        max_images=options.max_images,
+        bf16=options.bf16,
+        description=f"{shown}, {source.split}, {options.augmented_passes} augmented passes",
+    )
+
+
 def _measure(
     options: argparse.Namespace, title: str, train_source: Source, test_source: Source, labels: list[str]
 ) -> tuple[dict[str, list[Measurement]], dict[str, float], Features | None]:
@@ -127,6 +155,8 @@ def _measure(
     chance: dict[str, float] = {}
     assigned = None
     for name, shown in names.items():
+        # First: what may be too much for the memory.
+        augmented = _extract_augmented(options, encoders[name], train_source, shown)
         test = _extract(options, encoders[name], test_source, shown)
         train = test if train_source is test_source else _extract(options, encoders[name], train_source, shown)
         test = with_classes_of(test, test_source.labels, train_source.labels)
@@ -143,6 +173,7 @@ def _measure(
             temperature=options.temperature,
             seed=options.seed,
             probabilities=None if assigned is None else assigned.features,
+            augmented=augmented,
         )
         chance = {label: most_frequent_class_accuracy(train, test, label) for label in labels}
     return measured, chance, assigned
@@ -175,6 +206,15 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--baselines", nargs="+", default=[], metavar="NAME", help="raw and random, to compare with")
     parser.add_argument("--k", type=int, default=200, help="neighbours of k-NN (default: 200)")
     parser.add_argument("--temperature", type=float, default=0.1, help="temperature of k-NN (default: 0.1)")
+    parser.add_argument(
+        "--augmented_passes",
+        type=int,
+        default=0,
+        metavar="N",
+        help="train linear-sgd and linear-byol on random crops and flips, from features of N passes over the training "
+        "split; costs N times its feature extraction and 2 N bytes of memory an image and feature; exact for N = 100 "
+        "(linear-byol: 80), else epochs use passes again (default: 0, no augmentation)",
+    )
     parser.add_argument("--max_images", type=int, help="use only the first so many images of each split")
     parser.add_argument("--batch_size", type=int, default=256, help="images in a forward pass (default: 256)")
     parser.add_argument("--num_workers", type=int, default=2, help="processes that decode (default: 2)")
@@ -206,6 +246,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
         value = getattr(options, name)
         if value is not None and value < least:
             raise ValueError(f"`--{name}` must be at least {least}, got {value}.")
+    _check_augmented_passes(options)
     if options.temperature <= 0:
         raise ValueError(f"`--temperature` must be positive, got {options.temperature}.")
     if options.device == "cuda" and not torch.cuda.is_available():
@@ -216,6 +257,24 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
             "that its probe learns from."
         )
     return options
+
+
+def _check_augmented_passes(options: argparse.Namespace) -> None:
+    number = options.augmented_passes
+    if number < 0:
+        raise ValueError(f"`--augmented_passes` must be at least 0, got {number}.")
+    epochs = {protocol: AUGMENTED[protocol] for protocol in options.protocols if protocol in AUGMENTED}
+    if number and not epochs:
+        raise ValueError(
+            f"`--augmented_passes` is for {' and '.join(AUGMENTED)}, not for {', '.join(options.protocols)}. "
+            "Add one of them, or leave it out."
+        )
+    if number and number > max(epochs.values()):
+        longest = max(epochs, key=lambda protocol: epochs[protocol])
+        raise ValueError(
+            f"`--augmented_passes` must be at most {epochs[longest]}, the epochs of {longest}, got {number}: no epoch "
+            "would use the others."
+        )
 
 
 def _only_clusters(options: argparse.Namespace) -> bool:

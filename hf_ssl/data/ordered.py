@@ -63,9 +63,10 @@ class EvaluationBatches(Iterator[EvaluationBatch]):
 
 def evaluation_batches(
     source: Source,
-    transform: Callable[[Image.Image], Tensor],
+    transform: Callable[..., Tensor],
     batch_size: int,
     *,
+    with_rows: bool = False,
     rank: int = 0,
     world_size: int = 1,
     num_workers: int = 0,
@@ -77,6 +78,8 @@ def evaluation_batches(
         source: The data set.
         transform: Makes a tensor, (3, height, width), of an RGB image; runs in the workers.
         batch_size: Records in a batch; the last one may be shorter, and so is one with images that cannot be used.
+        with_rows: Call `transform(image, row)` with the image's place in the data set, from 0, so that what is drawn
+            at random can depend on nothing else.
         rank: Number of this process, in [0, world_size).
         world_size: Number of processes.
         num_workers: Worker processes that decode and transform; 0: this process does it.
@@ -91,7 +94,7 @@ def evaluation_batches(
     if batch_size < 1:
         raise ValueError(f"`batch_size` must be at least 1, got {batch_size}.")
     loader = DataLoader(
-        _Transformer(transform, source.labels),
+        _Transformer(transform, with_rows, source.labels),
         sampler=_rows_of_process(source, batch_size, rank, world_size, max_images),
         batch_size=None,
         collate_fn=_unchanged,
@@ -120,8 +123,9 @@ def _rows_of_process(
 class _Transformer(Dataset):
     """Turns records into a batch; runs in the workers."""
 
-    def __init__(self, transform: Callable[[Image.Image], Tensor], labels: dict[str, list[str]]):
+    def __init__(self, transform: Callable[..., Tensor], with_rows: bool, labels: dict[str, list[str]]):
         self.transform = transform
+        self.with_rows = with_rows
         self.num_classes = {label: len(names) for label, names in labels.items()}
 
     def __getitem__(self, rows: _Rows) -> tuple[EvaluationBatch | None, Counter[str]]:
@@ -133,7 +137,8 @@ class _Transformer(Dataset):
                 skipped[error.reason] += 1
                 continue
             kept.append(place)
-            images.append(self.transform(Image.fromarray(image)))
+            row = [rows.first + place] if self.with_rows else []
+            images.append(self.transform(Image.fromarray(image), *row))
         if not kept:
             return None, skipped
         labels = {

@@ -1,7 +1,8 @@
 """Linear probes: how much of a label a linear classifier reads from a frozen representation.
 
-All protocols work on features that were computed once, from images without augmentation. Three of them come from
-papers that train the classifier on augmented images (random crops and flips); there the deviation is named in the
+The protocols work on features that were computed beforehand. Two of them come from papers that train the classifier on
+augmented images (random crops and flips): with augmented features of as many passes over the training images as there
+are epochs they are exact, because the encoder is frozen; with fewer passes or none the deviation is named in the
 settings that go with every number. Nothing is ever chosen by test labels, except the best epoch of the `luckmatters`
 protocol, which is reported beside the last one and marked.
 """
@@ -17,8 +18,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hf_ssl.evaluation.logistic_regression import LogisticRegression, rotated
+
+EPOCHS_OF_AUGMENTED = {"sgd": 100, "byol": 80}
+"""Probes whose papers train on augmented images, and for how many epochs."""
+
 _HELD_OUT_RATIO = 0.2
 _CHOSEN_ON = "a fifth of the training images, held out"
+_AUGMENTATION = "random resized crops (area 0.08 to 1, ratio 3/4 to 4/3) and flips"
 _WITHOUT_AUGMENTATION = "features computed once, without the paper's random crops and flips"
 
 
@@ -91,6 +98,28 @@ def linear_probe_accuracy(
     return linear_probe(train_features, train_labels, test_features, test_labels, protocol, seed).accuracy
 
 
+@dataclass(frozen=True)
+class _Problem:
+    """The classification problem of one label column.
+
+    Args:
+        train_x: Prepared training features, (training images, dim), float32.
+        train_y: Class of each, (training images,), int64, dense from 0.
+        test_x: Prepared test features, (test images, dim), float32.
+        test_y: Class of each, (test images,), int64; -1 if the training images have no such class.
+        augmented: Features of augmented passes over all images, (passes, images, dim), with or without a label; None
+            without augmentation.
+        rows: Place of the training images in a pass, (training images,), int64.
+    """
+
+    train_x: Tensor
+    train_y: Tensor
+    test_x: Tensor
+    test_y: Tensor
+    augmented: Tensor | None
+    rows: Tensor
+
+
 def linear_probes(
     train_features: Tensor,
     train_labels: Mapping[str, Tensor],
@@ -98,6 +127,7 @@ def linear_probes(
     test_labels: Mapping[str, Tensor],
     protocol: str = "logistic",
     seed: int = 0,
+    augmented: Tensor | None = None,
 ) -> dict[str, ProbeResult]:
     """`linear_probe` of several label columns, which share the preparation of the features.
 
@@ -108,17 +138,27 @@ def linear_probes(
         test_labels: Labels of the same columns.
         protocol: As in `linear_probe`.
         seed: As in `linear_probe`.
+        augmented: Features of augmented passes over the training images, (passes, training images, dim), float16 or
+            float32. The probes of `EPOCHS_OF_AUGMENTED` train on them, epoch after epoch on the next pass; what they
+            hold out stays as it is. The other probes do not look at them.
 
     Returns:
         Result of each column.
 
     Raises:
-        ValueError: As `linear_probe` does.
+        ValueError: As `linear_probe` does, or if the passes are of other images or features.
     """
     if protocol not in PROBES:
         close = difflib.get_close_matches(protocol, PROBES, n=1)
         hint = f"Did you mean `{close[0]}`?" if close else f"Known: {', '.join(PROBES)}."
         raise ValueError(f"Unknown probe `{protocol}`. {hint}")
+    if augmented is not None and augmented.shape[1:] != train_features.shape:
+        raise ValueError(
+            f"The augmented features must have shape (passes, {', '.join(map(str, train_features.shape))}), as the "
+            f"training features have, got {tuple(augmented.shape)}."
+        )
+    if protocol not in EPOCHS_OF_AUGMENTED:
+        augmented = None
     problems = {}
     for column, labels in train_labels.items():
         train_rows = _labelled(train_features, labels, column, "training")
@@ -137,7 +177,12 @@ def linear_probes(
     prepare, run = PROBES[protocol]
     train_x, test_x = prepare(train_features.float().cpu(), test_features.float().cpu())
     return {
-        column: run(train_x[train_rows], train_y, test_x[test_rows], test_y, seed)
+        column: run(
+            _Problem(
+                train_x[train_rows], train_y, test_x[test_rows], test_y, augmented, train_rows.nonzero().flatten()
+            ),
+            seed,
+        )
         for column, (train_rows, train_y, test_rows, test_y) in problems.items()
     }
 
@@ -196,91 +241,14 @@ def _standardised(train: Tensor, test: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _standardised_and_rotated(train: Tensor, test: Tensor) -> tuple[Tensor, Tensor]:
-    """Standardise, then rotate to the principal axes, which changes no minimum of a rotation-invariant penalty."""
-    train, test = _standardised(train, test)
-    rank = min(train.shape)
-    if rank > _MAX_RANK_TO_ROTATE or rank * train.numel() > _MAX_PRODUCTS_TO_ROTATE:
-        return train, test
-    if len(train) < train.shape[1]:
-        axes = torch.linalg.svd(train, full_matrices=False).Vh.T
-    else:
-        axes = torch.linalg.eigh(train.T @ train).eigenvectors
-    train, test = train @ axes, test @ axes
-    # Directions without variance get no weight; grey pictures have them for two of the three channels.
-    varying = train.square().mean(dim=0) > 1e-7
-    return train[:, varying], test[:, varying]
+    return rotated(*_standardised(train, test))
 
-
-# --- Logistic regression -------------------------------------------------------------------------------------------
 
 _STRENGTHS = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5)
-_MAX_ITERATIONS = 300
-_MAX_RANK_TO_ROTATE, _MAX_PRODUCTS_TO_ROTATE = 4096, 1e12  # above, finding the axes would take minutes
 
 
-class LogisticRegression:
-    """Multinomial logistic regression: mean cross-entropy + l2 / 2 * squared norm of the weights, at its minimum.
-
-    The minimum is that of scikit-learn's `LogisticRegression(C=1 / (l2 * images))`, whose solver needs hundreds of
-    steps for features as correlated as those of networks and pixels. Here L-BFGS runs in coordinates scaled by the
-    curvature at zero weights; for features along their principal axes, about ten steps do.
-
-    Args:
-        features: Training features, (images, dim), float32.
-        labels: Class of each image, (images,), int64.
-
-    Attributes:
-        weight: (dim, classes); zero before the first `fit`.
-        bias: (classes,).
-        converged: Whether the last `fit` reached the minimum within its 300 steps.
-    """
-
-    def __init__(self, features: Tensor, labels: Tensor):
-        self.features, self.labels = features, labels
-        num_classes = int(labels.max()) + 1
-        self.weight = features.new_zeros(features.shape[1], num_classes)
-        self.bias = features.new_zeros(num_classes)
-        self.converged = False
-        # Curvature of the cross-entropy where all classes are equally probable.
-        self._curvature = features.square().mean(dim=0)[:, None] / num_classes
-
-    def fit(self, l2: float) -> "LogisticRegression":
-        """Move weights and bias to the minimum, starting where they are.
-
-        Args:
-            l2: Strength of the penalty, positive.
-        """
-        scale = (self._curvature + l2).rsqrt()
-        scaled = (self.weight / scale).requires_grad_()
-        bias = self.bias.clone().requires_grad_()
-        optimizer = torch.optim.LBFGS(
-            [scaled, bias],
-            max_iter=_MAX_ITERATIONS,
-            tolerance_grad=1e-4,
-            tolerance_change=1e-9,
-            history_size=10,
-            line_search_fn="strong_wolfe",
-        )
-
-        def loss() -> Tensor:
-            optimizer.zero_grad()
-            weight = scaled * scale
-            value = F.cross_entropy(self.features @ weight + bias, self.labels) + l2 / 2 * weight.square().sum()
-            value.backward()
-            return value
-
-        with torch.enable_grad():
-            optimizer.step(loss)  # pyright: ignore[reportArgumentType]
-        self.converged = optimizer.state[scaled]["n_iter"] < _MAX_ITERATIONS
-        self.weight, self.bias = (scaled * scale).detach(), bias.detach()
-        return self
-
-    def accuracy(self, features: Tensor, labels: Tensor) -> float:
-        """Share of images classified correctly, in [0, 1]."""
-        return float(((features @ self.weight + self.bias).argmax(dim=1) == labels).double().mean())
-
-
-def _logistic(train_x: Tensor, train_y: Tensor, test_x: Tensor, test_y: Tensor, seed: int) -> ProbeResult:
+def _logistic(problem: _Problem, seed: int) -> ProbeResult:
+    train_x, train_y = problem.train_x, problem.train_y
     hold = held_out(train_y, seed)
     model = LogisticRegression(train_x[~hold], train_y[~hold])
     hold_x, hold_y = train_x[hold], train_y[hold]
@@ -303,15 +271,15 @@ def _logistic(train_x: Tensor, train_y: Tensor, test_x: Tensor, test_y: Tensor, 
         "seed": seed,
         "augmentation": "none",
     }
-    return ProbeResult(model.accuracy(test_x, test_y), settings)
+    return ProbeResult(model.accuracy(problem.test_x, problem.test_y), settings)
 
 
 # --- Classifiers trained by mini-batches -----------------------------------------------------------------------------
 
 
-def _sgd(train_x: Tensor, train_y: Tensor, test_x: Tensor, test_y: Tensor, seed: int) -> ProbeResult:
-    num_epochs, batch_size, rate = 100, 256, 30.0
-    classifier = _classifier(train_x.shape[1], train_y, seed)
+def _sgd(problem: _Problem, seed: int) -> ProbeResult:
+    num_epochs, batch_size, rate = EPOCHS_OF_AUGMENTED["sgd"], 256, 30.0
+    classifier = _classifier(problem, seed)
     nn.init.normal_(classifier.weight, std=0.01, generator=torch.Generator().manual_seed(seed))
     nn.init.zeros_(classifier.bias)
     optimizer = torch.optim.SGD(classifier.parameters(), lr=rate, momentum=0.9)
@@ -319,7 +287,7 @@ def _sgd(train_x: Tensor, train_y: Tensor, test_x: Tensor, test_y: Tensor, seed:
     def schedule(epoch: float) -> float:
         return 0.1 ** sum(epoch >= milestone for milestone in (60, 80))
 
-    for _ in _epochs(classifier, optimizer, schedule, train_x, train_y, batch_size, num_epochs, seed):
+    for _ in _epochs(classifier, optimizer, schedule, problem, batch_size, num_epochs, seed):
         pass
     settings = {
         "probe": "sgd",
@@ -331,35 +299,34 @@ def _sgd(train_x: Tensor, train_y: Tensor, test_x: Tensor, test_y: Tensor, seed:
         "num_epochs": num_epochs,
         "standardised": False,
         "seed": seed,
-        "deviation": _WITHOUT_AUGMENTATION,
+        **_augmentation_settings(problem.augmented, num_epochs),
     }
-    return ProbeResult(_accuracy(classifier, test_x, test_y), settings)
+    return ProbeResult(_accuracy(classifier, problem.test_x, problem.test_y), settings)
 
 
-def _byol(train_x: Tensor, train_y: Tensor, test_x: Tensor, test_y: Tensor, seed: int) -> ProbeResult:
-    num_epochs, batch_size, rates = 80, 1024, (0.4, 0.3, 0.2, 0.1, 0.05)
+def _byol(problem: _Problem, seed: int) -> ProbeResult:
+    num_epochs, batch_size, rates = EPOCHS_OF_AUGMENTED["byol"], 1024, (0.4, 0.3, 0.2, 0.1, 0.05)
 
-    def train(features: Tensor, labels: Tensor, rate: float) -> nn.Linear:
-        classifier = _classifier(features.shape[1], train_y, seed)
+    def train(rate: float, chosen: Tensor | None = None) -> nn.Linear:
+        classifier = _classifier(problem, seed)
         optimizer = torch.optim.SGD(classifier.parameters(), lr=rate, momentum=0.9, nesterov=True)
-        for _ in _epochs(classifier, optimizer, schedule, features, labels, batch_size, num_epochs, seed):
+        for _ in _epochs(classifier, optimizer, schedule, problem, batch_size, num_epochs, seed, chosen):
             pass
         return classifier
 
     def schedule(epoch: float) -> float:
         return 0.5 * (1 + math.cos(math.pi * epoch / num_epochs))
 
-    hold = held_out(train_y, seed)
-    accuracies = {
-        rate: _accuracy(train(train_x[~hold], train_y[~hold], rate), train_x[hold], train_y[hold]) for rate in rates
-    }
+    hold = held_out(problem.train_y, seed)
+    hold_x, hold_y = problem.train_x[hold], problem.train_y[hold]
+    accuracies = {rate: _accuracy(train(rate, ~hold), hold_x, hold_y) for rate in rates}
     rate = max(accuracies, key=lambda candidate: accuracies[candidate])
     settings = {
         "probe": "byol",
         "optimizer": "SGD, Nesterov momentum 0.9",
         "learning_rate": rate,
         "learning_rate_grid": list(rates),
-        "chosen_on": _CHOSEN_ON,
+        "chosen_on": _CHOSEN_ON + (", without augmentation" if problem.augmented is not None else ""),
         "held_out_accuracy": accuracies[rate],
         "schedule": "cosine",
         "weight_decay": 0.0,
@@ -367,18 +334,18 @@ def _byol(train_x: Tensor, train_y: Tensor, test_x: Tensor, test_y: Tensor, seed
         "num_epochs": num_epochs,
         "standardised": False,
         "seed": seed,
-        "deviation": _WITHOUT_AUGMENTATION,
+        **_augmentation_settings(problem.augmented, num_epochs),
     }
-    return ProbeResult(_accuracy(train(train_x, train_y, rate), test_x, test_y), settings)
+    return ProbeResult(_accuracy(train(rate), problem.test_x, problem.test_y), settings)
 
 
-def _luckmatters(train_x: Tensor, train_y: Tensor, test_x: Tensor, test_y: Tensor, seed: int) -> ProbeResult:
+def _luckmatters(problem: _Problem, seed: int) -> ProbeResult:
     num_epochs, batch_size, rate, weight_decay = 50, 128, 3e-4, 1e-3
-    classifier = _classifier(train_x.shape[1], train_y, seed)
+    classifier = _classifier(problem, seed)
     optimizer = torch.optim.Adam(classifier.parameters(), lr=rate, weight_decay=weight_decay)
     accuracies = [
-        _accuracy(classifier, test_x, test_y)
-        for _ in _epochs(classifier, optimizer, lambda _: 1.0, train_x, train_y, batch_size, num_epochs, seed)
+        _accuracy(classifier, problem.test_x, problem.test_y)
+        for _ in _epochs(classifier, optimizer, lambda _: 1.0, problem, batch_size, num_epochs, seed)
     ]
     settings = {
         "probe": "luckmatters",
@@ -396,33 +363,57 @@ def _luckmatters(train_x: Tensor, train_y: Tensor, test_x: Tensor, test_y: Tenso
     return ProbeResult(accuracies[-1], settings, best_over_epochs=max(accuracies))
 
 
-def _classifier(dim: int, labels: Tensor, seed: int) -> nn.Linear:
+def _augmentation_settings(augmented: Tensor | None, num_epochs: int) -> dict[str, Any]:
+    """What the settings say about augmentation; `deviation` only where the probe is not that of its paper."""
+    if augmented is None:
+        return {"deviation": _WITHOUT_AUGMENTATION}
+    settings = {
+        "augmentation": _AUGMENTATION,
+        "augmented_passes": min(len(augmented), num_epochs),
+        "augmented_features": str(augmented.dtype).removeprefix("torch."),
+    }
+    if len(augmented) >= num_epochs:
+        return {**settings, "exact": "every epoch has crops and flips of its own, as in the paper"}
+    reused = f"the augmented passes are used again: epoch e of {num_epochs}, from 0, reads pass e mod {len(augmented)}"
+    return {**settings, "deviation": reused}
+
+
+def _classifier(problem: _Problem, seed: int) -> nn.Linear:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return nn.Linear(dim, int(labels.max()) + 1)
+        return nn.Linear(problem.train_x.shape[1], int(problem.train_y.max()) + 1)
 
 
 def _epochs(
     classifier: nn.Linear,
     optimizer: torch.optim.Optimizer,
     schedule: Callable[[float], float],
-    features: Tensor,
-    labels: Tensor,
+    problem: _Problem,
     batch_size: int,
     num_epochs: int,
     seed: int,
+    chosen: Tensor | None = None,
 ) -> Iterator[int]:
-    """Train by cross-entropy; yields after every epoch. `schedule` maps epochs done to a factor of the rate."""
+    """Train by cross-entropy; yields after every epoch.
+
+    `schedule` maps epochs done to a factor of the rate; `chosen`, (training images,), bool, leaves images out.
+    """
+    passes, rows, labels = problem.augmented, problem.rows, problem.train_y
+    if passes is None:
+        passes, rows = problem.train_x[None], torch.arange(len(labels))
+    if chosen is not None:
+        rows, labels = rows[chosen], labels[chosen]
     generator = torch.Generator().manual_seed(seed)
     rates = [group["lr"] for group in optimizer.param_groups]
-    starts = range(0, len(features), batch_size)
+    starts = range(0, len(rows), batch_size)
     for epoch in range(num_epochs):
-        order = torch.randperm(len(features), generator=generator)
+        features = passes[epoch % len(passes)]
+        order = torch.randperm(len(rows), generator=generator)
         for number, start in enumerate(starts):
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate * schedule(epoch + number / len(starts))
-            rows = order[start : start + batch_size]
-            loss = F.cross_entropy(classifier(features[rows]), labels[rows])
+            places = order[start : start + batch_size]
+            loss = F.cross_entropy(classifier(features[rows[places]].float()), labels[places])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -435,7 +426,7 @@ def _accuracy(classifier: nn.Linear, features: Tensor, labels: Tensor) -> float:
 
 
 _Prepare = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-_Run = Callable[[Tensor, Tensor, Tensor, Tensor, int], ProbeResult]
+_Run = Callable[[_Problem, int], ProbeResult]
 PROBES: dict[str, tuple[_Prepare, _Run]] = {
     "logistic": (_standardised_and_rotated, _logistic),
     "sgd": (_unchanged, _sgd),

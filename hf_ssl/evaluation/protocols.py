@@ -10,7 +10,7 @@ import torch
 from hf_ssl.evaluation.clustering import K_MEANS, clustering_scores, k_means
 from hf_ssl.evaluation.features import Features
 from hf_ssl.evaluation.knn import knn_accuracies
-from hf_ssl.evaluation.linear_probe import linear_probes
+from hf_ssl.evaluation.linear_probe import EPOCHS_OF_AUGMENTED, linear_probes
 
 PROTOCOLS = {
     "knn": "weighted k-NN",
@@ -21,6 +21,9 @@ PROTOCOLS = {
     "clustering": "clustering",
 }
 """Protocols and what tables call them; `linear_probe` and `clustering_scores` describe them."""
+
+AUGMENTED = {f"linear-{probe}": epochs for probe, epochs in EPOCHS_OF_AUGMENTED.items()}
+"""Protocols whose papers train on augmented images, and for how many epochs: more augmented passes help nothing."""
 
 BEST_EPOCH = "-best"
 """Suffix of a measurement whose epoch was chosen on the test split, as the official code of DirectPred does."""
@@ -63,6 +66,7 @@ def measure(
     temperature: float = 0.1,
     seed: int = 0,
     probabilities: torch.Tensor | None = None,
+    augmented: torch.Tensor | None = None,
 ) -> list[Measurement]:
     """Measure frozen features by each protocol for each label column.
 
@@ -79,6 +83,8 @@ def measure(
         seed: Seed of the probes and of k-means.
         probabilities: Probability of each cluster for each test image, (test images, clusters), where a method has
             clusters of its own; otherwise k-means finds them.
+        augmented: Features of augmented passes over the training split, (passes, training images, dim), for the
+            protocols in `AUGMENTED`.
 
     Returns:
         Measurements in the order of `protocols`, then of `labels`.
@@ -108,7 +114,7 @@ def measure(
                 measurements += _clustering(test.features, values, label, counts[label], probabilities, seed)
             continue
         probe = protocol.removeprefix("linear-") if protocol != "linear" else "logistic"
-        results = linear_probes(train.features, train_labels, test.features, test_labels, probe, seed)
+        results = linear_probes(train.features, train_labels, test.features, test_labels, probe, seed, augmented)
         for label, result in results.items():
             settings = {**result.settings, "train_images": train_counts[label]}
             measurements.append(Measurement(protocol, label, result.accuracy, settings, counts[label]))

@@ -73,6 +73,19 @@ def test_ranks_share_the_images(source):
     assert sum((share.skipped for share in shares), Counter()).total() == 3
 
 
+@pytest.mark.parametrize(("batch_size", "num_workers", "world_size"), [(5, 0, 1), (3, 2, 1), (4, 0, 2)])
+def test_a_transform_may_know_the_row_whatever_reads_it(source, batch_size, num_workers, world_size):
+    def numbered(image, row):
+        return torch.tensor([int(np.asarray(image)[0, 0, 0]), row])
+
+    pairs = []
+    for rank in range(world_size):
+        share = {"rank": rank, "world_size": world_size, "num_workers": num_workers}
+        for batch in evaluation_batches(source, numbered, batch_size, with_rows=True, **share):
+            pairs += batch.pixel_values.tolist()
+    assert sorted(pairs) == [[n, n] for n in GOOD]  # the pictures are grey of their own number
+
+
 def test_a_batch_of_bad_images_is_counted_and_left_out(source):
     batches = evaluation_batches(source, _transform, 1)
     assert [batch.row_ids.item() for batch in batches] == GOOD

@@ -1,7 +1,9 @@
 """Encoders of every kind with their own preprocessing, and features that depend on nothing but the images."""
 
+import dataclasses
 import io
 import json
+from types import SimpleNamespace
 
 import datasets
 import numpy as np
@@ -32,13 +34,16 @@ from transformers import (
 )
 
 from hf_ssl.data.sources import open_source
+from hf_ssl.evaluation import features as features_module
+from hf_ssl.evaluation.encoders import PooledTransformersEncoder
 from hf_ssl.evaluation.features import (
-    PooledTransformersEncoder,
     encoder_of,
+    extract_augmented_features,
     extract_features,
     feature_batches,
     load_encoder,
 )
+from hf_ssl.evaluation.random_crops import RandomCrops
 from hf_ssl.hub.export import export_run
 from hf_ssl.methods import METHODS
 
@@ -318,11 +323,69 @@ def test_the_mode_is_restored_when_the_consumer_stops_early(source):
     assert module.training
 
 
+def test_augmented_passes_are_the_features_of_random_crops(run, source):
+    encoder = load_encoder(str(run))
+    passes = extract_augmented_features(encoder, source, 3, seed=5)
+    rows = [row for row in range(22) if row != 5]  # bad images move no other image's crop
+    assert passes.dtype == torch.float16
+    with torch.no_grad():
+        for number in range(3):
+            crops = RandomCrops(encoder, 5, number)
+            expected = encoder.module(torch.stack([crops(picture(row).convert("RGB"), row) for row in rows]))
+            torch.testing.assert_close(passes[number].float(), expected, atol=1e-5, rtol=1e-3)
+    plain = extract_features(encoder, source).features
+    for other in (passes[1], passes[2], plain, extract_augmented_features(encoder, source, 1, seed=6)[0]):
+        assert (passes[0].float() - other.float()).abs().amax(dim=1).min() > 0.01  # for every image
+
+
+def test_augmented_passes_depend_on_neither_batches_nor_workers(run, source):
+    encoder = load_encoder(str(run))
+    whole = extract_augmented_features(encoder, source, 2, batch_size=64)
+    parts = extract_augmented_features(encoder, source, 2, batch_size=3, num_workers=2)
+    torch.testing.assert_close(parts.float(), whole.float(), atol=1e-5, rtol=1e-3)
+    first = extract_augmented_features(encoder, source, 1, max_images=7)
+    torch.testing.assert_close(first.float(), whole[:1, :6].float(), atol=1e-5, rtol=1e-3)
+
+
+def test_one_progress_bar_covers_all_passes(run, source, capsys):
+    extract_augmented_features(load_encoder(str(run)), source, 3, max_images=5, description="three passes")
+    text = capsys.readouterr().err
+    assert text.count("three passes:   0%") == 1
+    assert "15/15" in text
+
+
+def test_features_that_float16_cannot_hold_are_refused(run, source):
+    encoder = load_encoder(f"raw:{run}")
+    encoder.module = nn.Sequential(encoder.module, nn.Linear(encoder.dim, 2))
+    nn.init.constant_(encoder.module[1].bias, 1e5)
+    with pytest.raises(ValueError, match=r"must fit into float16, but `raw:.*` gives 1e\+05"):
+        extract_augmented_features(encoder, source, 1)
+
+
+@pytest.mark.parametrize("length_is_known", [True, False])
+def test_passes_that_memory_cannot_hold_are_refused(run, source, monkeypatch, length_is_known):
+    encoder = load_encoder(f"raw:{run}")
+    if not length_is_known:
+        source = dataclasses.replace(source, num_images=None)
+    images = 23 if length_is_known else 21  # the latter without the bad ones
+    needed = 10 * images * encoder.dim * 2
+    memory = SimpleNamespace(available=needed)
+    monkeypatch.setattr(features_module.psutil, "virtual_memory", lambda: memory)
+    assert len(extract_augmented_features(encoder, source, 10)) == 10
+    memory.available -= 1
+    if length_is_known:
+        monkeypatch.setattr(features_module, "_batches", None)  # nothing may be computed
+    message = rf"`augmented_passes` must .* 10 passes over {images} images with 3,072 features need .*to 7, or"
+    with pytest.raises(ValueError, match=message):
+        extract_augmented_features(encoder, source, 10)
+
+
 def _extract(rank, run, data, folder):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     features = extract_features(load_encoder(run), open_source(data), batch_size=4)
-    torch.save([features.features, features.labels, features.row_ids], f"{folder}/{rank}.pt")
+    augmented = extract_augmented_features(load_encoder(run), open_source(data), 2, batch_size=4)
+    torch.save([features.features, features.labels, features.row_ids, augmented], f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
 
@@ -331,8 +394,10 @@ def test_two_processes_give_the_features_of_one(run, folder_of_images, tmp_path)
         _extract, (str(run), str(folder_of_images), str(tmp_path)), nprocs=2, start_method="fork"
     )
     alone = extract_features(load_encoder(str(run)), open_source(str(folder_of_images)), batch_size=4)
+    augmented = extract_augmented_features(load_encoder(str(run)), open_source(str(folder_of_images)), 2, batch_size=4)
     for rank in range(2):
-        features, labels, row_ids = torch.load(tmp_path / f"{rank}.pt")
+        features, labels, row_ids, passes = torch.load(tmp_path / f"{rank}.pt")
+        assert torch.equal(passes, augmented)
         assert torch.equal(row_ids, alone.row_ids)
         assert torch.equal(features, alone.features)
         assert all(torch.equal(labels[column], alone.labels[column]) for column in alone.labels)

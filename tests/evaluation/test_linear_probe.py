@@ -4,13 +4,11 @@ import math
 
 import numpy as np
 import pytest
-import sklearn.linear_model
 import torch
 
 from hf_ssl.evaluation import linear_probe as module
 from hf_ssl.evaluation.linear_probe import (
     PROBES,
-    LogisticRegression,
     held_out,
     linear_probe,
     linear_probe_accuracy,
@@ -37,21 +35,6 @@ def test_separable_classes_are_separated(protocol):
     assert result.accuracy > 0.98
     assert result.settings["probe"] == protocol
     assert linear_probe_accuracy(*data, protocol=protocol) == result.accuracy
-
-
-@pytest.mark.parametrize("l2", [1e-1, 1e-3])
-def test_logistic_regression_finds_the_optimum_of_scikit_learn(l2):
-    train, labels, *_ = blobs(noise=2.5)
-    train = train @ torch.randn(5, 5)  # correlated
-    ours = LogisticRegression(train, labels).fit(l2)
-    assert ours.converged
-    theirs = sklearn.linear_model.LogisticRegression(C=1 / (l2 * len(train)), tol=1e-8, max_iter=10_000)
-    theirs.fit(train.double().numpy(), labels.numpy())
-    expected = torch.tensor(theirs.coef_.T).float()
-    torch.testing.assert_close(ours.weight, expected, atol=0.01 * float(expected.abs().max()), rtol=0)
-    # The bias is free up to a constant.
-    bias = torch.tensor(theirs.intercept_).float()
-    torch.testing.assert_close(ours.bias - ours.bias.mean(), bias - bias.mean(), atol=0.02, rtol=0)
 
 
 def test_logistic_ignores_scale_shift_rotation_and_constant_features():
@@ -98,14 +81,18 @@ def test_the_held_out_part_is_a_fifth_of_every_class():
         held_out(labels[-4:], seed=0)
 
 
-def test_sgd_follows_the_recipe_of_moco(monkeypatch):
+@pytest.mark.parametrize("num_passes", [0, 3, 100])
+def test_sgd_follows_the_recipe_of_moco(monkeypatch, num_passes):
     # Classes of very different frequency: a rate of 30 is stable only where a class is improbable.
-    labels = (torch.arange(200) % 50 == 0).long()
-    train = 0.1 * torch.randn(200, 5) + 0.1 * labels[:, None]
+    labels = (torch.arange(201) % 50 == 1).long()
+    train = 0.1 * torch.randn(201, 5) + 0.1 * labels[:, None]
+    passes = train + 0.05 * torch.randn(num_passes, 201, 5)
+    labels[0] = -1  # has no label, hence no part
     weight = torch.empty(2, 5).normal_(0, 0.01, generator=torch.Generator().manual_seed(0)).double().numpy()
     bias, velocity, bias_velocity = np.zeros(2), np.zeros((2, 5)), np.zeros(2)
-    x, y = train.double().numpy(), np.eye(2)[labels.numpy()]
+    y = np.eye(2)[labels[1:].numpy()]
     for epoch in range(100):  # 200 images: one batch an epoch
+        x = (passes[epoch % num_passes] if num_passes else train)[1:].double().numpy()
         logits = x @ weight.T + bias
         probabilities = np.exp(logits - logits.max(axis=1, keepdims=True))
         error = (probabilities / probabilities.sum(axis=1, keepdims=True) - y) / len(x)
@@ -114,10 +101,67 @@ def test_sgd_follows_the_recipe_of_moco(monkeypatch):
         weight, bias = weight - rate * velocity, bias - rate * bias_velocity
     trained = []
     monkeypatch.setattr(module, "_accuracy", lambda classifier, *_: trained.append(classifier) or 0.0)
-    result = linear_probe(train, labels, train, labels, "sgd")
+    columns = {"label": labels}
+    linear_probes(train, columns, train, columns, "sgd", augmented=passes if num_passes else None)
     torch.testing.assert_close(trained[0].weight.data.double(), torch.tensor(weight), atol=1e-3, rtol=1e-3)
     torch.testing.assert_close(trained[0].bias.data.double(), torch.tensor(bias), atol=1e-3, rtol=1e-3)
-    assert "crops" in result.settings["deviation"]
+
+
+def augmented_probe(data, protocol, passes):
+    train, train_labels, test, test_labels = data
+    return linear_probes(train, {"label": train_labels}, test, {"label": test_labels}, protocol, 0, passes)["label"]
+
+
+@pytest.mark.parametrize(("protocol", "num_epochs"), [("sgd", 100), ("byol", 80)])
+def test_settings_tell_how_images_were_augmented(protocol, num_epochs):
+    data = blobs(num_train=60)
+    none, some, whole, more = (
+        augmented_probe(data, protocol, data[0].expand(number, -1, -1) if number else None).settings
+        for number in (0, 3, num_epochs, num_epochs + 1)
+    )
+    assert "without the paper's random crops and flips" in none["deviation"]
+    assert not {"augmentation", "augmented_passes", "exact"} & set(none)
+    assert (some["augmented_passes"], some["augmented_features"]) == (3, "float32")
+    assert some["deviation"].endswith(f"epoch e of {num_epochs}, from 0, reads pass e mod 3")
+    assert "exact" not in some
+    assert whole["augmented_passes"] == num_epochs
+    assert "every epoch has crops and flips of its own" in whole["exact"]
+    assert "deviation" not in whole
+    assert more == whole
+    assert all("crops (area 0.08 to 1, ratio 3/4 to 4/3) and flips" in one["augmentation"] for one in (some, whole))
+
+
+@pytest.mark.parametrize("protocol", PROBES)
+def test_passes_without_change_change_nothing(protocol):
+    data = blobs(noise=3.0)
+    plain = linear_probe(*data, protocol=protocol)
+    augmented = augmented_probe(data, protocol, data[0].expand(7, -1, -1))
+    assert augmented.accuracy == plain.accuracy
+    assert augmented.best_over_epochs == plain.best_over_epochs
+    assert (augmented.settings == plain.settings) == (protocol in ("logistic", "luckmatters"))
+
+
+@pytest.mark.parametrize("protocol", ["logistic", "luckmatters"])
+def test_probes_of_unaugmented_images_do_not_look_at_augmented_ones(protocol):
+    data = blobs(noise=3.0)
+    assert augmented_probe(data, protocol, torch.full((2, *data[0].shape), math.nan)) == linear_probe(*data, protocol)
+
+
+def test_byol_chooses_its_rate_on_images_that_are_neither_augmented_nor_learnt_from(monkeypatch):
+    data = blobs(noise=3.0)
+    train, labels = data[:2]
+    hold = held_out(labels, seed=0)
+    passes = (train + 0.1 * torch.randn(2, *train.shape)).masked_fill(hold[:, None], math.nan)
+    seen = []
+    monkeypatch.setattr(module, "_accuracy", lambda classifier, *data: seen.append((classifier, *data)) or 0.5)
+    settings = augmented_probe(data, "byol", passes).settings
+    assert settings["chosen_on"] == "a fifth of the training images, held out, without augmentation"
+    assert len(seen) == 6  # five rates, then the test
+    for classifier, features, classes in seen[:-1]:
+        assert torch.equal(features, train[hold]) and torch.equal(classes, labels[hold])
+        assert classifier.weight.isfinite().all()
+    assert seen[-1][0].weight.isnan().all()  # the final classifier learns from all images
+    assert torch.equal(seen[-1][1], data[2])
 
 
 def test_byol_chooses_from_the_papers_rates():
@@ -167,6 +211,8 @@ def test_wrong_input_is_named():
         linear_probe(train, train_labels, test, torch.full((100,), -1))
     with pytest.raises(ValueError, match=r"training features must have shape \(images, dim\)"):
         linear_probe(train[:-1], train_labels, test, test_labels)
+    with pytest.raises(ValueError, match=r"must have shape \(passes, 200, 5\), as the training.* got \(3, 199, 5\)"):
+        augmented_probe((train, train_labels, test, test_labels), "sgd", torch.zeros(3, 199, 5))
 
 
 def test_chance_is_what_unrelated_features_reach():

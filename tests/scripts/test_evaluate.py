@@ -17,9 +17,9 @@ from PIL import Image
 
 from hf_ssl.data.sources import open_source
 from hf_ssl.evaluation.clustering import clustering_scores, k_means
-from hf_ssl.evaluation.features import extract_features, load_encoder
+from hf_ssl.evaluation.features import extract_augmented_features, extract_features, load_encoder
 from hf_ssl.evaluation.knn import knn_accuracy
-from hf_ssl.evaluation.linear_probe import linear_probe_accuracy
+from hf_ssl.evaluation.linear_probe import linear_probe_accuracy, linear_probes
 from hf_ssl.hub.export import export_run
 from hf_ssl.methods import METHODS
 
@@ -234,6 +234,42 @@ def test_other_encoders_are_clustered_by_k_means(evaluate, run, data, capsys):
     assert "| score (%) |" in card
 
 
+def test_augmented_passes_are_for_the_probes_of_the_papers_alone(evaluate, run, data, capsys):
+    arguments = [
+        str(run),
+        "--dataset",
+        data,
+        *FAST[:2],
+        "--label_column",
+        "coin",
+        "--seed",
+        "2",
+        "--baselines",
+        "raw",
+        "linear",
+        "linear-sgd",
+    ]
+    evaluate(arguments)
+    before = results_of(run / "encoder" / "results.json")
+    evaluate([*arguments, "--augmented_passes", "2"])
+    after = results_of(run / "encoder" / "results.json")
+    assert after["coin", "linear"]["value"] == before["coin", "linear"]["value"]
+    assert after["coin", "linear"]["settings"] == before["coin", "linear"]["settings"]
+
+    for kind in ("", "raw:"):
+        encoder = load_encoder(f"{kind}{run}")
+        train, test = (extract_features(encoder, open_source(data, split=split)) for split in ("train", "test"))
+        passes = extract_augmented_features(encoder, open_source(data, split="train"), 2, seed=2)
+        columns = {"coin": train.labels["coin"]}, {"coin": test.labels["coin"]}
+        probed = linear_probes(train.features, columns[0], test.features, columns[1], "sgd", 2, passes)["coin"]
+        result = after["coin", "linear-sgd"]
+        assert (result["baselines"]["raw"] if kind else result["value"]) == pytest.approx(probed.accuracy)
+        assert result["settings"] == {**probed.settings, "train_images": 90}
+    card = (run / "encoder" / "README.md").read_text()
+    assert "augmented_passes `2`" in card and "reads pass e mod 2" in card
+    assert "train, 2 augmented passes: " in capsys.readouterr().err
+
+
 def test_words_after_baselines_may_be_protocols(evaluate, run, data):
     evaluate([str(run), "--dataset", data, *FAST, "--baselines", "raw", "knn"])
     results = results_of(run / "encoder" / "results.json")
@@ -253,6 +289,10 @@ def test_words_after_baselines_may_be_protocols(evaluate, run, data):
         (["--baselines", "row"], r"Unknown baseline `row`.* Did you mean `raw`\?"),
         (["--k", "0"], "`--k` must be at least 1, got 0"),
         (["--max_images", "0"], "`--max_images` must be at least 1, got 0"),
+        (["linear-sgd", "--augmented_passes", "-1"], "`--augmented_passes` must be at least 0, got -1"),
+        (["--augmented_passes", "2"], "`--augmented_passes` is for linear-sgd and linear-byol, not for knn, linear"),
+        (["linear-sgd", "--augmented_passes", "101"], "must be at most 100, the epochs of linear-sgd, got 101"),
+        (["linear-byol", "--augmented_passes", "100"], "must be at most 80, the epochs of linear-byol, got 100"),
         (["--temperature", "0"], "`--temperature` must be positive, got 0.0"),
         (["--bf16", "--device", "cpu"], "`bf16` needs a CUDA device"),
     ],

@@ -1,0 +1,295 @@
+"""Frozen encoders from anywhere, each with the preprocessing that its published config names.
+
+So evaluation sees exactly the pixels that `AutoImageProcessor` would give to whoever loads the encoder. Every image is
+converted to RGB first.
+"""
+
+import difflib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import timm
+import torch
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
+from PIL import Image
+from timm.data.config import resolve_data_config
+from timm.data.transforms_factory import create_transform
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoImageProcessor, AutoModel
+
+from hf_ssl.modules.encoder import build_encoder, hidden_size_of
+from hf_ssl.modules.preprocessing import preprocessing
+
+
+class ImageTransform:
+    """RGB conversion followed by timm's evaluation transform of a data config; picklable.
+
+    Args:
+        data_config: `input_size`, `mean`, `std`, `interpolation`, `crop_pct`, `crop_mode`, as timm publishes them.
+    """
+
+    def __init__(self, data_config: dict[str, Any]):
+        self._data_config = data_config
+        self._transform = create_transform(**resolve_data_config(pretrained_cfg=data_config), is_training=False)
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        """Pixels of one image, (3, height, width), float32."""
+        return self._transform(image.convert("RGB"))  # pyright: ignore[reportCallIssue, reportReturnType]
+
+    def of_crops(self) -> "ImageTransform":
+        """The transform of pictures that are crops already: all of one is resized to the input size."""
+        return ImageTransform({**self._data_config, "crop_pct": 1.0, "crop_mode": "squash"})
+
+
+class ProcessorTransform:
+    """RGB conversion followed by a transformers image processor; picklable.
+
+    Args:
+        processor: What `AutoImageProcessor.from_pretrained` returns.
+    """
+
+    def __init__(self, processor: Any):
+        self._processor = processor
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        """Pixels of one image, (3, height, width), float32."""
+        return self._processor(image.convert("RGB"), return_tensors="pt")["pixel_values"][0]
+
+    def of_crops(self) -> Callable[[Image.Image], Tensor]:
+        """The transform of pictures that are crops already: all of one is resized to the input size."""
+        return _WholeImage(self._processor)
+
+
+class _WholeImage:
+    """A transformers image processor that leaves out nothing of an image: what it resizes and crops is done here."""
+
+    def __init__(self, processor: Any):
+        self._processor = processor
+        height, width = ProcessorTransform(processor)(Image.new("RGB", (64, 64))).shape[1:]
+        self._size = width, height
+        resample = getattr(processor, "resample", None)
+        self._resample = Image.Resampling.BILINEAR if resample is None else Image.Resampling(int(resample))
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        resized = image.convert("RGB").resize(self._size, self._resample)
+        kept = {"do_resize": False, "do_center_crop": False}
+        return self._processor(resized, return_tensors="pt", **kept)["pixel_values"][0]
+
+
+class PooledTransformersEncoder(nn.Module):
+    """A transformers vision model that returns one vector an image.
+
+    In this order: `pooler_output`, if the model has one whose weights came with the checkpoint; the class token of
+    `last_hidden_state`, if the model has one; the mean of `last_hidden_state` over positions.
+
+    Args:
+        model: What `AutoModel.from_pretrained` returns; of a model of images and text, only the vision part is used.
+        use_pooler: False where the checkpoint lacks the pooler's weights, which would be random numbers.
+    """
+
+    def __init__(self, model: nn.Module, use_pooler: bool):
+        super().__init__()
+        self.model: nn.Module = getattr(model, "vision_model", model)
+        self.use_pooler = use_pooler
+        names = [name for name, _ in self.model.named_parameters()]
+        self.has_class_token = any(name.endswith(("cls_token", "class_embedding")) for name in names)
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        """Features of a batch, (batch, dim), from pixels of shape (batch, 3, height, width)."""
+        output = self.model(pixel_values=pixel_values)
+        pooled = getattr(output, "pooler_output", None)
+        if self.use_pooler and pooled is not None:
+            return pooled.flatten(1)
+        hidden = output.last_hidden_state
+        if hidden.ndim == 4:  # convolutional: (batch, dim, height, width)
+            return hidden.mean(dim=(2, 3))
+        return hidden[:, 0] if self.has_class_token else hidden.mean(dim=1)
+
+
+@dataclass
+class Encoder:
+    """A frozen encoder with its preprocessing.
+
+    Args:
+        module: Maps pixels (batch, 3, height, width) to features (batch, dim).
+        transform: Maps a PIL image of any mode to pixels (3, height, width).
+        dim: Width of the features.
+        name: What tables and figures call it.
+    """
+
+    module: nn.Module
+    transform: ImageTransform | ProcessorTransform
+    dim: int
+    name: str
+
+
+def load_encoder(name_or_folder: str, device: torch.device | str = "cpu", seed: int = 0) -> Encoder:
+    """Load an encoder for evaluation, in evaluation mode and float32.
+
+    Args:
+        name_or_folder: One of
+
+            - the folder of a run (its `encoder/` is used), or an encoder folder;
+            - a repo of the Hub, `ORG/NAME` or `ORG/NAME@REVISION`, of timm or of transformers; `hf_hub:ORG/NAME`;
+            - a timm name such as `resnet50.a1_in1k`, with timm's published weights;
+            - `raw:ENCODER`: the pixels that any of the above would see, flattened;
+            - `random:ENCODER`: the same architecture and preprocessing with a fresh initialisation, drawn from `seed`
+              by the library that defines the model. BatchNorm stays as initialised (mean 0, variance 1).
+        device: Where the module lives.
+        seed: Seed of `random:`, at least 0.
+
+    Returns:
+        The encoder.
+
+    Raises:
+        ValueError: If there is no such encoder or it gives no pooled features.
+    """
+    kind, _, reference = name_or_folder.partition(":")
+    if kind in ("raw", "random") and not reference:
+        raise ValueError(
+            f"The baseline `{kind}` needs an encoder whose preprocessing it takes. Write `{kind}:ENCODER`."
+        )
+    if kind == "raw":
+        # The architecture does not matter here, and its weights need not be read.
+        _, transform = _open(reference, seed)
+        return _finish(nn.Flatten(), transform, name_or_folder, device)
+    if kind == "random":
+        return _finish(*_open(reference, seed), name_or_folder, device)
+    return _finish(*_open(name_or_folder, None), name_or_folder, device)
+
+
+def encoder_folder(name_or_folder: str) -> Path | None:
+    """The local folder that holds an encoder's `config.json`.
+
+    Args:
+        name_or_folder: What `load_encoder` takes.
+
+    Returns:
+        The folder itself, or the `encoder/` of a run's folder; None if this is no local folder.
+
+    Raises:
+        ValueError: If it is a folder without an encoder.
+    """
+    path = Path(name_or_folder)
+    if not path.is_dir():
+        return None
+    for folder in (path / "encoder", path):
+        if (folder / "config.json").is_file():
+            return folder
+    raise ValueError(
+        f"The folder `{name_or_folder}` holds no encoder: neither it nor its `encoder` folder has a `config.json`. "
+        "Give the folder of a finished run."
+    )
+
+
+def encoder_of(module: nn.Module, image_size: int, mean: Sequence[float], std: Sequence[float]) -> Encoder:
+    """The encoder of a method that is being trained, with the preprocessing that its export will carry.
+
+    Args:
+        module: The timm model; it stays as it is and where it is.
+        image_size: Height and width in pixels.
+        mean: Mean of each channel, of images in [0, 1].
+        std: Standard deviation of each channel, positive.
+    """
+    return Encoder(module, ImageTransform(preprocessing(image_size, mean, std)), hidden_size_of(module), "encoder")
+
+
+def _finish(
+    module: nn.Module, transform: ImageTransform | ProcessorTransform, name: str, device: torch.device | str
+) -> Encoder:
+    """Move an encoder to its device and learn its width from one blank image."""
+    module = module.to(device).eval().requires_grad_(False)
+    with torch.inference_mode():
+        features = module(transform(Image.new("RGB", (64, 64)))[None].to(device))
+    if features.ndim != 2:
+        raise ValueError(
+            f"`{name}` gives features of shape {tuple(features.shape)}, not (batch, dim). Set its pooling."
+        )
+    return Encoder(module, transform, features.shape[1], name)
+
+
+def _open(name: str, seed: int | None) -> tuple[nn.Module, ImageTransform | ProcessorTransform]:
+    """Model and preprocessing; published weights if `seed` is None, else a fresh initialisation."""
+    folder = encoder_folder(name)
+    if folder is not None:
+        config = json.loads((folder / "config.json").read_text())
+        if "pretrained_cfg" in config:
+            return _open_timm(f"local-dir:{folder}", seed)
+        return _open_transformers(str(folder), None, seed)
+    for prefix in ("hf_hub:", "hf-hub:"):
+        if name.startswith(prefix):
+            return _open_timm(f"hf-hub:{name.removeprefix(prefix)}", seed)
+    if name.count("/") == 1:
+        repo, _, revision = name.partition("@")
+        if "pretrained_cfg" in _hub_config(repo, revision or None):
+            return _open_timm(f"hf-hub:{name}", seed)
+        return _open_transformers(repo, revision or None, seed)
+    if timm.is_model(name):
+        return _open_timm(name, seed)
+    close = difflib.get_close_matches(name, [*timm.list_models(), *timm.list_pretrained()], n=1)
+    hint = f"Did you mean `{close[0]}`?" if close else "Give a folder, a timm name or a repo as `ORG/NAME`."
+    raise ValueError(f"There is no folder `{name}` and timm knows no encoder of that name. {hint}")
+
+
+def _hub_config(repo: str, revision: str | None) -> dict[str, Any]:
+    try:
+        file = huggingface_hub.hf_hub_download(repo, "config.json", revision=revision)
+    except (HfHubHTTPError, EntryNotFoundError, OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ValueError(f"`{repo}` is no folder here, and the Hub gave no encoder of that name: {reason}") from error
+    return json.loads(Path(file).read_text())
+
+
+def _open_timm(name: str, seed: int | None) -> tuple[nn.Module, ImageTransform]:
+    if seed is None:
+        try:
+            model = timm.create_model(name, pretrained=True, num_classes=0)
+        except (RuntimeError, OSError, HfHubHTTPError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise ValueError(f"timm could not load the weights of `{name}`: {reason}") from error
+    else:
+        with _seeded(seed):
+            # A plain name goes through the one place that knows the encoders of this package.
+            model = timm.create_model(name, num_classes=0) if ":" in name else build_encoder(name)
+    return model, ImageTransform(model.pretrained_cfg)  # pyright: ignore[reportArgumentType]
+
+
+def _open_transformers(
+    name: str, revision: str | None, seed: int | None
+) -> tuple[PooledTransformersEncoder, ProcessorTransform]:
+    try:
+        config = AutoConfig.from_pretrained(name, revision=revision)
+        processor = AutoImageProcessor.from_pretrained(name, revision=revision)
+        if hasattr(config, "mask_ratio"):
+            config.mask_ratio = 0.0  # a masked autoencoder sees the whole image after pretraining
+        if seed is None:
+            model, info = AutoModel.from_pretrained(
+                name, revision=revision, config=config, dtype=torch.float32, output_loading_info=True
+            )
+            missing = sorted(info["missing_keys"])
+        else:
+            with _seeded(seed):
+                model, missing = AutoModel.from_config(config, dtype=torch.float32), []
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"transformers could not load the encoder `{name}`: {reason}") from error
+    without_pooler = [key for key in missing if "pooler" not in key.split(".")]
+    if without_pooler:
+        raise ValueError(
+            f"The checkpoint of `{name}` lacks {len(without_pooler)} weights of its encoder, such as "
+            f"`{without_pooler[0]}`. Was it saved completely?"
+        )
+    return PooledTransformersEncoder(model, use_pooler=not missing), ProcessorTransform(processor)
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Draw from a seed and leave the caller's generators as they were."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield

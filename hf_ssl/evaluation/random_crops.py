@@ -1,0 +1,39 @@
+"""The augmentation with which MoCo and BYOL train their linear probes: random resized crops and flips."""
+
+from collections.abc import Iterator
+
+import numpy as np
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from hf_ssl.data.recipes import ViewParameters
+from hf_ssl.data.views import crop_box
+from hf_ssl.evaluation.encoders import Encoder
+
+CROP = ViewParameters(crop_scale=(0.08, 1.0), crop_ratio=(3 / 4, 4 / 3), flip_probability=0.5)
+"""Crops and flips of He et al., 2020 (MoCo; the official `main_lincls.py`) and Grill et al., 2020, appendix C.1."""
+
+
+class RandomCrops:
+    """One augmented pass over a data set: a random crop of each image, as the encoder sees a whole image; picklable.
+
+    What is drawn depends on the seed, the pass and the image's row alone. The crop is flipped or not, resized to the
+    encoder's input size by the filter of its own preprocessing, and normalised.
+
+    Args:
+        encoder: Whose preprocessing to use.
+        seed: Of all draws, at least 0.
+        pass_number: Which pass over the data set, from 0.
+    """
+
+    def __init__(self, encoder: Encoder, seed: int, pass_number: int):
+        self._transform = encoder.transform.of_crops()
+        self._seed = seed
+        self._pass_number = pass_number
+
+    def __call__(self, image: Image.Image, row: int) -> Tensor:
+        """Pixels of one image's crop, (3, height, width), float32, from the image and its row in the data set."""
+        draws: Iterator[float] = iter(np.random.default_rng([self._seed, self._pass_number, row]).random, None)
+        top, left, height, width = crop_box(image.height, image.width, CROP, draws)
+        crop = image.crop((left, top, left + width, top + height))
+        return self._transform(ImageOps.mirror(crop) if next(draws) < CROP.flip_probability else crop)
