@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from hf_ssl.distributed import gather, world_size
 from hf_ssl.methods.base import Paper, SSLConfig, SSLOutput, SSLPreTrainedModel
+from hf_ssl.modules.losses import info_nce
 
 
 @strict
@@ -20,8 +21,7 @@ class MemoryBankConfig(SSLConfig):
         bank_size: Entries of the bank, one for each image of the data set; filled in from the data set if not given.
             They take 4 * `bank_size` * `projection_dim` bytes: 656 MB for ImageNet.
         objective: `nce` tells the own entry from `num_negatives` drawn ones by noise-contrastive estimation, `sampled`
-            by a softmax; `full` is the softmax over the whole bank, of which it holds a copy and (batch, `bank_size`)
-            scores until the backward pass.
+            by a softmax; `full` is the softmax over the whole bank.
         num_negatives: Entries drawn for each image, uniformly and with replacement, at least 1; they are held until
             the backward pass. `full` draws none.
         bank_momentum: Fraction of an entry that an update keeps, in [0, 1].
@@ -244,10 +244,7 @@ class MemoryBankForPreTraining(SSLPreTrainedModel):
         temperature = self.config.temperature
         with torch.autocast(query.device.type, enabled=False):
             if self.config.objective == "full":
-                # Writing the bank must not change what the backward pass reads.
-                scores = query @ self.bank.clone().T / temperature
-                accuracy = (scores.detach().argmax(dim=1) == indices).float().mean()
-                return F.cross_entropy(scores, indices), accuracy
+                return info_nce(query, self.bank[indices], self.bank, temperature, own=indices)
             drawn = self._draw(len(query))
             entries = torch.cat([indices[:, None], drawn], dim=1)
             scores = torch.einsum("bd,bkd->bk", query, self.bank[entries]) / temperature

@@ -201,8 +201,6 @@ class MoCoForPreTraining(SSLPreTrainedModel):
         views = self.split_views(pixel_values)
         # Each pair is (view of the queries, view of the keys).
         pairs = [(0, 1), (1, 0)] if self.config.symmetric else [(0, 1)]
-        # Writing the queue below must not change what the backward pass reads.
-        negatives = self.queue.detach().clone().T
         h: list[Tensor] = []
         z: list[Tensor] = []
         keys: list[Tensor] = []
@@ -221,7 +219,7 @@ class MoCoForPreTraining(SSLPreTrainedModel):
             keys.append(F.normalize(key_z, dim=1))
             own = slice(rank() * len(pixel_values), (rank() + 1) * len(pixel_values))
             query = F.normalize(z[-1].float(), dim=1)
-            loss, accuracy = info_nce(query, keys[-1][own], negatives, self.config.temperature)
+            loss, accuracy = info_nce(query, keys[-1][own], self.queue.T, self.config.temperature)
             losses.append(loss)
             accuracies.append(accuracy)
         if not self.config.symmetric:

@@ -67,17 +67,17 @@ class SplitBatchNorm(_BatchNorm):
                 f"`bn_splits` makes {num_groups} BatchNorm groups of a batch of {len(input)}, but each needs two "
                 "images. Lower `bn_splits` or raise the batch size."
             )
-        outputs: list[Tensor] = []
-        means: list[Tensor] = []
-        variances: list[Tensor] = []
-        for group in input.tensor_split(num_groups):
-            # With a momentum of 1 the "running" statistics become those of the group, variance unbiased.
-            mean = torch.zeros(self.num_features, dtype=torch.float32, device=input.device)
-            variance = torch.ones_like(mean)
-            outputs.append(F.batch_norm(group, mean, variance, self.weight, self.bias, True, 1.0, self.eps))
-            means.append(mean)
-            variances.append(variance)
-        _move_running_statistics(self, torch.stack(means).mean(0), torch.stack(variances).mean(0))
+        # Not `tensor_split`, whose backward pass adds up one array of the whole batch's size for each group.
+        size, larger = divmod(len(input), num_groups)
+        sizes = [size + (number < larger) for number in range(num_groups)]
+        # With a momentum of 1 the "running" statistics become those of the group, variance unbiased.
+        means = torch.zeros(num_groups, self.num_features, dtype=torch.float32, device=input.device)
+        variances = torch.ones_like(means)
+        outputs = [
+            F.batch_norm(group, mean, variance, self.weight, self.bias, True, 1.0, self.eps)
+            for group, mean, variance in zip(torch.split_with_sizes(input, sizes), means, variances, strict=True)
+        ]
+        _move_running_statistics(self, means.mean(0), variances.mean(0))
         return self.act(self.drop(torch.cat(outputs)))
 
     def _check_input_dim(self, input: Tensor) -> None:

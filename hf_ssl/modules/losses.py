@@ -1,10 +1,17 @@
 """Losses between the two views, always in float32: at a temperature of 0.07 bfloat16 logits are off by up to 0.06."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
+
+# Scores that `info_nce` has in memory at a time. On a CPU they are to stay in its cache; elsewhere few large kernels
+# cost least, and the bound only keeps memory from growing with the queue.
+_CHUNK_NUMBERS = {"cpu": 2**18}
+_CHUNK_NUMBERS_ELSEWHERE = 2**25
 
 
 def negative_cosine(prediction: Tensor, target: Tensor) -> Tensor:
@@ -43,30 +50,82 @@ def regression_loss(prediction: Tensor, target: Tensor) -> Tensor:
     return 2.0 + 2.0 * negative_cosine(prediction, target)
 
 
-def info_nce(query: Tensor, positive: Tensor, negatives: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+def info_nce(
+    query: Tensor, positive: Tensor, negatives: Tensor, temperature: float, own: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Cross-entropy of picking the positive key among all keys (He et al., 2019, equation 1).
+
+    The forward pass computes the gradient too, by two matrix products over a part of the keys at a time. So neither
+    scores nor keys are held until the backward pass, and the keys may be written right after this call.
 
     Args:
         query: Normalised queries, (batch, dim).
         positive: Normalised key of each query, (batch, dim); detach it to stop its gradient.
-        negatives: Normalised keys of other images, (keys, dim).
+        negatives: Normalised keys of other images, (keys, dim), without gradient.
         temperature: Softmax temperature tau, positive.
+        own: Row of `negatives` that each query leaves out because it is its positive, (batch,), int64; None if the
+            positives are not among them.
 
     Returns:
         The loss, a float32 scalar, mean over the batch in nats; and the fraction of queries whose positive key scores
         above every negative, a float32 scalar without gradient.
 
     Raises:
-        ValueError: If `query` and `positive` differ in shape.
+        ValueError: If `query` and `positive` differ in shape, or `negatives` ask for a gradient.
     """
     if query.shape != positive.shape:
         raise ValueError(
             f"`query` and `positive` must have one shape, got {tuple(query.shape)} and {tuple(positive.shape)}."
         )
+    if negatives.requires_grad:
+        raise ValueError(
+            "`negatives` get no gradient from `info_nce`. Detach them, or use `cross_view_info_nce`, whose keys do."
+        )
     with torch.autocast(query.device.type, enabled=False):
         query = query.float()
-        positive_score = (query * positive.float()).sum(dim=-1, keepdim=True)
-        return contrast(positive_score, [query @ negatives.float().T], temperature)
+        own_logit = (query * positive.float()).sum(dim=-1) / temperature
+        all_others, largest = _LogSumExp.apply(query, negatives.float(), temperature, own)  # pyright: ignore[reportGeneralTypeIssues]
+        loss = -F.logsigmoid(own_logit - all_others).mean()
+    return loss, (own_logit.detach() > largest).float().mean()
+
+
+class _LogSumExp(torch.autograd.Function):
+    """Logarithm of the sum over keys of exp(query key / temperature), and the largest of these quotients; (batch,)."""
+
+    @staticmethod
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, query: Tensor, keys: Tensor, temperature: float, left_out: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        scaled = query / temperature
+        # No key at all: exp(lowest - lowest) would count as one, exp(-inf - lowest) does not.
+        largest = query.new_full((len(query), 1), torch.finfo(query.dtype).min)
+        total, weighted = torch.zeros_like(largest), torch.zeros_like(query)
+        chunk_numbers = _CHUNK_NUMBERS.get(query.device.type, _CHUNK_NUMBERS_ELSEWHERE)
+        chunk_size = max(1, chunk_numbers // len(query))
+        for start in range(0, len(keys), chunk_size):
+            chunk = keys[start : start + chunk_size]
+            scores = scaled @ chunk.T
+            if left_out is not None:
+                row = left_out[:, None] - start
+                inside = (row >= 0) & (row < len(chunk))
+                row = row.clamp(0, len(chunk) - 1)
+                scores.scatter_(1, row, scores.gather(1, row).masked_fill(inside, -torch.inf))
+            former, largest = largest, torch.maximum(largest, scores.amax(dim=1, keepdim=True))
+            kept = (former - largest).exp_()
+            weights = scores.sub_(largest).exp_()
+            total.mul_(kept).add_(weights.sum(dim=1, keepdim=True))
+            weighted.mul_(kept).addmm_(weights, chunk)
+        # The gradient is the mean key under the softmax; no key leaves it at 0.
+        ctx.save_for_backward(weighted.div_((total * temperature).clamp_(min=torch.finfo(query.dtype).tiny)))
+        largest = largest[:, 0]
+        ctx.mark_non_differentiable(largest)
+        return largest + total[:, 0].log(), largest
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor, None, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        (mean_key,) = ctx.saved_tensors
+        return gradient[:, None] * mean_key, None, None, None
 
 
 def contrast(positive: Tensor, negatives: Sequence[Tensor], temperature: float) -> tuple[Tensor, Tensor]:

@@ -69,9 +69,13 @@ class LARS(Optimizer):
         if group["weight_decay"]:
             gradients = list(torch._foreach_add(gradients, weights, alpha=group["weight_decay"]))
         if group["adapt"]:
-            norms = zip(torch._foreach_norm(weights), torch._foreach_norm(gradients), strict=True)
-            ratios = [torch.where((w > 0) & (g > 0), group["trust_coefficient"] * w / g, 1.0) for w, g in norms]
-            gradients = list(torch._foreach_mul(gradients, ratios))
+            # All norms in one vector: some operations for each weight would keep a GPU waiting for its host.
+            w, g = (torch.stack(torch._foreach_norm(tensors)) for tensors in (weights, gradients))
+            ratios = torch.where((w > 0) & (g > 0), group["trust_coefficient"] * w / g, 1.0).unbind()
+            if group["weight_decay"]:
+                torch._foreach_mul_(gradients, ratios)
+            else:
+                gradients = list(torch._foreach_mul(gradients, ratios))
         for weight in weights:
             if "momentum_buffer" not in self.state[weight]:
                 self.state[weight]["momentum_buffer"] = torch.zeros_like(weight)
@@ -120,10 +124,12 @@ def build_optimizer(model: SSLPreTrainedModel, settings: TrainingSettings, learn
         learning_rate: See `scaled_learning_rate`; the schedule replaces it before the first step.
     """
     groups = parameter_groups(model, settings)
+    # A fused optimizer looks for the overflows of fp16 itself, and nobody would learn that it skipped the step.
+    fused = settings.mixed_precision != "fp16"
     if settings.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=learning_rate)
+        return torch.optim.AdamW(groups, lr=learning_rate, fused=fused)
     if settings.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=learning_rate, momentum=settings.optimizer_momentum)
+        return torch.optim.SGD(groups, lr=learning_rate, momentum=settings.optimizer_momentum, fused=fused)
     return LARS(
         groups,
         lr=learning_rate,

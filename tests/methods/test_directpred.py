@@ -7,7 +7,14 @@ from huggingface_hub.errors import StrictDataclassError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hf_ssl.methods.directpred import DirectPredConfig, DirectPredForPreTraining, copied_predictor, spectral_predictor
+from hf_ssl.methods import directpred
+from hf_ssl.methods.directpred import (
+    DirectPredConfig,
+    DirectPredForPreTraining,
+    copied_predictor,
+    iterated_predictor,
+    spectral_predictor,
+)
 
 
 def make_model(**changes) -> DirectPredForPreTraining:
@@ -85,6 +92,67 @@ def test_predictor_is_symmetric_positive_and_free_of_scale(dim, scale, seed):
     eigenvalues = torch.linalg.eigvalsh(weight)
     assert eigenvalues[0] >= 0.1 - 1e-9 and eigenvalues[-1] == pytest.approx(1.1)
     torch.testing.assert_close(weight, spectral_predictor(scale * correlation, 0.5, 0.1))
+
+
+SPECTRA = {
+    "falling": lambda dim: torch.logspace(0, -8, dim),
+    "equal": torch.ones,
+    "random": lambda dim: torch.rand(dim),
+    "rank one": lambda dim: (torch.arange(dim) == 0).float(),
+    "half rank": lambda dim: torch.rand(dim) * (torch.arange(dim) < dim // 2),
+    "many near the largest": lambda dim: 1 - 5e-3 * torch.rand(dim),
+    "two near each other": lambda dim: torch.cat([torch.tensor([1.0, 0.9995]), 0.5 * torch.rand(dim - 2)]),
+}
+
+
+@pytest.mark.parametrize("form", ["code", "paper"])
+@pytest.mark.parametrize("dim", [2, 7, 128])
+@pytest.mark.parametrize("spectrum", SPECTRA)
+def test_iterations_find_what_eigenvectors_do(spectrum, dim, form):
+    basis = torch.linalg.qr(torch.randn(dim, dim))[0]
+    for scale in (1e-6, 1.0, 1e6):
+        # In float32, as the correlation is: what should be zero can be a little below.
+        correlation = scale * (basis * SPECTRA[spectrum](dim)) @ basis.T
+        for epsilon in (0.0, 0.1):
+            expected = spectral_predictor(correlation, 0.5, epsilon, form=form)
+            found = iterated_predictor(correlation, epsilon, form=form)
+            error = torch.linalg.matrix_norm(found - expected, ord=2) / torch.linalg.matrix_norm(expected, ord=2)
+            assert error < 1.1e-3
+            torch.testing.assert_close(found, found.T)
+
+
+def test_iterations_of_collapsed_and_broken_projections():
+    found = iterated_predictor(torch.zeros(4, 4), 0.1)
+    torch.testing.assert_close(found, 0.1 * torch.eye(4, dtype=torch.float64), atol=1.1e-3, rtol=0)
+    assert not iterated_predictor(torch.full((3, 3), float("nan")), 0.1).isfinite().any()
+
+
+@pytest.mark.parametrize(
+    ("changes", "iterates"),
+    [
+        ({}, True),
+        ({"epsilon_form": "paper"}, True),
+        ({"offset": 0.1}, False),
+        ({"remove_mean": True}, False),
+        ({"rule": "directset", "exponent": 0.8}, False),
+        ({"rule": "directcopy"}, False),
+    ],
+)
+def test_only_a_gpu_iterates_and_only_for_the_plain_root(monkeypatch, changes, iterates):
+    called = []
+
+    def record(correlation, epsilon, *, form):
+        called.append(form)
+        return spectral_predictor(correlation, 0.5, epsilon, form=form)
+
+    monkeypatch.setattr(directpred, "iterated_predictor", record)
+    model = make_model(**changes)
+    model(make_views())
+    model.after_optimizer_step(1, 10)
+    assert not called
+    monkeypatch.setattr(directpred, "_ITERATES_ON", "cpu")
+    model.after_optimizer_step(2, 10)
+    assert called == ([model.config.epsilon_form] if iterates else [])
 
 
 def test_broken_correlations_are_named():

@@ -54,6 +54,21 @@ def test_groups_are_normalised_apart(batch_size, num_splits, sizes):
     assert int(norm.num_batches_tracked) == 1
 
 
+@pytest.mark.parametrize("batch_size", [8, 7])
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_gradients_are_those_of_one_plain_norm_for_each_group(batch_size, memory_format):
+    x = torch.randn(batch_size, 3, 4, 4).to(memory_format=memory_format)
+    gradient = torch.randn_like(x)
+    norm, plain = SplitBatchNorm(3, 3), nn.BatchNorm2d(3)
+    fast, slow = x.clone().requires_grad_(), x.clone().requires_grad_()
+    norm(fast).backward(gradient)
+    torch.cat([plain(group) for group in slow.tensor_split(3)]).backward(gradient)
+    torch.testing.assert_close(fast.grad, slow.grad)
+    assert fast.grad.is_contiguous(memory_format=memory_format)
+    for name in ("weight", "bias"):
+        torch.testing.assert_close(norm.get_parameter(name).grad, plain.get_parameter(name).grad)
+
+
 def test_a_split_network_keeps_the_state_and_the_evaluation_of_the_plain_one():
     plain, split = _network(), _network()
     names = list(plain.state_dict())

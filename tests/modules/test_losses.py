@@ -3,7 +3,9 @@ import math
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional as F
 
+from hf_ssl.modules import losses as losses_module
 from hf_ssl.modules.losses import (
     contrast,
     cross_view_info_nce,
@@ -19,7 +21,7 @@ def _rows(tensor: torch.Tensor) -> list[np.ndarray]:
 
 
 def _unit(*shape: int) -> torch.Tensor:
-    return torch.nn.functional.normalize(torch.randn(*shape), dim=-1)
+    return F.normalize(torch.randn(*shape), dim=-1)
 
 
 def test_negative_cosine_by_loops():
@@ -64,6 +66,59 @@ def test_info_nce_with_one_negative_is_the_logistic_loss():
     assert accuracy.item() == 1.0
 
 
+@pytest.mark.parametrize("chunk_numbers", [1, 12, 2**20])
+@pytest.mark.parametrize("among_them", [False, True])
+@pytest.mark.parametrize("tau", [0.01, 0.2, 10.0])
+def test_info_nce_and_its_gradient_are_those_of_all_scores_at_once(monkeypatch, chunk_numbers, among_them, tau):
+    monkeypatch.setattr(losses_module, "_CHUNK_NUMBERS", {"cpu": chunk_numbers})
+    negatives, own = _unit(11, 6), torch.tensor([10, 0, 3, 3])
+    positive = negatives[own] if among_them else _unit(4, 6)
+    query, slow_query = (F.normalize(positive + 0.5, dim=1).requires_grad_() for _ in range(2))
+    key, slow_key = (positive.clone().requires_grad_() for _ in range(2))
+    loss, accuracy = info_nce(query, key, negatives, tau, own=own if among_them else None)
+    scores = slow_query @ negatives.T
+    if among_them:
+        scores = scores.scatter(1, own[:, None], -torch.inf)
+    slow_loss, slow_accuracy = contrast((slow_query * slow_key).sum(1, keepdim=True), [scores], tau)
+    torch.testing.assert_close(loss, slow_loss)
+    assert accuracy == slow_accuracy
+    (3 * loss).backward()
+    (3 * slow_loss).backward()
+    torch.testing.assert_close(query.grad, slow_query.grad)
+    torch.testing.assert_close(key.grad, slow_key.grad)
+
+
+def test_the_gradient_of_info_nce_is_that_of_finite_differences():
+    query, keys = _unit(3, 4).double().requires_grad_(), _unit(7, 4).double()
+    left_out = torch.tensor([0, 6, 2])
+
+    def sums(query: torch.Tensor) -> torch.Tensor:
+        return losses_module._LogSumExp.apply(query, keys, 0.3, left_out)[0]
+
+    assert torch.autograd.gradcheck(sums, query)
+
+
+def test_keys_may_be_written_before_the_backward_pass():
+    query, negatives = _unit(4, 6).requires_grad_(), _unit(9, 6)
+    positive = _unit(4, 6)
+    expected = torch.autograd.grad(info_nce(query, positive, negatives, 0.2)[0], query)[0]
+    loss, _ = info_nce(query, positive, negatives, 0.2)
+    negatives.zero_()
+    torch.testing.assert_close(torch.autograd.grad(loss, query)[0], expected)
+
+
+def test_without_another_key_there_is_nothing_to_learn():
+    query, key = _unit(2, 6).requires_grad_(), _unit(1, 6)
+    loss, accuracy = info_nce(query, key.expand(2, 6), key, 0.2, own=torch.tensor([0, 0]))
+    loss.backward()
+    assert loss.item() == 0 and accuracy.item() == 1 and not query.grad.any()
+
+
+def test_negatives_that_ask_for_a_gradient_are_refused():
+    with pytest.raises(ValueError, match="`negatives` get no gradient from `info_nce`. Detach them"):
+        info_nce(_unit(2, 3), _unit(2, 3), _unit(5, 3).requires_grad_(), 0.1)
+
+
 @pytest.mark.parametrize("keys", [4096, 65536])
 def test_info_nce_starts_near_the_logarithm_of_all_keys(keys):
     loss, accuracy = info_nce(_unit(64, 128), _unit(64, 128), _unit(keys, 128), 0.2)
@@ -99,7 +154,7 @@ def test_scores_of_several_groups_of_keys_are_one_softmax_and_minus_infinity_lea
 
 def test_cross_view_info_nce_by_loops():
     keys = _unit(7, 6)
-    query = torch.nn.functional.normalize(keys[2:5] + 0.3 * torch.randn(3, 6), dim=1)
+    query = F.normalize(keys[2:5] + 0.3 * torch.randn(3, 6), dim=1)
     tau, total, right = 0.3, 0.0, 0
     for i, q in enumerate(_rows(query), start=2):
         scores = [math.exp(q @ k / tau) for k in _rows(keys)]

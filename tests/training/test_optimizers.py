@@ -42,14 +42,15 @@ def lars_by_hand(
     return weight
 
 
+@pytest.mark.parametrize("decay", [0.05, 0.0])
 @pytest.mark.parametrize("start", [1.0, 0.0])
-def test_lars_follows_its_formula(start: float):
+def test_lars_follows_its_formula(start: float, decay: float):
     kernel = nn.Parameter(torch.randn(3, 4, dtype=torch.float64) * start)
     bias = nn.Parameter(torch.randn(4, dtype=torch.float64))
     gradients = [(torch.randn(3, 4, dtype=torch.float64), torch.randn(4, dtype=torch.float64)) for _ in range(4)]
     gradients[2] = (torch.zeros(3, 4, dtype=torch.float64), gradients[2][1])
     expected_kernel = lars_by_hand(
-        kernel.flatten().tolist(), [g.flatten().tolist() for g, _ in gradients], 0.3, 0.8, 0.05, 0.01
+        kernel.flatten().tolist(), [g.flatten().tolist() for g, _ in gradients], 0.3, 0.8, decay, 0.01
     )
     expected_bias = lars_by_hand(bias.tolist(), [g.tolist() for _, g in gradients], 0.3, 0.8, 0.0, None)
 
@@ -57,7 +58,7 @@ def test_lars_follows_its_formula(start: float):
         [{"params": [kernel]}, {"params": [bias], "weight_decay": 0.0, "adapt": False}],
         lr=0.3,
         momentum=0.8,
-        weight_decay=0.05,
+        weight_decay=decay,
         trust_coefficient=0.01,
     )
     for kernel_gradient, bias_gradient in gradients:
@@ -115,6 +116,25 @@ def test_every_trainable_parameter_is_in_one_group(byol, optimizer: str):
     assert sorted(ids) == sorted(id(parameter) for parameter in byol.trainable_parameters().values())
     frozen = {id(parameter) for parameter in byol.parameters() if not parameter.requires_grad}
     assert frozen and not frozen & set(ids)
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_fused_optimizers_do_what_plain_ones_do(name: str):
+    method = METHODS["simsiam"]
+    moved = []
+    for precision in ("no", "fp16"):  # fused and not
+        torch.manual_seed(0)
+        model = method(method.config_class(architecture="test_resnet", image_size=32, projection_dim=8))
+        model.to(memory_format=torch.channels_last)
+        optimizer = build_optimizer(model, settings(optimizer=name, mixed_precision=precision), 0.1)
+        assert {group["fused"] for group in optimizer.param_groups} == {precision == "no"}
+        for _ in range(3):
+            for parameter in model.trainable_parameters().values():
+                parameter.grad = torch.empty_like(parameter).copy_(torch.randn(parameter.shape))
+            optimizer.step()
+        moved.append([parameter.detach() for parameter in model.parameters()])
+    for fused, plain in zip(*moved, strict=True):
+        torch.testing.assert_close(fused, plain)
 
 
 def test_vectors_and_predictor_have_their_own_rules(byol):
