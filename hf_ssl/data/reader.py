@@ -6,6 +6,7 @@ from typing import Any
 
 import datasets
 import numpy as np
+import pyarrow as pa
 from datasets.distributed import split_dataset_by_node
 from torch import Tensor
 
@@ -19,19 +20,23 @@ FOR_SHARDS, FOR_WINDOW, FOR_VIEWS = 0, 1, 2
 # and keeps its share, unless the shards divide evenly.
 _MANY_SHARDS = 8
 
+# The bytes have 64-bit offsets, because a window may hold more than 2 GB.
+_IMAGE_TYPE = pa.struct({"bytes": pa.large_binary(), "path": pa.string()})
+
 
 @dataclass
 class Chunk:
     """Consecutive records of the shuffled order, and what a worker made of them.
 
-    A record is an undecoded image, its index and its label. `start` and `end` are where the reader stands before and
-    after the chunk; one without records ends an epoch.
+    `records` has three columns: the undecoded images (`{"bytes": ..., "path": ...}`), their indices and their labels,
+    null where there are none. It holds its own rows alone, so that no window stays in memory for them. `start` and
+    `end` are where the reader stands before and after the chunk; one without records ends an epoch.
     """
 
     start: dict[str, Any]
     end: dict[str, Any]
     place: int
-    records: list[tuple[Any, int | None, int | None]] = field(default_factory=list)
+    records: pa.RecordBatch | None = None
     size: int = 0
     views: Tensor | None = None
     indices: list[int | None] = field(default_factory=list)
@@ -70,6 +75,8 @@ class Reader:
         records = self.source.records.select_columns(columns)
         enough = records.num_shards >= _MANY_SHARDS * self.world_size
         records = split_dataset_by_node(records, self.rank, self.world_size, "shards" if enough else "auto")
+        if records._ex_iterable.iter_arrow:  # the others are read row by row, and would become a table each
+            records = records.with_format("arrow")
         while True:
             yield from self._epoch(records, **state)
             state = {"epoch": state["epoch"] + 1, "window": 0, "offset": 0, "state": None}
@@ -79,16 +86,12 @@ class Reader:
     ) -> Iterator[Chunk]:
         records.set_epoch(self._shard_order(epoch))
         records.load_state_dict(state)  # pyright: ignore[reportArgumentType]
-        for rows in records.iter(self.window_size):
+        for rows in map(self._contiguous, records.iter(self.window_size)):
             after = records.state_dict()
-            images = rows[self.source.image_column]
-            numbers = rows.get(INDEX_COLUMN) or [None] * len(images)
-            labels = rows[self.label_column] if self.label_column is not None else [None] * len(images)
-            order = np.random.default_rng([self.seed, epoch, self.rank, window, FOR_WINDOW]).permutation(len(images))
-            for begin in range(offset, len(images), self.chunk_size):
-                end = min(begin + self.chunk_size, len(images))
-                chosen = order[begin:end]
-                in_window = end < len(images)
+            order = np.random.default_rng([self.seed, epoch, self.rank, window, FOR_WINDOW]).permutation(len(rows))
+            for begin in range(offset, len(rows), self.chunk_size):
+                end = min(begin + self.chunk_size, len(rows))
+                in_window = end < len(rows)
                 yield Chunk(
                     start={"epoch": epoch, "window": window, "offset": begin, "state": state},
                     end={
@@ -98,9 +101,10 @@ class Reader:
                         "state": state if in_window else after,
                     },
                     place=window * self.window_size + begin,
-                    records=[(images[row], numbers[row], labels[row]) for row in chosen],
-                    size=len(chosen),
+                    records=rows.take(pa.array(order[begin:end])),
+                    size=end - begin,
                 )
+            del rows  # else it would stay in memory while the next window is read
             window, offset, state = window + 1, 0, after
         if window == 0:
             raise ValueError(
@@ -108,6 +112,17 @@ class Reader:
             )
         here = {"epoch": epoch, "window": window, "offset": 0, "state": state}
         yield Chunk(start=here, end=here, place=window * self.window_size)
+
+    def _contiguous(self, rows: pa.Table | dict[str, list]) -> pa.RecordBatch:
+        """One window as one piece of memory: from a table of many pieces, each `take` would copy them all first."""
+        types = {self.source.image_column: _IMAGE_TYPE, INDEX_COLUMN: pa.int64(), self.label_column: pa.int64()}
+        if isinstance(rows, dict):
+            rows = pa.table(rows, schema=pa.schema([(name, types[name]) for name in rows]))
+        columns = [
+            rows[name].cast(type_) if name in rows.column_names else pa.nulls(len(rows), type_)
+            for name, type_ in types.items()
+        ]
+        return pa.table(columns, names=["image", "index", "label"]).combine_chunks().to_batches()[0]
 
     def _shard_order(self, epoch: int) -> int:
         # `datasets` orders the shards of an epoch by its number alone. A number drawn from seed and epoch makes the

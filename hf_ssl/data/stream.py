@@ -60,10 +60,16 @@ class _ViewMaker(Dataset):
         self.rank = rank
 
     def __getitem__(self, chunk: Chunk) -> Chunk:
+        if chunk.records is None:
+            return chunk
         views, skipped = [], Counter()
-        for offset, (record_image, index, label) in enumerate(chunk.records):
+        images, indices, labels = chunk.records.columns
+        # Images one by one: the memory of the last is used again, that of a new list costs more than reading it.
+        for offset, (record_image, index, label) in enumerate(
+            zip(images, indices.to_pylist(), labels.to_pylist(), strict=True)
+        ):
             try:
-                image = decode(record_image)
+                image = decode(record_image.as_py())
             except SkippedImageError as error:
                 skipped[error.reason] += 1
                 continue
@@ -75,7 +81,7 @@ class _ViewMaker(Dataset):
             chunk.labels.append(UNKNOWN_LABEL if label is None else label)
         chunk.views = torch.stack(views) if views else None
         chunk.skipped = dict(skipped)
-        chunk.records = []  # the bytes need not travel back
+        chunk.records = None  # the bytes need not travel back
         return chunk
 
 
