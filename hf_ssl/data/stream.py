@@ -167,11 +167,18 @@ class TrainingStream:
         self._position = self._start() if position is None else self._checked(position)
 
     def _start(self) -> dict[str, Any]:
-        reader = {"epoch": 0, "window": 0, "offset": 0, "state": None}
-        return {**self._identity, "reader": reader, "used": 0, "batches": 0, "seen": 0, "skipped": {}}
+        return {
+            **self._identity,
+            "reader": self._reader.beginning(),
+            "used": 0,
+            "batches": 0,
+            "seen": 0,
+            "skipped": {},
+        }
 
     def _checked(self, position: dict[str, Any]) -> dict[str, Any]:
-        missing = set(self._start()) - set(position)
+        start = self._start()
+        missing = (start.keys() - position.keys()) or (start["reader"].keys() - position["reader"].keys())
         if missing:
             raise ValueError(f"The stream's position lacks `{min(missing)}`. Was it saved by another version?")
         for name, value in self._identity.items():

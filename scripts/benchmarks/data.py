@@ -216,8 +216,8 @@ def _in_fresh_process(name: str, data: DataSettings, settings: BenchmarkSettings
 
 
 def _epoch(data: DataSettings, seed: int = 0) -> Iterator[Chunk]:
-    beginning = {"epoch": 0, "window": 0, "offset": 0, "state": None}
-    for chunk in Reader(data.open(), seed, 0, 1, data.shuffle_window, CHUNK_SIZE).chunks(beginning):
+    whole = Reader(data.open(), seed, 0, 1, data.shuffle_window, CHUNK_SIZE)
+    for chunk in whole.chunks(whole.beginning()):
         if chunk.size == 0:
             return
         yield chunk
