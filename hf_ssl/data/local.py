@@ -7,7 +7,7 @@ rows. Here tables become many small shards, with `INDEX_COLUMN`.
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 
 import datasets
@@ -33,7 +33,11 @@ _SPLIT_OF = {name: split for split, names in _SPLIT_NAMES.items() for name in na
 
 _ROWS_PER_SHARD = 16  # so small that the shuffled order of shards mixes classes that lie in sequence
 _MAX_SHARDS = 65536
-_PARQUET_BATCH = 512  # rows in memory at once, however large the file's row groups are
+# Rows and bytes in memory at once, however large the file's row groups are. Much larger blocks go back to the system
+# after each use and come again as fresh pages, which costs more than reading. Saved positions count in these batches.
+_PARQUET_BATCH = 512
+_PARQUET_BATCH_BYTES = 2**23
+_PARQUET_BUFFER = 2**20  # bytes of the file read at once; pyarrow's default is a whole row group
 
 
 @dataclass(frozen=True)
@@ -195,10 +199,19 @@ def parquet_records(files: list[str]) -> tuple[datasets.IterableDataset, int]:
     return _numbered_records(_read_row_groups, {"row_groups": row_groups}, features), rows
 
 
+@lru_cache(maxsize=8)
+def _metadata(path: str) -> pq.FileMetaData:
+    """Read once for all row groups of a file: a large file's takes longer than one of its row groups."""
+    return pq.read_metadata(path)
+
+
 def _read_row_groups(row_groups: list[tuple[str, int, int]]) -> Iterator[tuple[tuple[int, int], pa.Table]]:
     for path, group, first in row_groups:
-        with pq.ParquetFile(path) as file:
-            for batch in file.iter_batches(_PARQUET_BATCH, row_groups=[group]):
+        metadata = _metadata(path)
+        about = metadata.row_group(group)
+        rows = min(_PARQUET_BATCH, 1 + _PARQUET_BATCH_BYTES * about.num_rows // max(1, about.total_byte_size))
+        with pq.ParquetFile(path, metadata=metadata, pre_buffer=False, buffer_size=_PARQUET_BUFFER) as file:
+            for batch in file.iter_batches(rows, row_groups=[group], use_threads=False):
                 index = pa.array(range(first, first + batch.num_rows), pa.int64())
                 yield (group, first), pa.Table.from_batches([batch]).append_column(INDEX_COLUMN, index)
                 first += batch.num_rows

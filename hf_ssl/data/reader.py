@@ -1,11 +1,13 @@
 """Undecoded records of one process, in windows that are shuffled, cut into chunks."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 import datasets
 import numpy as np
+import pyarrow as pa
 from datasets.distributed import split_dataset_by_node
 from torch import Tensor
 
@@ -19,19 +21,24 @@ FOR_SHARDS, FOR_WINDOW = 0, 1  # `draws.py` has 2
 # and keeps its share, unless the shards divide evenly.
 _MANY_SHARDS = 8
 
+_TABLE_ROWS = 128  # rows that `datasets` hands over at once, or somewhat fewer, so that a window holds whole tables
+
+_IMAGE_TYPE = pa.struct({"bytes": pa.binary(), "path": pa.string()})
+
 
 @dataclass
 class Chunk:
     """Consecutive records of the shuffled order, and what a worker made of them.
 
-    A record is an undecoded image, its index and its label. `start` and `end` are where the reader stands before and
-    after the chunk; one without records ends an epoch.
+    `records` has three columns: the undecoded images (`{"bytes": ..., "path": ...}`), their indices and their labels,
+    null where there are none. `start` and `end` are where the reader stands before and after the chunk; one without
+    records ends an epoch.
     """
 
     start: dict[str, Any]
     end: dict[str, Any]
     place: int
-    records: list[tuple[Any, int | None, int | None]] = field(default_factory=list)
+    records: pa.RecordBatch | None = None
     size: int = 0
     views: Tensor | None = None
     indices: list[int | None] = field(default_factory=list)
@@ -60,6 +67,12 @@ class Reader:
         self.window_size = window_size
         self.chunk_size = chunk_size
 
+    def beginning(self, epoch: int = 0) -> dict[str, Any]:
+        """The state before the first record of an epoch."""
+        divisors = (rows for rows in range(_TABLE_ROWS, _TABLE_ROWS // 8, -1) if self.window_size % rows == 0)
+        table_rows = next(divisors, self.window_size)
+        return {"epoch": epoch, "window": 0, "offset": 0, "state": None, "table_rows": table_rows}
+
     def chunks(self, state: dict[str, Any]) -> Iterator[Chunk]:
         """Chunks from a state on, epoch after epoch."""
         columns = [self.source.image_column]
@@ -70,47 +83,102 @@ class Reader:
         records = self.source.records.select_columns(columns)
         enough = records.num_shards >= _MANY_SHARDS * self.world_size
         records = split_dataset_by_node(records, self.rank, self.world_size, "shards" if enough else "auto")
+        if records._ex_iterable.iter_arrow:  # the others come row by row, and each would become a table
+            records = records.with_format("arrow")
+        memory = _Window()
         while True:
-            yield from self._epoch(records, **state)
-            state = {"epoch": state["epoch"] + 1, "window": 0, "offset": 0, "state": None}
+            yield from self._epoch(records, memory, **state)
+            state = self.beginning(state["epoch"] + 1)
 
     def _epoch(
-        self, records: datasets.IterableDataset, epoch: int, window: int, offset: int, state: dict[str, Any] | None
+        self,
+        records: datasets.IterableDataset,
+        memory: "_Window",
+        epoch: int,
+        window: int,
+        offset: int,
+        state: dict[str, Any] | None,
+        table_rows: int,
     ) -> Iterator[Chunk]:
         records.set_epoch(self._shard_order(epoch))
         records.load_state_dict(state)  # pyright: ignore[reportArgumentType]
-        for rows in records.iter(self.window_size):
+        tables = map(self._table, records.iter(table_rows))
+        while rows := memory.fill(islice(tables, self.window_size // table_rows)):
             after = records.state_dict()
-            images = rows[self.source.image_column]
-            numbers = rows.get(INDEX_COLUMN) or [None] * len(images)
-            labels = rows[self.label_column] if self.label_column is not None else [None] * len(images)
-            order = np.random.default_rng([self.seed, epoch, self.rank, window, FOR_WINDOW]).permutation(len(images))
-            for begin in range(offset, len(images), self.chunk_size):
-                end = min(begin + self.chunk_size, len(images))
-                chosen = order[begin:end]
-                in_window = end < len(images)
+            order = np.random.default_rng([self.seed, epoch, self.rank, window, FOR_WINDOW]).permutation(len(rows))
+            for begin in range(offset, len(rows), self.chunk_size):
+                end = min(begin + self.chunk_size, len(rows))
+                in_window = end < len(rows)
+                here = {"epoch": epoch, "window": window, "offset": begin, "state": state, "table_rows": table_rows}
+                following = {"window": window + 1, "offset": 0, "state": after}
                 yield Chunk(
-                    start={"epoch": epoch, "window": window, "offset": begin, "state": state},
-                    end={
-                        "epoch": epoch,
-                        "window": window if in_window else window + 1,
-                        "offset": end if in_window else 0,
-                        "state": state if in_window else after,
-                    },
+                    start=here,
+                    end={**here, "offset": end} if in_window else {**here, **following},
                     place=window * self.window_size + begin,
-                    records=[(images[row], numbers[row], labels[row]) for row in chosen],
-                    size=len(chosen),
+                    records=rows.take(pa.array(order[begin:end])),
+                    size=end - begin,
                 )
             window, offset, state = window + 1, 0, after
         if window == 0:
             raise ValueError(
                 f"`{self.source.name}` has too few images: process {self.rank} would get none. Start fewer processes."
             )
-        here = {"epoch": epoch, "window": window, "offset": 0, "state": state}
+        here = {"epoch": epoch, "window": window, "offset": 0, "state": state, "table_rows": table_rows}
         yield Chunk(start=here, end=here, place=window * self.window_size)
+
+    def _table(self, rows: pa.Table | dict[str, list]) -> pa.Table:
+        """The columns of a chunk, from what `datasets` gives."""
+        types = {self.source.image_column: _IMAGE_TYPE, INDEX_COLUMN: pa.int64(), self.label_column: pa.int64()}
+        if isinstance(rows, dict):
+            rows = pa.table(rows, schema=pa.schema([(name, types[name]) for name in rows]))
+        columns = [
+            rows[name] if name in rows.column_names else pa.nulls(len(rows), type_) for name, type_ in types.items()
+        ]
+        return pa.table(columns, names=["image", "index", "label"])
 
     def _shard_order(self, epoch: int) -> int:
         # `datasets` orders the shards of an epoch by its number alone. A number drawn from seed and epoch makes the
         # order depend on both, and the same on every process; its own `shuffle(seed)` would cut tables into rows.
         words = np.random.SeedSequence([self.seed, epoch, FOR_SHARDS]).generate_state(2)
         return int(words[0]) * 2**30 + int(words[1]) % 2**30 + 1  # not 0, which leaves the shards as they are
+
+
+class _Window:
+    """Rows of one window, whose bytes lie in memory that is used again for the next.
+
+    Memory that the system has to hand out and clear anew costs several times as much as reading a file into it.
+    """
+
+    def __init__(self):
+        self._memory = np.empty(0, np.uint8)
+
+    def fill(self, tables: Iterable[pa.Table]) -> pa.RecordBatch | None:
+        """The rows of all tables, in order; None if there are none. Valid until it is called again."""
+        filled, sizes, valid, others = 0, [], [], []
+        for table in tables:
+            for batch in table.to_batches():
+                data, paths = batch["image"].flatten()
+                _, offsets, content = data.buffers()
+                ends = np.frombuffer(offsets, np.int32)[data.offset : data.offset + len(data) + 1]
+                size = int(ends[-1] - ends[0])
+                self._grow(filled, filled + size)
+                if size:
+                    self._memory[filled : filled + size] = np.frombuffer(content, np.uint8)[ends[0] : ends[-1]]
+                filled += size
+                sizes.append(np.diff(ends))
+                valid.append(data.is_valid())
+                others.append(pa.table([paths, batch["index"], batch["label"]], names=["path", "index", "label"]))
+        if not others:
+            return None
+        starts = np.concatenate([[0], *sizes]).cumsum(dtype=np.int64)
+        buffers = [pa.concat_arrays(valid).buffers()[1], pa.py_buffer(starts), pa.py_buffer(self._memory)]
+        data = pa.LargeBinaryArray.from_buffers(pa.large_binary(), len(starts) - 1, buffers)
+        (paths,), (indices,), (labels,) = (column.chunks for column in pa.concat_tables(others).combine_chunks())
+        images = pa.StructArray.from_arrays([data, paths], names=["bytes", "path"])
+        return pa.record_batch([images, indices, labels], names=["image", "index", "label"])
+
+    def _grow(self, filled: int, needed: int) -> None:
+        if needed > len(self._memory):
+            larger = np.empty(max(needed, 2 * len(self._memory)), np.uint8)
+            larger[:filled] = self._memory[:filled]
+            self._memory = larger

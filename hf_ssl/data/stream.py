@@ -60,10 +60,16 @@ class _ViewMaker(Dataset):
         self.rank = rank
 
     def __getitem__(self, chunk: Chunk) -> Chunk:
+        if chunk.records is None:
+            return chunk
         views, skipped = [], Counter()
-        for offset, (record_image, index, label) in enumerate(chunk.records):
+        images, indices, labels = chunk.records.columns
+        # Images one by one: the memory of the last is used again, that of a new list costs more than reading it.
+        for offset, (record_image, index, label) in enumerate(
+            zip(images, indices.to_pylist(), labels.to_pylist(), strict=True)
+        ):
             try:
-                image = decode(record_image)
+                image = decode(record_image.as_py())
             except SkippedImageError as error:
                 skipped[error.reason] += 1
                 continue
@@ -73,7 +79,7 @@ class _ViewMaker(Dataset):
             chunk.labels.append(UNKNOWN_LABEL if label is None else label)
         chunk.views = torch.stack(views) if views else None
         chunk.skipped = dict(skipped)
-        chunk.records = []  # the bytes need not travel back
+        chunk.records = None  # the bytes need not travel back
         return chunk
 
 
@@ -159,11 +165,18 @@ class TrainingStream:
         self._position = self._start() if position is None else self._checked(position)
 
     def _start(self) -> dict[str, Any]:
-        reader = {"epoch": 0, "window": 0, "offset": 0, "state": None}
-        return {**self._identity, "reader": reader, "used": 0, "batches": 0, "seen": 0, "skipped": {}}
+        return {
+            **self._identity,
+            "reader": self._reader.beginning(),
+            "used": 0,
+            "batches": 0,
+            "seen": 0,
+            "skipped": {},
+        }
 
     def _checked(self, position: dict[str, Any]) -> dict[str, Any]:
-        missing = set(self._start()) - set(position)
+        start = self._start()
+        missing = (start.keys() - position.keys()) or (start["reader"].keys() - position["reader"].keys())
         if missing:
             raise ValueError(f"The stream's position lacks `{min(missing)}`. Was it saved by another version?")
         for name, value in self._identity.items():

@@ -378,3 +378,7 @@ def test_a_position_of_another_run_is_refused(places, uninterrupted, options, me
 def test_an_incomplete_position_is_refused(places):
     with pytest.raises(ValueError, match="position lacks `batches`"):
         _stream(places, position={"seed": 3})
+    position = next(iter(_stream(places))).position
+    reader = {name: value for name, value in position["reader"].items() if name != "table_rows"}
+    with pytest.raises(ValueError, match="position lacks `table_rows`. Was it saved by another version?"):
+        _stream(places, position={**position, "reader": reader})

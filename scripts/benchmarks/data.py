@@ -1,0 +1,248 @@
+"""Measure the data pipeline part by part: prints a table, and writes JSON to `--output`."""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pyarrow.compute as pc
+import torch
+from tqdm import tqdm
+
+from hf_ssl.cli import errors_for_users, near_name, parse_settings
+from hf_ssl.data.local import IMAGE_SUFFIXES
+from hf_ssl.data.reader import Chunk, Reader
+from hf_ssl.data.settings import DataSettings
+from hf_ssl.data.stream import CHUNK_SIZE, Batch, TrainingStream
+from hf_ssl.data.views import Views
+
+DESCRIPTION = """Measure the data pipeline part by part: prints a table, and writes JSON to --output.
+
+  reader   undecoded records of one process, and their bytes
+  stream   batches of views, by number of workers up to --num_workers
+  memory   peak of the reader's process while a list of files grows --repeats times (local files only)
+  start    seconds to the first batch, in a fresh process
+  resume   seconds to the first batch from several positions
+
+Files read lately lie in the operating system's cache: run it twice. `cpu` counts this process's processor time."""
+
+EXAMPLES = """examples:
+  python scripts/benchmarks/data.py --dataset data/cifar10 --num_workers 8 --output data.json
+  python scripts/benchmarks/data.py --dataset data/photos --image_size 224 --only stream start"""
+
+_POSITIONS = (0.0, 0.1, 0.5, 0.9, 0.999)
+_PACKAGES = ("torch", "datasets", "pyarrow", "numpy", "opencv-python-headless", "pillow")
+_FILE_SUFFIXES = {".parquet", ".tar", *IMAGE_SUFFIXES}
+
+Row = dict[str, Any]  # part, what, value, unit
+
+
+@dataclass
+class BenchmarkSettings:
+    """What is measured.
+
+    Args:
+        only: Parts to measure; all if none is named.
+        image_size: Height and width of the views, in pixels.
+        batch_size: Images in a batch.
+        seconds: Time for each measurement of a speed, in seconds; shorter where an epoch ends before.
+        repeats: How often `memory` repeats the files.
+        output: JSON file to write.
+    """
+
+    only: list[str] = field(default_factory=list)
+    image_size: int = 32
+    batch_size: int = 128
+    seconds: float = 10.0
+    repeats: list[int] = field(default_factory=lambda: [1, 10, 100])
+    output: str | None = None
+
+    def __post_init__(self):
+        for name in self.only:
+            if name not in PARTS:
+                raise ValueError(f"Unknown part `{name}`. Known: {', '.join(PARTS)}.{near_name(name, list(PARTS))}")
+        for name, least in {"image_size": 1, "batch_size": 1, "seconds": 0.0}.items():
+            if getattr(self, name) < least:
+                raise ValueError(f"`{name}` must be at least {least}, got {getattr(self, name)}.")
+        if any(count < 1 for count in self.repeats):
+            raise ValueError(f"`repeats` must be at least 1, got {min(self.repeats)}.")
+
+
+def main(arguments: list[str]) -> int:
+    """Parse, measure, print and write; returns the exit code."""
+    if arguments[:1] == ["--in_fresh_process"]:
+        name, data, settings = json.loads(arguments[1])
+        print(json.dumps(_IN_FRESH_PROCESS[name](DataSettings(**data), BenchmarkSettings(**settings))))
+        return 0
+    groups = {"data": DataSettings, "benchmark": BenchmarkSettings}
+    values = parse_settings(arguments, groups, description=DESCRIPTION, examples=EXAMPLES)
+    data, settings = DataSettings(**values[0]), BenchmarkSettings(**values[1])
+    rows = []
+    with tqdm(settings.only or list(PARTS), unit="part") as progress:
+        for name in progress:
+            progress.set_description(name)
+            rows += [{"part": name, **row} for row in PARTS[name](data, settings)]
+    width = max(len(row["what"]) for row in rows)
+    for row in rows:
+        print(f"{row['part']:8} {row['what']:{width}} {row['value']:12,.2f} {row['unit']}")
+    if settings.output is not None:
+        about = {"machine": _machine(), "data": asdict(data), "settings": asdict(settings)}
+        Path(settings.output).write_text(json.dumps({**about, "results": rows}, indent=2) + "\n")
+    return 0
+
+
+def _machine() -> dict[str, Any]:
+    models = [line for line in _lines(Path("/proc/cpuinfo")) if line.startswith("model name")]
+    return {
+        "cpu": models[0].split(":")[1].strip() if models else platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        **{package: version(package) for package in _PACKAGES},
+    }
+
+
+def _lines(path: Path) -> list[str]:
+    return path.read_text().splitlines() if path.exists() else []
+
+
+def reader(data: DataSettings, settings: BenchmarkSettings) -> Iterator[Row]:
+    """Raw records of one process."""
+    records = size = 0
+    wall, cpu = time.perf_counter(), time.process_time()
+    for chunk in _epoch(data):
+        records += chunk.size
+        size += _num_bytes(chunk)
+        if time.perf_counter() - wall > settings.seconds:
+            break
+    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+    for kind, seconds in (("", wall), (" (cpu)", cpu)):
+        yield {"what": f"records{kind}", "value": records / seconds, "unit": "records/s"}
+        if size:  # image files are read where they are decoded
+            yield {"what": f"bytes{kind}", "value": size / seconds / 1e6, "unit": "MB/s"}
+
+
+def stream(data: DataSettings, settings: BenchmarkSettings) -> Iterator[Row]:
+    """Images in batches, two views each."""
+    for num_workers in sorted({0, *(2**power for power in range(20) if 2**power <= data.num_workers)}):
+        batches = iter(_stream(replace(data, num_workers=num_workers), settings))
+        for _ in range(2 + num_workers):  # what the workers made while they started does not count
+            next(batches)
+        images, begin, cpu = 0, time.perf_counter(), time.process_time()
+        while time.perf_counter() - begin < settings.seconds or not images:
+            images += len(next(batches).pixel_values)
+        wall, cpu = time.perf_counter() - begin, time.process_time() - cpu
+        yield {"what": f"{num_workers} workers", "value": images / wall, "unit": "images/s"}
+        yield {"what": f"{num_workers} workers, main process (cpu)", "value": cpu / images * 1e6, "unit": "us/image"}
+
+
+def memory(data: DataSettings, settings: BenchmarkSettings) -> Iterator[Row]:
+    """Peak memory of a process that reads one epoch of the same files, repeated."""
+    for repeats in settings.repeats:
+        with tempfile.TemporaryDirectory() as folder:
+            _link_repeatedly(Path(data.dataset).expanduser(), Path(folder), repeats)
+            peak = _in_fresh_process("memory", replace(data, dataset=folder), settings)
+        yield {"what": f"{repeats} x, {peak['records']:,} records", "value": peak["megabytes"], "unit": "MB"}
+
+
+def _link_repeatedly(dataset: Path, folder: Path, repeats: int) -> None:
+    if not dataset.exists():
+        raise ValueError(f"`memory` repeats files, but `{dataset}` is no file or folder. Leave it out by `--only`.")
+    files = [dataset] if dataset.is_file() else sorted(dataset.rglob("*"))
+    for file in files:
+        if file.suffix.lower() in _FILE_SUFFIXES and file.is_file():
+            name = file.relative_to(dataset) if dataset.is_dir() else Path(f"train{file.suffix}")
+            (folder / name.parent).mkdir(parents=True, exist_ok=True)
+            for repeat in range(repeats):
+                (folder / name.parent / f"{repeat:05}-{name.name}").symlink_to(file.resolve())
+
+
+def _measure_memory(data: DataSettings, settings: BenchmarkSettings) -> dict[str, float]:
+    process, records = psutil.Process(), 0
+    peak = process.memory_info().rss
+    for chunk in _epoch(data):
+        records += chunk.size
+        peak = max(peak, process.memory_info().rss)
+    return {"records": records, "megabytes": peak / 1e6}
+
+
+def start(data: DataSettings, settings: BenchmarkSettings) -> Iterator[Row]:
+    """Seconds from nothing to the first batch."""
+    seconds = _in_fresh_process("start", data, settings)
+    yield {"what": "opening to first batch", "value": seconds["opening"], "unit": "s"}
+    yield {"what": "the same with Python's start and imports", "value": seconds["process"], "unit": "s"}
+
+
+def _measure_start(data: DataSettings, settings: BenchmarkSettings) -> dict[str, float]:
+    begin = time.time()
+    next(iter(_stream(data, settings)))
+    return {"opening": time.time() - begin, "process": time.time() - psutil.Process().create_time()}
+
+
+def resume(data: DataSettings, settings: BenchmarkSettings) -> Iterator[Row]:
+    """Seconds from opening to the first batch of a run that goes on."""
+    first = next(iter(_stream(data, settings))).position
+    starts = [chunk.start for chunk in _epoch(data, seed=first["seed"])]
+    for part in _POSITIONS:
+        position = {**first, "reader": starts[int(part * len(starts))], "used": 0}
+        begin = time.perf_counter()
+        next(iter(_stream(data, settings, position)))
+        yield {"what": f"from {part:.1%} of an epoch", "value": time.perf_counter() - begin, "unit": "s"}
+
+
+Part = Callable[[DataSettings, BenchmarkSettings], Iterator[Row]]
+PARTS: dict[str, Part] = {"reader": reader, "stream": stream, "memory": memory, "start": start, "resume": resume}
+
+_IN_FRESH_PROCESS = {"memory": _measure_memory, "start": _measure_start}
+
+
+def _in_fresh_process(name: str, data: DataSettings, settings: BenchmarkSettings) -> dict[str, float]:
+    arguments = json.dumps([name, asdict(data), asdict(settings)])
+    child = subprocess.run([sys.executable, __file__, "--in_fresh_process", arguments], stdout=subprocess.PIPE)
+    if child.returncode:
+        raise SystemExit(child.returncode)  # it has said why
+    return json.loads(child.stdout)
+
+
+def _epoch(data: DataSettings, seed: int = 0) -> Iterator[Chunk]:
+    whole = Reader(data.open(), seed, 0, 1, data.shuffle_window, CHUNK_SIZE)
+    for chunk in whole.chunks(whole.beginning()):
+        if chunk.size == 0:
+            return
+        yield chunk
+
+
+def _num_bytes(chunk: Chunk) -> int:
+    assert chunk.records is not None
+    return pc.sum(pc.binary_length(chunk.records["image"].field("bytes"))).as_py() or 0
+
+
+def _stream(
+    data: DataSettings, settings: BenchmarkSettings, position: dict[str, Any] | None = None
+) -> Iterator[Batch]:
+    views = Views(data.view_recipe or "moco_v2", settings.image_size, (0.5,) * 3, (0.25,) * 3)
+    yield from TrainingStream(
+        data.open(),
+        views,
+        settings.batch_size,
+        seed=0,
+        num_workers=data.num_workers,
+        window_size=data.shuffle_window,
+        position=position,
+    )
+
+
+if __name__ == "__main__":
+    with errors_for_users():
+        sys.exit(main(sys.argv[1:]))

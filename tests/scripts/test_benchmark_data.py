@@ -1,0 +1,62 @@
+"""scripts/benchmarks/data.py: rows of every part and a JSON file, or a sentence."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+SCRIPT = Path(__file__).parents[2] / "scripts" / "benchmarks" / "data.py"
+
+
+@pytest.fixture(scope="module")
+def benchmark():
+    spec = importlib.util.spec_from_file_location("benchmark_data_script", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("images")
+    for number in range(20):
+        Image.new("RGB", (9, 7), (number, 0, 0)).save(folder / f"{number}.png")
+    return folder
+
+
+TINY = ["--image_size", "8", "--batch_size", "4", "--seconds", "0", "--num_workers", "1"]
+
+
+@pytest.mark.slow
+def test_every_part_gives_rows_and_the_file_says_of_which_machine(benchmark, folder, tmp_path, capsys):
+    output = tmp_path / "data.json"
+    arguments = ["--dataset", str(folder), *TINY, "--repeats", "1", "3", "--output", str(output)]
+    assert benchmark.main(arguments) == 0
+    written = json.loads(output.read_text())
+    rows = written["results"]
+    assert list(dict.fromkeys(row["part"] for row in rows)) == list(benchmark.PARTS)
+    assert all(row["value"] > 0 for row in rows)
+    memory = [row["what"] for row in rows if row["part"] == "memory"]
+    assert memory == ["1 x, 20 records", "3 x, 60 records"]
+    printed = capsys.readouterr().out.splitlines()
+    for line, row in zip(printed, rows, strict=True):
+        assert line.startswith(row["part"]) and row["what"] in line and line.endswith(row["unit"])
+    assert {"cpu", "cores", "torch", "pyarrow"} <= written["machine"].keys()
+    assert (written["data"]["dataset"], written["settings"]["image_size"]) == (str(folder), 8)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--only", "memori"], r"Unknown part `memori`. Known: reader, .* Did you mean `memory`\?"),
+        (["--only", "memory"], "`memory` repeats files, but `digits` is no file or folder"),
+        (["--batch_size", "0"], "`batch_size` must be at least 1, got 0"),
+        (["--repeats", "0"], "`repeats` must be at least 1, got 0"),
+        (["--batch_sise", "3"], r"Unknown flag `--batch_sise`. Did you mean `--batch_size`\?"),
+    ],
+)
+def test_wrong_input_is_named(benchmark, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        benchmark.main(["--dataset", "digits", *arguments])
