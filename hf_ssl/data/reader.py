@@ -131,9 +131,8 @@ class Reader:
         types = {self.source.image_column: _IMAGE_TYPE, INDEX_COLUMN: pa.int64(), self.label_column: pa.int64()}
         if isinstance(rows, dict):
             rows = pa.table(rows, schema=pa.schema([(name, types[name]) for name in rows]))
-        columns = [
-            rows[name] if name in rows.column_names else pa.nulls(len(rows), type_) for name, type_ in types.items()
-        ]
+        present = rows.schema.names  # pyright: ignore[reportAttributeAccessIssue]
+        columns = [rows[name] if name in present else pa.nulls(len(rows), type_) for name, type_ in types.items()]
         return pa.table(columns, names=["image", "index", "label"])
 
     def _shard_order(self, epoch: int) -> int:
