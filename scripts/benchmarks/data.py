@@ -1,8 +1,10 @@
 """Measure the data pipeline part by part: prints a table, and writes JSON to `--output`."""
 
+import io
 import json
 import os
 import platform
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -11,14 +13,21 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import cv2
 import numpy as np
+import peers
 import psutil
 import torch
+from PIL import Image
+from torch import Tensor
 from tqdm import tqdm
 
 from hf_ssl.cli import errors_for_users, near_name, parse_settings
+from hf_ssl.data.decode import decode as decode_record
+from hf_ssl.data.device_views import Normalize
+from hf_ssl.data.draws import numbers_of
 from hf_ssl.data.local import IMAGE_SUFFIXES
 from hf_ssl.data.reader import Chunk, Reader
 from hf_ssl.data.settings import DataSettings
@@ -27,11 +36,17 @@ from hf_ssl.data.views import Views
 
 DESCRIPTION = """Measure the data pipeline part by part: prints a table, and writes JSON to --output.
 
+  decode   bytes to RGB pictures, on one core, by several decoders (JPEG, PNG, ...)
+  views    bytes to two views, on one core, by hf_ssl and by what other libraries do
   reader   undecoded records of one process, and their bytes
   stream   batches of views, by number of workers up to --num_workers
   memory   peak of the reader's process while a list of files grows --repeats times (local files only)
   start    seconds to the first batch, in a fresh process
   resume   seconds to the first batch from several positions
+
+`decode` and `views` take the processor time of one thread and run what they compare in turns: trust the ratios. hf_ssl
+hands views over as uint8; "normalised" is what its loop makes of them on the device that trains, here the CPU.
+`--compare lightly` needs pip install 'hf_ssl[benchmarks]'.
 
 Files read lately lie in the operating system's cache: run it twice. `cpu` counts this process's processor time."""
 
@@ -39,6 +54,8 @@ EXAMPLES = """examples:
   python scripts/benchmarks/data.py --dataset data/cifar10 --num_workers 8 --output data.json
   python scripts/benchmarks/data.py --dataset data/photos --image_size 224 --only stream start"""
 
+_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+_IMAGES, _IMAGES_AT_ONCE, _ROUNDS = 512, 16, 5
 _POSITIONS = (0.0, 0.1, 0.5, 0.9, 0.999)
 _PACKAGES = ("torch", "datasets", "pyarrow", "numpy", "opencv-python-headless", "pillow")
 _FILE_SUFFIXES = {".parquet", ".tar", *IMAGE_SUFFIXES}
@@ -55,6 +72,7 @@ class BenchmarkSettings:
         image_size: Height and width of the views, in pixels.
         batch_size: Images in a batch.
         seconds: Time for each measurement of a speed, in seconds; shorter where an epoch ends before.
+        compare: Library whose own transforms `views` measures too.
         repeats: How often `memory` repeats the files.
         output: JSON file to write.
     """
@@ -63,6 +81,7 @@ class BenchmarkSettings:
     image_size: int = 32
     batch_size: int = 128
     seconds: float = 10.0
+    compare: Literal["lightly"] | None = None
     repeats: list[int] = field(default_factory=lambda: [1, 10, 100])
     output: str | None = None
 
@@ -93,7 +112,8 @@ def main(arguments: list[str]) -> int:
             rows += [{"part": name, **row} for row in PARTS[name](data, settings)]
     width = max(len(row["what"]) for row in rows)
     for row in rows:
-        print(f"{row['part']:8} {row['what']:{width}} {row['value']:12,.2f} {row['unit']}")
+        ratio = f"   hf_ssl is faster by {row['hf_ssl is faster by']:.1f}" if "hf_ssl is faster by" in row else ""
+        print(f"{row['part']:8} {row['what']:{width}} {row['value']:12,.2f} {row['unit']}{ratio}")
     if settings.output is not None:
         about = {"machine": _machine(), "data": asdict(data), "settings": asdict(settings)}
         Path(settings.output).write_text(json.dumps({**about, "results": rows}, indent=2) + "\n")
@@ -115,6 +135,76 @@ def _machine() -> dict[str, Any]:
 
 def _lines(path: Path) -> list[str]:
     return path.read_text().splitlines() if path.exists() else []
+
+
+def decode(data: DataSettings, settings: BenchmarkSettings) -> Iterator[Row]:
+    """Undecoded images to RGB pictures."""
+    images = _some_images(data)
+    decoders = {
+        "hf_ssl": lambda image: decode_record(image),
+        "OpenCV": lambda image: cv2.imdecode(np.frombuffer(image, np.uint8), cv2.IMREAD_COLOR_RGB),
+        "Pillow": lambda image: np.asarray(Image.open(io.BytesIO(image)).convert("RGB")),
+    }
+    for name, speed in _speeds({name: _for_each(make) for name, make in decoders.items()}, images, settings).items():
+        yield {"what": name, "value": speed, "unit": "images/s"}
+
+
+def views(data: DataSettings, settings: BenchmarkSettings) -> Iterator[Row]:
+    """Undecoded images to two views."""
+    name, size = data.view_recipe or "moco_v2", settings.image_size
+    make, normalize = Views(name, size), Normalize(_MEAN, _STD, torch.device("cpu"))
+
+    def ours(images: list[bytes]) -> Tensor:
+        return torch.stack([make(decode_record(image), numbers_of(0, 0, 0, i)) for i, image in enumerate(images)])
+
+    pipelines: dict[str, Callable[[list[bytes]], Any]] = {
+        "hf_ssl": ours,
+        "hf_ssl, normalised": lambda images: normalize(ours(images)),
+        "torchvision v2 on Pillow": _for_each(peers.torchvision_v2(name, size, _MEAN, _STD)),
+        "torchvision v1, as in solo-learn": _for_each(peers.torchvision_v1(name, size, _MEAN, _STD)),
+    }
+    if settings.compare == "lightly":
+        pipelines["lightly"] = _for_each(peers.lightly(name, size, _MEAN, _STD))
+    speeds = _speeds(pipelines, _some_images(data), settings)
+    for pipeline, speed in speeds.items():
+        yield {"what": pipeline, "value": speed, "unit": "images/s", "hf_ssl is faster by": speeds["hf_ssl"] / speed}
+
+
+def _some_images(data: DataSettings) -> list[bytes]:
+    images: list[bytes] = []
+    for chunk in _epoch(data):
+        assert chunk.records is not None
+        for record in chunk.records["image"].to_pylist():
+            images.append(record["bytes"] or Path(record["path"]).read_bytes())
+        if len(images) >= _IMAGES:
+            break
+    return images
+
+
+def _for_each(make: Callable[[bytes], Any]) -> Callable[[list[bytes]], Any]:
+    return lambda images: [make(image) for image in images]
+
+
+def _speeds(
+    pipelines: dict[str, Callable[[list[bytes]], Any]], images: list[bytes], settings: BenchmarkSettings
+) -> dict[str, float]:
+    """Images a second of one core: the median over rounds in which each has its turn for as long."""
+    threads = torch.get_num_threads(), cv2.getNumThreads()
+    torch.set_num_threads(1)
+    cv2.setNumThreads(0)
+    speeds: dict[str, list[float]] = {name: [] for name in pipelines}
+    for number in range(_ROUNDS + 1):  # the first warms up
+        for name, make in pipelines.items():
+            done, begin = 0, time.thread_time()
+            while time.thread_time() - begin < settings.seconds / _ROUNDS or not done:
+                some = images[done % len(images) :][:_IMAGES_AT_ONCE]
+                make(some)
+                done += len(some)
+            if number:
+                speeds[name].append(done / (time.thread_time() - begin))
+    torch.set_num_threads(threads[0])
+    cv2.setNumThreads(threads[1])
+    return {name: statistics.median(values) for name, values in speeds.items()}
 
 
 def reader(data: DataSettings, settings: BenchmarkSettings) -> Iterator[Row]:
@@ -141,7 +231,7 @@ def stream(data: DataSettings, settings: BenchmarkSettings) -> Iterator[Row]:
             next(batches)
         images, begin, cpu = 0, time.perf_counter(), time.process_time()
         while time.perf_counter() - begin < settings.seconds or not images:
-            images += len(next(batches).pixel_values)
+            images += len(next(batches).views)
         wall, cpu = time.perf_counter() - begin, time.process_time() - cpu
         yield {"what": f"{num_workers} workers", "value": images / wall, "unit": "images/s"}
         yield {"what": f"{num_workers} workers, main process (cpu)", "value": cpu / images * 1e6, "unit": "us/image"}
@@ -202,7 +292,15 @@ def resume(data: DataSettings, settings: BenchmarkSettings) -> Iterator[Row]:
 
 
 Part = Callable[[DataSettings, BenchmarkSettings], Iterator[Row]]
-PARTS: dict[str, Part] = {"reader": reader, "stream": stream, "memory": memory, "start": start, "resume": resume}
+PARTS: dict[str, Part] = {
+    "decode": decode,
+    "views": views,
+    "reader": reader,
+    "stream": stream,
+    "memory": memory,
+    "start": start,
+    "resume": resume,
+}
 
 _IN_FRESH_PROCESS = {"memory": _measure_memory, "start": _measure_start}
 
@@ -225,16 +323,14 @@ def _epoch(data: DataSettings, seed: int = 0) -> Iterator[Chunk]:
 
 def _num_bytes(chunk: Chunk) -> int:
     assert chunk.records is not None
-    offsets = np.frombuffer(
-        chunk.records["image"].field("bytes").buffers()[1], np.int64
-    )  # a chunk begins at its own 0
-    return int(offsets[chunk.size])
+    offsets = np.frombuffer(chunk.records["image"].field("bytes").buffers()[1], np.int64)
+    return int(offsets[chunk.size])  # a chunk begins at its own 0
 
 
 def _stream(
     data: DataSettings, settings: BenchmarkSettings, position: dict[str, Any] | None = None
 ) -> Iterator[Batch]:
-    views = Views(data.view_recipe or "moco_v2", settings.image_size, (0.5,) * 3, (0.25,) * 3)
+    views = Views(data.view_recipe or "moco_v2", settings.image_size)
     yield from TrainingStream(
         data.open(),
         views,
