@@ -190,7 +190,7 @@ class MoCHiForPreTraining(SSLPreTrainedModel):
 
     Memory: the synthetic vectors of a batch are never in memory together. Measured on the CPU for 256 queries of width
     128, 65,536 keys and 1,024 mixtures of 1,024 hard negatives, the loss and its backward pass take 285 MB at their
-    peak, of which MoCo's take 202 MB; keeping the vectors for the backward pass would make it 615 MB.
+    peak; keeping the vectors for the backward pass would make it 615 MB. MoCo, which keeps no scores, takes far less.
 
     Recipes: the paper's settings could not be compared with an official code, there is none: everything that mixing
     adds to MoCo version 2 is UNVERIFIED. `paper-imagenet` is MoCHi (1024, 512, 256) for 200 epochs and
