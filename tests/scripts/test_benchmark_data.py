@@ -55,7 +55,7 @@ def test_every_part_gives_rows_and_the_file_says_of_which_machine(benchmark, fol
     [
         (["--only", "memori"], r"Unknown part `memori`. Known: decode, .* Did you mean `memory`\?"),
         (["--only", "memory"], "`memory` repeats files, but `digits` is no file or folder"),
-        (["--only", "views", "--compare", "lightly", "--view_recipe", "shapes"], "needs a recipe that it has"),
+        (["--only", "views", "--compare", "lightly", "--view_recipe", "shapes"], "needs a recipe that lightly has"),
         (["--batch_size", "0"], "`batch_size` must be at least 1, got 0"),
         (["--repeats", "0"], "`repeats` must be at least 1, got 0"),
         (["--batch_sise", "3"], r"Unknown flag `--batch_sise`. Did you mean `--batch_size`\?"),
