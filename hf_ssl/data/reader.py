@@ -33,7 +33,7 @@ class Chunk:
     place: int
     records: list[tuple[Any, int | None, int | None]] = field(default_factory=list)
     size: int = 0
-    views: Tensor | None = None
+    views: tuple[Tensor, ...] = ()
     indices: list[int | None] = field(default_factory=list)
     labels: list[int] = field(default_factory=list)
     skipped: dict[str, int] = field(default_factory=dict)
