@@ -29,9 +29,6 @@ from hf_ssl.data.local import INDEX_COLUMN
 from hf_ssl.data.recipes import ViewRecipe
 from hf_ssl.data.sources import Source
 
-PLACE_COLUMN = "__place__"
-"""Column of a cache's records with the place of the picture in the cache, in that of the image."""
-
 _RECORDS_AT_ONCE = 64
 _LARGEST_SHARE = 0.8  # of the free memory; the rest is for the network's activations
 
@@ -41,7 +38,7 @@ class Cache:
     """A decoded split.
 
     Args:
-        source: The data set with `PLACE_COLUMN` in place of its images.
+        source: The data set, but the path of each image is its place in `pictures`.
         pictures: (images, height, width, 3), uint8, on the device; black where an image cannot be used.
         reasons: Place of each image that cannot be used -> why.
     """
@@ -276,15 +273,17 @@ def _check_size(source: Source, size: tuple[int, ...], other: tuple[int, int]) -
 
 def _source_of_places(source: Source, shard_sizes: list[int], columns: dict[str, list[int | None]]) -> Source:
     ends = np.cumsum(shard_sizes).tolist()
-    table = pa.table(
-        {PLACE_COLUMN: range(ends[-1]), **columns},
-        schema=pa.schema([(name, pa.int64()) for name in (PLACE_COLUMN, *columns)]),
-    )
-    features = datasets.Features({name: datasets.Value("int64") for name in table.column_names})
+    paths = pa.array(map(str, range(ends[-1])), pa.string())
+    images = pa.StructArray.from_arrays([pa.nulls(len(paths), pa.binary()), paths], names=["bytes", "path"])
+    others = [pa.array(values, pa.int64()) for values in columns.values()]
+    table = pa.table([images, *others], names=[source.image_column, *columns])
     shards = [(end - size, end) for end, size in zip(ends, shard_sizes, strict=True)]
+    features = datasets.Features({name: datasets.Value("int64") for name in columns})
+    info = datasets.DatasetInfo(
+        features=datasets.Features({source.image_column: datasets.Image(decode=False), **features})
+    )
     iterable = ArrowExamplesIterable(partial(_read, table), {"shards": shards})
-    records = datasets.IterableDataset(iterable, info=datasets.DatasetInfo(features=features))
-    return replace(source, records=records, image_column=PLACE_COLUMN)
+    return replace(source, records=datasets.IterableDataset(iterable, info=info))
 
 
 def _read(table: pa.Table, shards: list[tuple[int, int]]) -> Iterator[tuple[tuple[int, int], pa.Table]]:

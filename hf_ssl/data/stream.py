@@ -88,15 +88,16 @@ class _DrawMaker(Dataset):
         self.rank = rank
 
     def __getitem__(self, chunk: Chunk) -> Chunk:
-        reasons = [self.draws.reasons.get(place) for place, _, _ in chunk.records]
+        places = [int(record_image["path"]) for record_image, _, _ in chunk.records]
+        reasons = [self.draws.reasons.get(place) for place in places]
         chunk.skipped = dict(Counter(reason for reason in reasons if reason is not None))
         good = [offset for offset, reason in enumerate(reasons) if reason is None]
         if good:
             start, end = chunk.place, chunk.place + chunk.size
             numbers = numbers_between(self.seed, chunk.start["epoch"], self.rank, start, end)[good]
-            places, indices, labels = zip(*(chunk.records[offset] for offset in good), strict=True)
-            chunk.views = (torch.tensor(places), self.draws(numbers))
-            chunk.indices = list(indices)
+            chunk.views = (torch.tensor([places[offset] for offset in good]), self.draws(numbers))
+            chunk.indices = [chunk.records[offset][1] for offset in good]
+            labels = [chunk.records[offset][2] for offset in good]
             chunk.labels = [UNKNOWN_LABEL if label is None else label for label in labels]
         return chunk
 
