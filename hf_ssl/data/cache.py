@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from hf_ssl.data.decode import SkippedImageError, decode, use_one_core
-from hf_ssl.data.device_colour import DeviceColour
+from hf_ssl.data.device_colour import DeviceColour, send
 from hf_ssl.data.device_crops import DeviceCrops
 from hf_ssl.data.draws import draw_rows
 from hf_ssl.data.local import INDEX_COLUMN
@@ -48,6 +48,19 @@ class Cache:
     reasons: dict[int, str]
 
 
+def check_recipe(recipe: ViewRecipe) -> None:
+    """Refuse what a cache cannot do, before it is filled.
+
+    Raises:
+        ValueError: If the recipe has a policy.
+    """
+    if recipe.first.policy is not None or recipe.second.policy is not None:
+        raise ValueError(
+            "`cache` uint8 makes views on the device, but RandAugment and AutoAugment work on single pictures on the "
+            "CPU. Set `cache` to none, or choose another `view_recipe`."
+        )
+
+
 class CachedDraws:
     """What remains of `Views` for the CPU where the device has the pictures: the draws.
 
@@ -56,15 +69,11 @@ class CachedDraws:
         cache: The pictures.
 
     Raises:
-        ValueError: If the recipe has a policy, which no device can carry out.
+        ValueError: If the recipe has a policy; see `check_recipe`.
     """
 
     def __init__(self, recipe: ViewRecipe, cache: Cache):
-        if recipe.first.policy is not None or recipe.second.policy is not None:
-            raise ValueError(
-                "`cache` uint8 makes views on the device, but RandAugment and AutoAugment work on single pictures on "
-                "the CPU. Set `cache` to none, or choose another `view_recipe`."
-            )
+        check_recipe(recipe)
         self.recipe = recipe
         self.reasons = cache.reasons
         self._height, self._width = cache.pictures.shape[1:3]
@@ -108,8 +117,8 @@ class CachedViews:
             (batch, 2, image_size, image_size, 3), uint8.
         """
         device = self._pictures.device
-        pictures = self._pictures[places.to(device, non_blocking=True)]
-        return self._colour(self._crops(pictures, draws.to(device, non_blocking=True)), draws)
+        pictures = self._pictures[send(places, device)]
+        return self._colour(self._crops(pictures, send(draws, device)), draws)
 
 
 def fill_cache(

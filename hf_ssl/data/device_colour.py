@@ -59,15 +59,15 @@ class DeviceColour:
         Returns:
             Like `crops`, on the device.
         """
-        crops = crops.to(self._device, non_blocking=True)
+        crops = send(crops, self._device)
         batch_size = len(crops)
         steps = self._steps(draws.transpose(0, 1).flatten(0, 1).double().numpy())
         views = crops.permute(4, 1, 0, 2, 3).to(torch.float32, memory_format=torch.contiguous_format).flatten(1, 2)
         # All numbers in two copies, since a copy to a GPU takes as long as a whole operation.
         chosen = torch.from_numpy(np.concatenate([rows for _, rows, _ in steps] or [np.empty(0, np.int64)]))
         numbers = torch.from_numpy(np.concatenate([of.ravel() for *_, of in steps] or [np.empty(0)])).float()
-        chosen = chosen.to(self._device, non_blocking=True).split([len(rows) for _, rows, _ in steps])
-        numbers = numbers.to(self._device, non_blocking=True).split([of.size for *_, of in steps])
+        chosen = send(chosen, self._device).split([len(rows) for _, rows, _ in steps])
+        numbers = send(numbers, self._device).split([of.size for *_, of in steps])
         for (operation, rows, _), rows_there, of_there in zip(steps, chosen, numbers, strict=True):
             made = operation(views.index_select(1, rows_there), of_there.view(len(rows), -1))
             views = made if len(rows) == views.shape[1] else views.index_copy_(1, rows_there, made)
@@ -115,6 +115,13 @@ class DeviceColour:
         return _levels(matrices @ pixels @ matrices.transpose(1, 2))
 
 
+def send(tensor: Tensor, device: torch.device) -> Tensor:
+    """Copy a tensor to a device, without waiting for what the device still has to do."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        tensor = tensor.pin_memory()  # other memory is copied when the queue has come to it
+    return tensor.to(device, non_blocking=True)
+
+
 def _mirrored(reach: int, size: int) -> Tensor:
     """Where each weight of a kernel falls for each pixel of a row, mirrored at its ends.
 
@@ -155,7 +162,8 @@ def adjust_hue(pixels: Tensor, shift: Tensor) -> Tensor:
     hue = (torch.floor(hue * (256 / 6) / divisor + 0.5) + torch.round(shift * 256)[..., None]).remainder(256)
     chroma = value * torch.floor(spread * 255 / value.clamp(min=1) + 0.5) / 255
     # Back by distances on the circle from each colour; 255 steps to it are OpenCV's choice for this direction.
-    place = (hue * (6 / 255) + _FROM_COLOUR.to(pixels.device)).remainder(6)
+    colours = torch.arange(5, 0, -2, device=pixels.device)[:, None, None, None]
+    place = (hue * (6 / 255) + colours).remainder(6)
     return _levels(value - chroma * torch.minimum(place, 4 - place).clamp(0, 1))
 
 
@@ -180,7 +188,6 @@ _JITTER = {
     SATURATION: adjust_saturation,
     HUE: adjust_hue,
 }
-_FROM_COLOUR = torch.tensor([5.0, 3.0, 1.0])[:, None, None, None]
 
 
 def _luma(pixels: Tensor) -> Tensor:

@@ -88,7 +88,10 @@ class _DrawMaker(Dataset):
         self.rank = rank
 
     def __getitem__(self, chunk: Chunk) -> Chunk:
-        places = [int(record_image["path"]) for record_image, _, _ in chunk.records]
+        if not chunk.records:
+            return chunk
+        images, indices, labels = zip(*chunk.records, strict=True)
+        places = [int(record_image["path"]) for record_image in images]
         reasons = [self.draws.reasons.get(place) for place in places]
         chunk.skipped = dict(Counter(reason for reason in reasons if reason is not None))
         good = [offset for offset, reason in enumerate(reasons) if reason is None]
@@ -96,9 +99,8 @@ class _DrawMaker(Dataset):
             start, end = chunk.place, chunk.place + chunk.size
             numbers = numbers_between(self.seed, chunk.start["epoch"], self.rank, start, end)[good]
             chunk.views = (torch.tensor([places[offset] for offset in good]), self.draws(numbers))
-            chunk.indices = [chunk.records[offset][1] for offset in good]
-            labels = [chunk.records[offset][2] for offset in good]
-            chunk.labels = [UNKNOWN_LABEL if label is None else label for label in labels]
+            chunk.indices = [indices[offset] for offset in good]
+            chunk.labels = [UNKNOWN_LABEL if labels[offset] is None else labels[offset] for offset in good]
         return chunk
 
 

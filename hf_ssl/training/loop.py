@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch import Tensor, nn
 
-from hf_ssl.data.cache import CachedDraws, CachedViews, fill_cache
+from hf_ssl.data.cache import CachedDraws, CachedViews, check_recipe, fill_cache
 from hf_ssl.data.device_colour import DeviceColour
 from hf_ssl.data.device_views import Normalize
 from hf_ssl.data.settings import DataSettings
@@ -201,6 +201,7 @@ def _open_stream(
     recipe, image_size, device = data.view_recipe or model.view_recipe, model.config.image_size, accelerator.device
     views, finish = Views(recipe, image_size), None
     if data.cache == "uint8":
+        check_recipe(views.recipe)
         cache = fill_cache(
             source,
             device,

@@ -16,6 +16,7 @@ import torch
 from hf_ssl.data import cache as module
 from hf_ssl.data.cache import CachedDraws, CachedViews, fill_cache
 from hf_ssl.data.device_colour import DeviceColour
+from hf_ssl.data.draws import NUM_DRAWS
 from hf_ssl.data.recipes import VIEW_RECIPES
 from hf_ssl.data.sources import open_source
 from hf_ssl.data.stream import TrainingStream
@@ -176,6 +177,14 @@ def test_the_progress_bar_counts_images(sources, capsys):
     assert "90/90" in capsys.readouterr().err
     fill_cache(sources["parquet_bad"], CPU)
     assert capsys.readouterr().err == ""
+
+
+def test_nothing_is_read_back_from_the_device(caches):
+    nowhere = torch.device("meta")  # has shapes but no values: to ask for one is an error
+    cache = replace(caches["digits"], pictures=caches["digits"].pictures.to(nowhere))
+    views = CachedViews(VIEW_RECIPES["byol"], SIZE, cache)
+    draws = CachedDraws(VIEW_RECIPES["byol"], cache)(np.random.default_rng(0).random((7, 2, NUM_DRAWS)))
+    assert views(torch.arange(7), draws).shape == (7, 2, SIZE, SIZE, 3)
 
 
 def test_images_of_two_sizes_are_refused(tmp_path):

@@ -146,3 +146,12 @@ def test_crops_are_not_written_to():
     before = crops.clone()
     DeviceColour(VIEW_RECIPES["byol"], 32, CPU)(crops, draws)
     assert torch.equal(crops, before)
+
+
+@pytest.mark.parametrize("recipe", sorted(VIEW_RECIPES))
+def test_nothing_is_read_back_from_the_device(recipe):
+    crops, draws = _crops(recipe, 32, _pictures())
+    nowhere = torch.device("meta")  # has shapes but no values: to ask for one is an error
+    made = DeviceColour(VIEW_RECIPES[recipe], 32, nowhere)(crops, draws)
+    assert made.device == nowhere and made.shape == crops.shape and made.dtype == torch.uint8
+    assert made.transpose(0, 1).is_contiguous()  # as `Normalize` takes them

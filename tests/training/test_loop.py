@@ -153,6 +153,15 @@ def test_the_device_makes_the_views_of_the_workers(digits, tmp_path: Path):
         assert (views_of(name, **places) - expected).abs().mean() < 0.01  # in units of the normalised pixels
 
 
+def test_a_recipe_that_needs_the_cpu_is_refused_before_a_cache_is_filled(digits, tmp_path: Path, capsys):
+    data = replace(DATA, cache="uint8", view_recipe="randaugment")
+    with pytest.raises(
+        ValueError, match="RandAugment and AutoAugment work on single pictures on the CPU. Set `cache`"
+    ):
+        train(new_model(), digits, data, settings(tmp_path / "run"))
+    assert "cache:" not in capsys.readouterr().err
+
+
 def test_where_views_are_made_must_be_known():
     with pytest.raises(ValueError, match="`views_on` must be cpu or gpu, got `cuda`"):
         DataSettings(views_on="cuda")  # type: ignore[arg-type]
