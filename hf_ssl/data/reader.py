@@ -40,7 +40,7 @@ class Chunk:
     place: int
     records: pa.RecordBatch | None = None
     size: int = 0
-    views: Tensor | None = None
+    views: tuple[Tensor, ...] = ()
     indices: list[int | None] = field(default_factory=list)
     labels: list[int] = field(default_factory=list)
     skipped: dict[str, int] = field(default_factory=dict)

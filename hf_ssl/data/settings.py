@@ -1,6 +1,7 @@
 """The settings of the data set, which the command line turns into flags."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from hf_ssl.data.sources import Source, open_source
 
@@ -20,6 +21,10 @@ class DataSettings:
         index_column: Column with a stable number of each image, from 0 to one less than their number, which memory
             banks need; made for local files and embedded data sets, so only streams from the Hub and tars lack one.
         view_recipe: Augmentation, a name in `hf_ssl/data/recipes.py`; the method's own if not given.
+        views_on: `cpu`: workers make the views. `gpu`: workers decode, crop and resize, and the device that trains
+            does colours and blur in batches, with the same draws; pays where a GPU waits for workers (`data_wait`).
+        cache: `uint8` decodes the split once and keeps it on the device that trains, which then makes the views
+            (`views_on` gpu) without workers; for data sets of one image size that fit. Each process keeps all of it.
         num_workers: Worker processes of each training process that decode and augment, at least 0. The order of
             images does not depend on it.
         shuffle_window: Number of undecoded images that are shuffled together, at least 1; they stay in memory. Raise
@@ -35,9 +40,18 @@ class DataSettings:
     label_column: str | None = None
     index_column: str | None = None
     view_recipe: str | None = None
+    views_on: Literal["cpu", "gpu"] = "cpu"
+    cache: Literal["none", "uint8"] = "none"
     num_workers: int = 2
     shuffle_window: int = 2048
     max_skipped_ratio: float = 0.01
+
+    def __post_init__(self):
+        for name, known in (("views_on", ("cpu", "gpu")), ("cache", ("none", "uint8"))):
+            if getattr(self, name) not in known:
+                raise ValueError(f"`{name}` must be {' or '.join(known)}, got `{getattr(self, name)}`.")
+        if self.cache == "uint8":
+            self.views_on = "gpu"
 
     def open(self, split: str | None = None) -> Source:
         """Open the data set.

@@ -9,7 +9,7 @@ the number of workers. A position is a few numbers and the reader's state at the
 import copy
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,12 +17,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from hf_ssl.data.cache import CachedDraws
 from hf_ssl.data.decode import SkippedImageError, decode, use_one_core
-from hf_ssl.data.draws import numbers_of
+from hf_ssl.data.draws import numbers_between, numbers_of
 from hf_ssl.data.ordered import UNKNOWN_LABEL, EvaluationBatch, evaluation_batches
 from hf_ssl.data.reader import Chunk, Reader
 from hf_ssl.data.sources import Source
-from hf_ssl.data.views import Views
+from hf_ssl.data.views import Crops, Views
 
 __all__ = ["Batch", "EvaluationBatch", "TrainingStream", "evaluation_batches"]
 
@@ -35,7 +36,7 @@ class Batch:
     """One batch of views.
 
     Args:
-        views: (batch, 2, image size, image size, 3), uint8.
+        views: (batch, 2, image size, image size, 3), uint8, on the device where they were made.
         indices: Stable number of each image in the data set, (batch,), int64; None where the source has none.
         labels: Class of each image, (batch,), int64, `UNKNOWN_LABEL` where it has none; None unless asked for.
         epoch: Pass over this process's records, from 0.
@@ -54,7 +55,7 @@ class Batch:
 class _ViewMaker(Dataset):
     """Turns a chunk of records into views; runs in the workers."""
 
-    def __init__(self, views: Views, seed: int, rank: int):
+    def __init__(self, views: Views | Crops, seed: int, rank: int):
         self.views = views
         self.seed = seed
         self.rank = rank
@@ -74,12 +75,38 @@ class _ViewMaker(Dataset):
                 skipped[error.reason] += 1
                 continue
             numbers = numbers_of(self.seed, chunk.start["epoch"], self.rank, chunk.place + offset)
-            views.append(self.views(image, numbers))
+            made = self.views(image, numbers)
+            views.append(made if isinstance(made, tuple) else (made,))
             chunk.indices.append(index)
             chunk.labels.append(UNKNOWN_LABEL if label is None else label)
-        chunk.views = torch.stack(views) if views else None
+        chunk.views = tuple(map(torch.stack, zip(*views, strict=True)))
         chunk.skipped = dict(skipped)
         chunk.records = None  # the bytes need not travel back
+        return chunk
+
+
+class _DrawMaker(Dataset):
+    """Turns a chunk of a cache's records into places in the cache and draws."""
+
+    def __init__(self, draws: CachedDraws, seed: int, rank: int):
+        self.draws = draws
+        self.seed = seed
+        self.rank = rank
+
+    def __getitem__(self, chunk: Chunk) -> Chunk:
+        if not chunk.records:
+            return chunk
+        images, indices, labels = zip(*chunk.records, strict=True)
+        places = [int(record_image["path"]) for record_image in images]
+        reasons = [self.draws.reasons.get(place) for place in places]
+        chunk.skipped = dict(Counter(reason for reason in reasons if reason is not None))
+        good = [offset for offset, reason in enumerate(reasons) if reason is None]
+        if good:
+            start, end = chunk.place, chunk.place + chunk.size
+            numbers = numbers_between(self.seed, chunk.start["epoch"], self.rank, start, end)[good]
+            chunk.views = (torch.tensor([places[offset] for offset in good]), self.draws(numbers))
+            chunk.indices = [indices[offset] for offset in good]
+            chunk.labels = [UNKNOWN_LABEL if labels[offset] is None else labels[offset] for offset in good]
         return chunk
 
 
@@ -96,9 +123,10 @@ class TrainingStream:
 
     Args:
         source: The data set.
-        views: Makes the two views.
+        views: Makes the two views, or what `finish` makes them of.
         batch_size: Images in a batch of this process.
         seed: Of order and augmentation, at least 0; equal on all processes.
+        finish: Makes the views of a batch in this process, on its device; None: workers have made them.
         rank: Number of this process, in [0, world_size).
         world_size: Number of processes.
         num_workers: Worker processes that decode and augment; 0: this process does it.
@@ -115,10 +143,11 @@ class TrainingStream:
     def __init__(
         self,
         source: Source,
-        views: Views,
+        views: Views | Crops | CachedDraws,
         batch_size: int,
         *,
         seed: int,
+        finish: Callable[..., Tensor] | None = None,
         rank: int = 0,
         world_size: int = 1,
         num_workers: int = 0,
@@ -142,9 +171,10 @@ class TrainingStream:
         self.source = source
         self.views = views
         self.batch_size = batch_size
-        self.num_workers = num_workers
+        self._finish = finish
+        self.num_workers = 0 if isinstance(views, CachedDraws) else num_workers  # who only draws does it faster alone
         self.max_skipped_ratio = max_skipped_ratio
-        self._chunk_size = min(CHUNK_SIZE, batch_size)
+        self._chunk_size = batch_size if isinstance(views, CachedDraws) else min(CHUNK_SIZE, batch_size)
         self._with_labels = with_labels
         if with_labels and not source.labels:
             raise ValueError(
@@ -193,7 +223,7 @@ class TrainingStream:
         position = self._position
         used, batches, seen = position["used"], position["batches"], position["seen"]
         skipped = Counter(position["skipped"])
-        pending: list[Tensor] = []
+        pending: list[tuple[Tensor, ...]] = []
         indices: list[int | None] = []
         labels: list[int] = []
         for chunk in self._loader(position["reader"]):
@@ -214,9 +244,9 @@ class TrainingStream:
             num_good = len(chunk.indices)
             taken = min(used, num_good)
             used -= taken
-            while chunk.views is not None and taken < num_good:
+            while taken < num_good:
                 added = min(self.batch_size - len(indices), num_good - taken)
-                pending.append(chunk.views[taken : taken + added])
+                pending.append(tuple(part[taken : taken + added] for part in chunk.views))
                 indices += chunk.indices[taken : taken + added]
                 labels += chunk.labels[taken : taken + added]
                 taken += added
@@ -224,7 +254,7 @@ class TrainingStream:
                     batches += 1
                     place = after if taken == num_good else {**before, "used": taken}
                     yield Batch(
-                        views=torch.cat(pending) if len(pending) > 1 else pending[0],
+                        views=self._finished(pending),
                         indices=self._checked_indices(indices),
                         labels=torch.tensor(labels) if self._with_labels else None,
                         epoch=chunk.start["epoch"],
@@ -232,6 +262,10 @@ class TrainingStream:
                         skipped=dict(skipped),
                     )
                     pending, indices, labels = [], [], []
+
+    def _finished(self, pending: list[tuple[Tensor, ...]]) -> Tensor:
+        parts = [torch.cat(part) for part in zip(*pending, strict=True)] if len(pending) > 1 else list(pending[0])
+        return parts[0] if self._finish is None else self._finish(*parts)
 
     def _checked_indices(self, indices: list[int | None]) -> Tensor | None:
         if None in indices:
@@ -251,8 +285,9 @@ class TrainingStream:
         if self.num_workers:
             chunks_of_two_batches = math.ceil(2 * self.batch_size / (self._chunk_size * self.num_workers))
             workers = {"worker_init_fn": use_one_core, "prefetch_factor": max(2, chunks_of_two_batches)}
+        seed, rank, views = self._identity["seed"], self._identity["rank"], self.views
         return DataLoader(
-            _ViewMaker(self.views, self._identity["seed"], self._identity["rank"]),
+            _DrawMaker(views, seed, rank) if isinstance(views, CachedDraws) else _ViewMaker(views, seed, rank),
             sampler=self._reader.chunks(reader_state),
             batch_size=None,
             collate_fn=_identity,

@@ -19,15 +19,17 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchvision.transforms import v2
 
-from hf_ssl.data.draws import BRIGHTNESS, CONTRAST, HUE, SATURATION, ViewDraw, draw_view
+from hf_ssl.data.draws import BRIGHTNESS, CONTRAST, HUE, SATURATION, ViewDraw, as_row, draw_view
 from hf_ssl.data.recipes import VIEW_RECIPES, ViewParameters, ViewRecipe
 
 Picture = NDArray[Any]  # uint8, (height, width, 3)
 
+LUMA = (0.299, 0.587, 0.114)
+"""Weights of red, green and blue in grey (ITU-R 601)."""
+
 _POLICIES = {"randaugment": v2.RandAugment(num_ops=2, magnitude=9), "autoaugment": v2.AutoAugment()}
 _SOLARIZED = np.array([level if level < 128 else 255 - level for level in range(256)], np.uint8)
-_LUMA = (0.299, 0.587, 0.114)  # of red, green and blue (ITU-R 601)
-_TO_GREY = np.tile(_LUMA, (3, 1))
+_TO_GREY = np.tile(LUMA, (3, 1))
 _TO_COLOUR = np.eye(3) - _TO_GREY
 
 
@@ -61,6 +63,40 @@ class Views:
             draw = draw_view(image.shape[0], image.shape[1], parameters, numbers[number])
             views[number] = make_view(image, parameters, draw, self.image_size)
         return torch.from_numpy(views)
+
+
+class Crops:
+    """What remains of `Views` for the CPU where the device does the colours: two crops of an image, and their draws.
+
+    Args:
+        recipe: A name in `VIEW_RECIPES`.
+        image_size: Height and width of a view, in pixels, at least 1.
+
+    Raises:
+        ValueError: If no recipe has that name.
+    """
+
+    def __init__(self, recipe: str, image_size: int):
+        self.recipe = find_recipe(recipe)
+        self.image_size = image_size
+
+    def __call__(self, image: Picture, numbers: Sequence[Sequence[float]]) -> tuple[Tensor, Tensor]:
+        """Make the two crops of one image, flipped and changed by a policy.
+
+        Args:
+            image: RGB picture of any size, (height, width, 3).
+            numbers: Uniform in [0, 1), (2, NUM_DRAWS).
+
+        Returns:
+            Crops, (2, image_size, image_size, 3), uint8, and rows of `draws.py`, (2, ROW_LENGTH), float32.
+        """
+        crops = np.empty((2, self.image_size, self.image_size, 3), np.uint8)
+        rows = []
+        for number, parameters in enumerate((self.recipe.first, self.recipe.second)):
+            draw = draw_view(image.shape[0], image.shape[1], parameters, numbers[number])
+            crops[number] = crop_and_flip(image, parameters, draw, self.image_size)
+            rows.append(as_row(draw))
+        return torch.from_numpy(crops), torch.tensor(rows)
 
 
 def find_recipe(name: str) -> ViewRecipe:
@@ -154,7 +190,7 @@ def adjust_brightness(picture: Picture, factor: float) -> Picture:
 def adjust_contrast(picture: Picture, factor: float) -> Picture:
     """Blend with the mean grey of the picture; factor 0 leaves that grey, 1 the picture."""
     red, green, blue, _ = cv2.mean(picture)
-    grey = _LUMA[0] * red + _LUMA[1] * green + _LUMA[2] * blue
+    grey = LUMA[0] * red + LUMA[1] * green + LUMA[2] * blue
     return cv2.addWeighted(picture, factor, picture, 0, (1 - factor) * grey)
 
 
@@ -188,10 +224,15 @@ def blur(picture: Picture, sigma: float, kernel_ratio: float | None) -> Picture:
     Returns:
         Same shape.
     """
-    reach = math.ceil(3 * sigma) if kernel_ratio is None else int(kernel_ratio * picture.shape[1]) // 2
+    reach = blur_reach(sigma, kernel_ratio, picture.shape[1])
     # Not `cv2.GaussianBlur`: its fixed-point filter takes up to five times as long for the same grey levels.
-    kernel = cv2.getGaussianKernel(2 * max(1, reach) + 1, sigma, cv2.CV_32F)
+    kernel = cv2.getGaussianKernel(2 * reach + 1, sigma, cv2.CV_32F)
     return cv2.sepFilter2D(picture, -1, kernel, kernel)
+
+
+def blur_reach(sigma: float, kernel_ratio: float | None, image_size: int) -> int:
+    """Pixels to each side that a blur's kernel covers; see `blur`."""
+    return max(1, math.ceil(3 * sigma) if kernel_ratio is None else int(kernel_ratio * image_size) // 2)
 
 
 def solarize(picture: Picture) -> Picture:

@@ -12,11 +12,13 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch import Tensor, nn
 
+from hf_ssl.data.cache import CachedDraws, CachedViews, check_recipe, fill_cache
+from hf_ssl.data.device_colour import DeviceColour
 from hf_ssl.data.device_views import Normalize
 from hf_ssl.data.settings import DataSettings
 from hf_ssl.data.sources import Source
 from hf_ssl.data.stream import Batch, TrainingStream
-from hf_ssl.data.views import Views
+from hf_ssl.data.views import Crops, Views
 from hf_ssl.methods.base import SSLOutput, SSLPreTrainedModel
 from hf_ssl.modules.batch_norm import synchronize_batch_norm
 from hf_ssl.modules.encoder import build_encoder
@@ -204,12 +206,28 @@ def _open_stream(
             f"`{type(model).__name__}` needs a stable number of each image, which the stream `{source.name}` does not "
             "carry. Name a column of it with `index_column`, or give the images as a folder or as parquet files."
         )
-    views = Views(data.view_recipe or model.view_recipe, model.config.image_size)
+    recipe, image_size, device = data.view_recipe or model.view_recipe, model.config.image_size, accelerator.device
+    views, finish = Views(recipe, image_size), None
+    if data.cache == "uint8":
+        check_recipe(views.recipe)
+        cache = fill_cache(
+            source,
+            device,
+            num_workers=data.num_workers,
+            world_size=accelerator.num_processes,
+            label_column=next(iter(source.labels), None) if model.needs_labels else None,
+            show_progress=accelerator.is_main_process,
+        )
+        source = cache.source
+        views, finish = CachedDraws(views.recipe, cache), CachedViews(views.recipe, image_size, cache)
+    elif data.views_on == "gpu":
+        views, finish = Crops(recipe, image_size), DeviceColour(views.recipe, image_size, device)
     return TrainingStream(
         source,
         views,
         settings.batch_size,
         seed=settings.seed,
+        finish=finish,
         rank=accelerator.process_index,
         world_size=accelerator.num_processes,
         num_workers=data.num_workers,

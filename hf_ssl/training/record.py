@@ -40,7 +40,7 @@ _FREE = {
 }
 _FREE |= {"knn_split", "knn_images", "push_to_hub", "push_checkpoints", "repo_id", "private", "cpu"}
 _FREE |= {"num_epochs", "num_steps", "warmup_epochs", "warmup_steps"}  # compared as the steps that they come to
-_EXACT_DATA = ("view_recipe", "shuffle_window", "fingerprint")
+_EXACT_DATA = ("view_recipe", "views_on", "cache", "shuffle_window", "fingerprint")
 
 
 def method_of(model: SSLPreTrainedModel) -> str:

@@ -118,6 +118,58 @@ def test_what_a_run_leaves(digits, tmp_path: Path):
     assert [path.name for path in complete_checkpoints(tmp_path / "run")] == ["step-000006", "step-000007"]
 
 
+@pytest.mark.parametrize("places", [{"views_on": "gpu"}, {"cache": "uint8"}], ids=["colours", "cache"])
+def test_views_made_on_the_device_resume_bit_for_bit(digits, tmp_path: Path, places: dict):
+    data = replace(DATA, **places)
+    whole, half, resumed = (new_model("moco") for _ in range(3))
+    train(whole, digits, data, settings(tmp_path / "whole"))
+    cut = tmp_path / "cut"
+    train(half, digits, data, settings(cut))
+    for path in complete_checkpoints(cut)[1:]:
+        (path / "state.json").unlink()
+    result = train(resumed, digits, replace(data, num_workers=2), settings(cut, resume="auto"))
+    assert result.finished
+    assert_same(weights(resumed), weights(whole))
+    run = json.loads((cut / "run.json").read_text())
+    assert run["data"]["views_on"] == "gpu" and run["data"]["cache"] == places.get("cache", "none")
+    for path in complete_checkpoints(cut)[1:]:
+        (path / "state.json").unlink()
+    with pytest.raises(
+        ValueError, match="`(cache|views_on)` was `(uint8|gpu)` when .* is `(none|cpu)` now. Resume with"
+    ):
+        train(new_model("moco"), digits, DATA, settings(cut, resume="auto"))
+
+
+def test_the_device_makes_the_views_of_the_workers(digits, tmp_path: Path):
+    def views_of(name: str, **places: Any) -> torch.Tensor:
+        seen, model = [], new_model("end_to_end")
+        forward = model.forward
+        model.forward = lambda **batch: (seen.append(batch["pixel_values"]), forward(**batch))[1]  # type: ignore[method-assign]
+        train(model, digits, replace(DATA, **places), settings(tmp_path / name, num_steps=3))
+        return torch.stack(seen)
+
+    expected = views_of("workers")
+    for name, places in (("colours", {"views_on": "gpu"}), ("cache", {"cache": "uint8"})):
+        assert (views_of(name, **places) - expected).abs().mean() < 0.01  # in units of the normalised pixels
+
+
+def test_a_recipe_that_needs_the_cpu_is_refused_before_a_cache_is_filled(digits, tmp_path: Path, capsys):
+    data = replace(DATA, cache="uint8", view_recipe="randaugment")
+    with pytest.raises(
+        ValueError, match="RandAugment and AutoAugment work on single pictures on the CPU. Set `cache`"
+    ):
+        train(new_model(), digits, data, settings(tmp_path / "run"))
+    assert "cache:" not in capsys.readouterr().err
+
+
+def test_where_views_are_made_must_be_known():
+    with pytest.raises(ValueError, match="`views_on` must be cpu or gpu, got `cuda`"):
+        DataSettings(views_on="cuda")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="`cache` must be none or uint8, got `float`"):
+        DataSettings(cache="float")  # type: ignore[arg-type]
+    assert DataSettings(cache="uint8").views_on == "gpu"
+
+
 # Mixing starts after the checkpoint, in the sixteen forward passes of the run.
 ORACLE = {"num_hard_negatives": 8, "num_mixed_negatives": 4, "num_mixed_queries": 4, "start_step": 8}
 
