@@ -94,10 +94,11 @@ class _DrawMaker(Dataset):
         self.rank = rank
 
     def __getitem__(self, chunk: Chunk) -> Chunk:
-        if not chunk.records:
+        if chunk.records is None:
             return chunk
-        images, indices, labels = zip(*chunk.records, strict=True)
-        places = [int(record_image["path"]) for record_image in images]
+        images, indices, labels = chunk.records.columns
+        indices, labels = indices.to_pylist(), labels.to_pylist()
+        places = [int(path) for path in images.field("path").to_pylist()]
         reasons = [self.draws.reasons.get(place) for place in places]
         chunk.skipped = dict(Counter(reason for reason in reasons if reason is not None))
         good = [offset for offset, reason in enumerate(reasons) if reason is None]
@@ -107,6 +108,7 @@ class _DrawMaker(Dataset):
             chunk.views = (torch.tensor([places[offset] for offset in good]), self.draws(numbers))
             chunk.indices = [indices[offset] for offset in good]
             chunk.labels = [UNKNOWN_LABEL if labels[offset] is None else labels[offset] for offset in good]
+        chunk.records = None
         return chunk
 
 
