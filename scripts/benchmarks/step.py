@@ -58,13 +58,13 @@ Stages = dict[str, Callable[[], Any]]
 
 def main(arguments: list[str]) -> int:
     """Parse, measure, print and keep; returns the exit code."""
-    options = _parse(arguments)
+    options = parse(arguments)
     part = {"step": _steps, "queue": _queues, "ema": _moving_averages, "predictor": _predictors}[options.part]
     rows = part(options)
-    print(_table(rows))
+    print(table(rows))
     if options.output is not None:
         settings = {name: value for name, value in vars(options).items() if name != "output"}
-        report = {"machine": _machine(options.device), "settings": settings, "rows": rows}
+        report = {"machine": machine(options.device), "settings": settings, "rows": rows}
         options.output.write_text(json.dumps(report, indent=2, default=str) + "\n")
     return 0
 
@@ -73,14 +73,15 @@ def _steps(options: argparse.Namespace) -> list[dict[str, Any]]:
     rows = []
     pairs = [(method, precision) for method in options.methods for precision in options.precision]
     for method, precision in tqdm(pairs, unit="row", leave=False):
-        model, settings = _build(method, options)
+        model, settings = build(method, options)
         views = torch.randn(options.batch_size, 2, 3, model.config.image_size, model.config.image_size)
         views = views.to(options.device)
         variants = {
-            "necessary": _necessary_compute(model, views, precision, options),
+            "necessary": necessary_compute(model, views, precision, options),
             "step": _library_step(model, settings, views, precision, options),
         }
-        peer = _lightly_step(method, model, settings, views, precision, options)
+        pair = [view.contiguous() for view in views.unbind(1)]
+        peer = lightly_step(method, model, settings, pair, precision, options)
         if peer is not None:
             variants["lightly"] = peer
         medians = _measure(variants, options)
@@ -96,7 +97,7 @@ def _steps(options: argparse.Namespace) -> list[dict[str, Any]]:
     return rows
 
 
-def _build(method: str, options: argparse.Namespace) -> tuple[SSLPreTrainedModel, TrainingSettings]:
+def build(method: str, options: argparse.Namespace) -> tuple[SSLPreTrainedModel, TrainingSettings]:
     """A method and the training settings of the recipe, with what the command line overrides."""
     model_class = METHODS[method]
     recipe = {**MISSING_SETTINGS.get(method, {}), **model_class.recipes[options.recipe]}
@@ -114,7 +115,7 @@ def _build(method: str, options: argparse.Namespace) -> tuple[SSLPreTrainedModel
     return model, settings
 
 
-def _necessary_compute(
+def necessary_compute(
     model: SSLPreTrainedModel, views: Tensor, precision: str, options: argparse.Namespace
 ) -> Stages:
     """The encoder passes alone: gradient for the views that the online network sees, none for the target's."""
@@ -182,15 +183,18 @@ def _library_step(
     }
 
 
-def _lightly_step(
+def lightly_step(
     method: str,
     model: SSLPreTrainedModel,
     settings: TrainingSettings,
-    views: Tensor,
+    pair: Sequence[Tensor],
     precision: str,
     options: argparse.Namespace,
 ) -> Stages | None:
-    """The same step out of lightly's parts, composed as in its examples; None for methods that are not compared."""
+    """The same step out of lightly's parts, composed as in its examples; None for methods that are not compared.
+
+    `pair` has the two views, (batch, 3, height, width) each, whenever the step runs.
+    """
     if options.compare is None or method not in ("moco", "byol", "simsiam", "end_to_end"):
         return None
     from lightly.loss import NegativeCosineSimilarity, NTXentLoss  # pyright: ignore[reportMissingImports]
@@ -224,8 +228,6 @@ def _lightly_step(
     online = nn.ModuleList([backbone, projector, predictor, criterion]).to(options.device)
     target_backbone, target_projector = (copy.deepcopy(part).requires_grad_(False) for part in (backbone, projector))
     optimizer = torch.optim.SGD(online.parameters(), lr=1e-6, momentum=0.9, weight_decay=settings.weight_decay)
-    first, second = (view.contiguous() for view in views.unbind(1))
-
     def project(view: Tensor) -> Tensor:
         return projector(backbone(view).flatten(start_dim=1))
 
@@ -239,6 +241,7 @@ def _lightly_step(
         return criterion(query, batch_unshuffle(target_projection(key_view), shuffle))
 
     def loss_of_views() -> Tensor:
+        first, second = pair
         if method == "moco":
             loss = contrast_with_memory(first, second)
             return 0.5 * (loss + contrast_with_memory(second, first)) if config.symmetric else loss
@@ -395,7 +398,7 @@ def _autocast(precision: str, device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
 
 
-def _machine(device: torch.device) -> dict[str, Any]:
+def machine(device: torch.device) -> dict[str, Any]:
     cpu = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
@@ -416,7 +419,7 @@ def _machine(device: torch.device) -> dict[str, Any]:
     }
 
 
-def _table(rows: Sequence[Mapping[str, Any]]) -> str:
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
     columns = list(dict.fromkeys(name for row in rows for name in row))
     lines = [f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}"]
     for row in rows:
@@ -426,7 +429,7 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def _parse(arguments: Sequence[str]) -> argparse.Namespace:
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )

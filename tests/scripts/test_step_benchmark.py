@@ -47,8 +47,8 @@ def test_every_method_is_measured_against_its_own_encoder_passes(step, tiny, tmp
     [("byol", 2, 2), ("simsiam", 2, 0), ("end_to_end", 1, 0), ("memory_bank", 2, 0), ("moco", 2, 2)],
 )
 def test_the_necessary_passes_are_those_of_the_method(step, tiny, monkeypatch, method, online, target):
-    options = step._parse(tiny)
-    model, _ = step._build(method, options)
+    options = step.parse(tiny)
+    model, _ = step.build(method, options)
     built, seen = step.build_encoder, []
 
     def counting(*arguments):
@@ -57,14 +57,14 @@ def test_the_necessary_passes_are_those_of_the_method(step, tiny, monkeypatch, m
         return encoder
 
     monkeypatch.setattr(step, "build_encoder", counting)
-    step._necessary_compute(model, torch.randn(16, 2, 3, 32, 32), "no", options)["passes"]()
+    step.necessary_compute(model, torch.randn(16, 2, 3, 32, 32), "no", options)["passes"]()
     images = 32 if method == "end_to_end" else 16  # joined views are one pass
     assert sorted(seen) == [(images, False)] * target + [(images, True)] * online
 
 
 def test_a_measured_step_trains(step, tiny):
-    options = step._parse(tiny)
-    model, settings = step._build("byol", options)
+    options = step.parse(tiny)
+    model, settings = step.build("byol", options)
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     for stage in step._library_step(model, settings, torch.randn(16, 2, 3, 32, 32), "no", options).values():
         stage()
