@@ -22,8 +22,9 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from hf_ssl.data.decode import SkippedImageError, decode, use_one_core
-from hf_ssl.data.device_colour import DeviceColour, send
+from hf_ssl.data.device_colour import DeviceColour
 from hf_ssl.data.device_crops import DeviceCrops
+from hf_ssl.data.device_views import send
 from hf_ssl.data.draws import draw_rows
 from hf_ssl.data.local import INDEX_COLUMN
 from hf_ssl.data.recipes import ViewRecipe

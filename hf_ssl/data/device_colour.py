@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
+from hf_ssl.data.device_views import send
 from hf_ssl.data.draws import (
     BLUR_SIGMA,
     BRIGHTNESS,
@@ -113,13 +114,6 @@ class DeviceColour:
         # As two matrix products: a convolution with a kernel for each view would be one in as many groups.
         matrices = (kernels @ self._mirrored.flatten(1)).unflatten(1, self._mirrored.shape[1:])
         return _levels(matrices @ pixels @ matrices.transpose(1, 2))
-
-
-def send(tensor: Tensor, device: torch.device) -> Tensor:
-    """Copy a tensor to a device, without waiting for what the device still has to do."""
-    if device.type == "cuda" and tensor.device.type == "cpu":
-        tensor = tensor.pin_memory()  # other memory is copied when the queue has come to it
-    return tensor.to(device, non_blocking=True)
 
 
 def _mirrored(reach: int, size: int) -> Tensor:

@@ -41,3 +41,10 @@ class Normalize:
         if self._channels_last:
             return pixel_values
         return pixel_values.transpose(0, 1).contiguous().transpose(0, 1)
+
+
+def send(tensor: Tensor, device: torch.device) -> Tensor:
+    """Copy a tensor to a device, without waiting for what the device still has to do."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        tensor = tensor.pin_memory()  # other memory is copied when the queue has come to it
+    return tensor.to(device, non_blocking=True)

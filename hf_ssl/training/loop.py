@@ -10,19 +10,16 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
-from torch import Tensor, nn
+from torch import nn
 
-from hf_ssl.data.cache import CachedDraws, CachedViews, check_recipe, fill_cache
-from hf_ssl.data.device_colour import DeviceColour
 from hf_ssl.data.device_views import Normalize
 from hf_ssl.data.settings import DataSettings
 from hf_ssl.data.sources import Source
-from hf_ssl.data.stream import Batch, TrainingStream
-from hf_ssl.data.views import Crops, Views
 from hf_ssl.methods.base import SSLOutput, SSLPreTrainedModel
 from hf_ssl.modules.batch_norm import synchronize_batch_norm
 from hf_ssl.modules.encoder import build_encoder
 from hf_ssl.training.arguments import TrainingSettings
+from hf_ssl.training.batches import inputs_of, open_stream
 from hf_ssl.training.checkpoint import Restored, find_checkpoint, load_checkpoint
 from hf_ssl.training.monitor import check_tracker, open_knn
 from hf_ssl.training.optimizers import build_optimizer, set_learning_rate
@@ -119,16 +116,19 @@ def _train(
             accelerator, checkpoint, model=model, optimizer=optimizer, identity=identity_of(run)
         )
         _continue_record(run, Path(settings.output_dir), restored, plan.num_steps)
-    stream = _open_stream(model, source, data, settings, accelerator, restored)
+    stream = None
+    if restored.step < plan.num_steps:
+        rank, world_size = accelerator.process_index, accelerator.num_processes
+        stream = open_stream(model, source, data, settings, accelerator.device, rank, world_size, restored.position)
     knn = open_knn(source, data, settings) if settings.knn_every else None
     recorder = Recorder(accelerator, model, optimizer, plan, settings, run, restored, checkpoint, knn, on_checkpoint)
     config = model.config
     normalize = Normalize(config.image_mean, config.image_std, accelerator.device, settings.channels_last)
     step = restored.step
     with recorder:
-        for batch in recorder.batches(stream) if step < plan.num_steps else ():
+        for batch in recorder.batches(stream) if stream is not None else ():
             with accelerator.accumulate(network):
-                output: SSLOutput = network(**_inputs(batch, normalize, accelerator.device))  # buffers may change
+                output: SSLOutput = network(**inputs_of(batch, normalize, accelerator.device))  # buffers may change
                 accelerator.backward(output.loss)
                 if accelerator.sync_gradients and settings.max_grad_norm is not None:
                     accelerator.clip_grad_norm_(network.parameters(), settings.max_grad_norm)
@@ -191,57 +191,6 @@ def _set_up(
         if hasattr(model, "target_encoder"):
             model.get_submodule("target_encoder").compile()
     return prepare(accelerator, model, build_optimizer(model, settings, learning_rate))
-
-
-def _open_stream(
-    model: SSLPreTrainedModel,
-    source: Source,
-    data: DataSettings,
-    settings: TrainingSettings,
-    accelerator: Accelerator,
-    restored: Restored,
-) -> TrainingStream:
-    if model.needs_indices and not source.has_indices:
-        raise ValueError(
-            f"`{type(model).__name__}` needs a stable number of each image, which the stream `{source.name}` does not "
-            "carry. Name a column of it with `index_column`, or give the images as a folder or as parquet files."
-        )
-    recipe, image_size, device = data.view_recipe or model.view_recipe, model.config.image_size, accelerator.device
-    views, finish = Views(recipe, image_size), None
-    if data.cache == "uint8":
-        check_recipe(views.recipe)
-        cache = fill_cache(
-            source,
-            device,
-            num_workers=data.num_workers,
-            world_size=accelerator.num_processes,
-            label_column=next(iter(source.labels), None) if model.needs_labels else None,
-            show_progress=accelerator.is_main_process,
-        )
-        source = cache.source
-        views, finish = CachedDraws(views.recipe, cache), CachedViews(views.recipe, image_size, cache)
-    elif data.views_on == "gpu":
-        views, finish = Crops(recipe, image_size), DeviceColour(views.recipe, image_size, device)
-    return TrainingStream(
-        source,
-        views,
-        settings.batch_size,
-        seed=settings.seed,
-        finish=finish,
-        rank=accelerator.process_index,
-        world_size=accelerator.num_processes,
-        num_workers=data.num_workers,
-        window_size=data.shuffle_window,
-        max_skipped_ratio=data.max_skipped_ratio,
-        position=restored.position,
-        with_labels=model.needs_labels,
-    )
-
-
-def _inputs(batch: Batch, normalize: Normalize, device: torch.device) -> dict[str, Tensor]:
-    tensors = {"pixel_values": batch.views, "indices": batch.indices, "labels": batch.labels}
-    inputs = {name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items() if tensor is not None}
-    return inputs | {"pixel_values": normalize(inputs["pixel_values"])}
 
 
 def _continue_record(run: dict[str, Any], output_dir: Path, restored: Restored, num_steps: int) -> None:

@@ -5,8 +5,9 @@
   hf_ssl    the loop of scripts/pretrain.py with everything that it does
   lightly   the same method from lightly's parts and transform in a DataLoader (--compare lightly)
 
-They run in turns, --rounds times, and medians are reported: trust the ratios. On a CPU the workers and the network share
-the cores, so that hf_ssl can reach neither of its bounds."""
+They run in turns, --rounds times, and medians are reported: trust the ratios. On a CPU the workers and the network
+share the cores, so that hf_ssl can reach neither of its bounds.
+"""
 
 import json
 import logging
@@ -15,7 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, replace
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Any, Literal
@@ -23,7 +24,6 @@ from typing import Any, Literal
 import peers
 import step
 import torch
-from accelerate.state import AcceleratorState
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
@@ -34,6 +34,7 @@ from hf_ssl.data.settings import DataSettings
 from hf_ssl.methods import METHODS
 from hf_ssl.methods.base import SSLPreTrainedModel
 from hf_ssl.training.arguments import TrainingSettings
+from hf_ssl.training.batches import open_stream
 from hf_ssl.training.loop import train
 
 EXAMPLES = """examples:
@@ -92,7 +93,7 @@ Turn = Callable[[], float]  # images a second
 def main(arguments: list[str]) -> int:
     """Parse, measure, print and write; returns the exit code."""
     groups = {"data": DataSettings, "benchmark": BenchmarkSettings}
-    values = parse_settings(arguments, groups, description=__doc__, examples=EXAMPLES)
+    values = parse_settings(arguments, groups, description=__doc__ or "", examples=EXAMPLES)
     data, settings = DataSettings(**values[0]), BenchmarkSettings(**values[1])
     options = _options_of_step(settings)
     turns: dict[str, Turn] = {
@@ -163,7 +164,6 @@ def _hf_ssl(data: DataSettings, settings: BenchmarkSettings, options: Any) -> fl
         model, training = _model_and_training(settings, options, folder)
         train(model, data.open(), data, training)
         last = (Path(folder) / "metrics.jsonl").read_text().splitlines()[-1]
-    AcceleratorState._reset_state(reset_partial_state=True)  # the next turn may train anew
     return json.loads(last)["images_per_second"]
 
 

@@ -115,9 +115,7 @@ def build(method: str, options: argparse.Namespace) -> tuple[SSLPreTrainedModel,
     return model, settings
 
 
-def necessary_compute(
-    model: SSLPreTrainedModel, views: Tensor, precision: str, options: argparse.Namespace
-) -> Stages:
+def necessary_compute(model: SSLPreTrainedModel, views: Tensor, precision: str, options: argparse.Namespace) -> Stages:
     """The encoder passes alone: gradient for the views that the online network sees, none for the target's."""
     config = model.config
     encoder = _encoder_like(model, options)
@@ -228,6 +226,7 @@ def lightly_step(
     online = nn.ModuleList([backbone, projector, predictor, criterion]).to(options.device)
     target_backbone, target_projector = (copy.deepcopy(part).requires_grad_(False) for part in (backbone, projector))
     optimizer = torch.optim.SGD(online.parameters(), lr=1e-6, momentum=0.9, weight_decay=settings.weight_decay)
+
     def project(view: Tensor) -> Tensor:
         return projector(backbone(view).flatten(start_dim=1))
 
@@ -399,6 +398,7 @@ def _autocast(precision: str, device: torch.device) -> torch.autocast:
 
 
 def machine(device: torch.device) -> dict[str, Any]:
+    """What the numbers depend on besides the program."""
     cpu = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
@@ -420,6 +420,7 @@ def machine(device: torch.device) -> dict[str, Any]:
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows as a Markdown table."""
     columns = list(dict.fromkeys(name for row in rows for name in row))
     lines = [f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}"]
     for row in rows:
@@ -430,6 +431,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """Read the command line; wrong values are a `ValueError` of one sentence."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )

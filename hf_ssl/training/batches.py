@@ -1,0 +1,88 @@
+"""From a data set to what a method's `forward` takes, by the way that the settings name."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hf_ssl.data.cache import CachedDraws, CachedViews, check_recipe, fill_cache
+from hf_ssl.data.device_colour import DeviceColour
+from hf_ssl.data.device_views import Normalize, send
+from hf_ssl.data.settings import DataSettings
+from hf_ssl.data.sources import Source
+from hf_ssl.data.stream import Batch, TrainingStream
+from hf_ssl.data.views import Crops, Views
+from hf_ssl.methods.base import SSLPreTrainedModel
+from hf_ssl.training.arguments import TrainingSettings
+
+
+def open_stream(
+    model: SSLPreTrainedModel,
+    source: Source,
+    data: DataSettings,
+    settings: TrainingSettings,
+    device: torch.device,
+    rank: int = 0,
+    world_size: int = 1,
+    position: dict[str, Any] | None = None,
+) -> TrainingStream:
+    """Open the batches of one process.
+
+    Args:
+        model: Its config says how large views are, and the method what else a batch must bring.
+        source: The images.
+        data: How they become views, and where.
+        settings: Batch size and seed.
+        device: The device that trains.
+        rank: Number of this process, in [0, world_size).
+        world_size: Number of processes.
+        position: `Batch.position` after which to go on; None: the beginning.
+
+    Returns:
+        The stream.
+
+    Raises:
+        ValueError: If source, method and settings do not fit together.
+    """
+    if model.needs_indices and not source.has_indices:
+        raise ValueError(
+            f"`{type(model).__name__}` needs a stable number of each image, which the stream `{source.name}` does not "
+            "carry. Name a column of it with `index_column`, or give the images as a folder or as parquet files."
+        )
+    recipe, image_size = data.view_recipe or model.view_recipe, model.config.image_size
+    views, finish = Views(recipe, image_size), None
+    if data.cache == "uint8":
+        check_recipe(views.recipe)
+        cache = fill_cache(
+            source,
+            device,
+            num_workers=data.num_workers,
+            world_size=world_size,
+            label_column=next(iter(source.labels), None) if model.needs_labels else None,
+            show_progress=rank == 0,
+        )
+        source = cache.source
+        views, finish = CachedDraws(views.recipe, cache), CachedViews(views.recipe, image_size, cache)
+    elif data.views_on == "gpu":
+        views, finish = Crops(recipe, image_size), DeviceColour(views.recipe, image_size, device)
+    return TrainingStream(
+        source,
+        views,
+        settings.batch_size,
+        seed=settings.seed,
+        finish=finish,
+        rank=rank,
+        world_size=world_size,
+        num_workers=data.num_workers,
+        window_size=data.shuffle_window,
+        max_skipped_ratio=data.max_skipped_ratio,
+        position=position,
+        with_labels=model.needs_labels,
+    )
+
+
+def inputs_of(batch: Batch, normalize: Normalize, device: torch.device) -> dict[str, Tensor]:
+    """The arguments of `forward`, on the device; what a batch does not have is left out."""
+    tensors = {"pixel_values": batch.views, "indices": batch.indices, "labels": batch.labels}
+    inputs = {name: send(tensor, device) for name, tensor in tensors.items() if tensor is not None}
+    return inputs | {"pixel_values": normalize(inputs["pixel_values"])}

@@ -1,0 +1,47 @@
+"""scripts/benchmarks/end_to_end.py: a row for each variant, or a sentence. No time is asserted."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).parents[2] / "scripts" / "benchmarks" / "end_to_end.py"
+TINY = ["--dataset", "digits", "--encoder", "test_resnet", "--image_size", "16", "--batch_size", "16"]
+TINY += ["--num_steps", "2", "--rounds", "1", "--num_workers", "0"]
+
+
+@pytest.fixture(scope="module")
+def benchmark():
+    sys.path.insert(0, str(SCRIPT.parent))  # as Python does for a script
+    spec = importlib.util.spec_from_file_location("end_to_end_script", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    yield module
+    sys.path.remove(str(SCRIPT.parent))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("flags", [["--method", "byol"], ["--method", "moco", "--cache", "uint8"]])
+def test_every_variant_is_measured(benchmark, flags, tmp_path, capsys):
+    output = tmp_path / "whole.json"
+    assert benchmark.main([*TINY, *flags, "--output", str(output)]) == 0
+    report = json.loads(output.read_text())
+    assert [row["what"] for row in report["rows"]] == ["network", "data", "hf_ssl"]
+    assert all(row["images/s"] > 0 for row in report["rows"]) and report["rows"][0]["of the network"] == 1
+    assert report["settings"]["method"] == flags[1]
+    assert capsys.readouterr().out.count("\n| ") == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--method", "mocov2"], "Unknown method `mocov2`. Known: end_to_end, "),
+        (["--num_steps", "1"], "`num_steps` must be at least 2, got 1"),
+        (["--method", "directpred", "--compare", "lightly"], "`compare` lightly needs one of moco, byol, .* got `dir"),
+    ],
+)
+def test_wrong_input_is_named(benchmark, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        benchmark.main([*TINY, *arguments])
