@@ -2,8 +2,6 @@
 
 import io
 import json
-import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -11,7 +9,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,6 +17,7 @@ import numpy as np
 import peers
 import psutil
 import torch
+from machine import describe_machine
 from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
@@ -57,7 +55,6 @@ EXAMPLES = """examples:
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _IMAGES, _IMAGES_AT_ONCE, _ROUNDS = 512, 16, 5
 _POSITIONS = (0.0, 0.1, 0.5, 0.9, 0.999)
-_PACKAGES = ("torch", "datasets", "pyarrow", "numpy", "opencv-python-headless", "pillow")
 _FILE_SUFFIXES = {".parquet", ".tar", *IMAGE_SUFFIXES}
 
 Row = dict[str, Any]  # part, what, value, unit
@@ -115,26 +112,9 @@ def main(arguments: list[str]) -> int:
         ratio = f"   hf_ssl is faster by {row['hf_ssl is faster by']:.1f}" if "hf_ssl is faster by" in row else ""
         print(f"{row['part']:8} {row['what']:{width}} {row['value']:12,.2f} {row['unit']}{ratio}")
     if settings.output is not None:
-        about = {"machine": _machine(), "data": asdict(data), "settings": asdict(settings)}
+        about = {"machine": describe_machine(), "data": asdict(data), "settings": asdict(settings)}
         Path(settings.output).write_text(json.dumps({**about, "results": rows}, indent=2) + "\n")
     return 0
-
-
-def _machine() -> dict[str, Any]:
-    models = [line for line in _lines(Path("/proc/cpuinfo")) if line.startswith("model name")]
-    return {
-        "cpu": models[0].split(":")[1].strip() if models else platform.processor() or platform.machine(),
-        "cores": os.cpu_count(),
-        "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
-        "system": platform.platform(),
-        "python": platform.python_version(),
-        "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        **{package: version(package) for package in _PACKAGES},
-    }
-
-
-def _lines(path: Path) -> list[str]:
-    return path.read_text().splitlines() if path.exists() else []
 
 
 def decode(data: DataSettings, settings: BenchmarkSettings) -> Iterator[Row]:

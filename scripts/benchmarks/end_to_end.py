@@ -24,6 +24,7 @@ from typing import Any, Literal
 import peers
 import step
 import torch
+from machine import describe_machine
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
@@ -118,7 +119,7 @@ def main(arguments: list[str]) -> int:
     ]
     print(step.table(rows))
     if settings.output is not None:
-        about = {"machine": step.machine(options.device), "data": asdict(data), "settings": asdict(settings)}
+        about = {"machine": describe_machine(), "data": asdict(data), "settings": asdict(settings)}
         Path(settings.output).write_text(json.dumps({**about, "rows": rows, "rounds": speeds}, indent=2) + "\n")
     return 0
 

@@ -24,7 +24,6 @@ import functools
 import importlib.metadata
 import importlib.util
 import json
-import platform
 import statistics
 import sys
 import time
@@ -33,6 +32,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from machine import describe_machine
 from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
@@ -64,7 +64,7 @@ def main(arguments: list[str]) -> int:
     print(table(rows))
     if options.output is not None:
         settings = {name: value for name, value in vars(options).items() if name != "output"}
-        report = {"machine": machine(options.device), "settings": settings, "rows": rows}
+        report = {"machine": describe_machine(), "device": str(options.device), "settings": settings, "rows": rows}
         options.output.write_text(json.dumps(report, indent=2, default=str) + "\n")
     return 0
 
@@ -395,28 +395,6 @@ def _waits(stages: Stages) -> str:
 
 def _autocast(precision: str, device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
-
-
-def machine(device: torch.device) -> dict[str, Any]:
-    """What the numbers depend on besides the program."""
-    cpu = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        models = [line.split(":")[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
-        cpu = models[0] if models else cpu
-    packages = ("hf_ssl", "torch", "timm", "lightly")
-    versions = {}
-    for package in packages:
-        if importlib.util.find_spec(package) is not None:
-            versions[package] = importlib.metadata.version(package)
-    return {
-        "platform": platform.platform(),
-        "python": platform.python_version(),
-        "cpu": cpu,
-        "threads": torch.get_num_threads(),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-        "versions": versions,
-    }
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -102,7 +102,7 @@ def _assert_same_records(one, other):
 
 def _assert_near(views, expected):
     difference = (views.int() - expected.int()).abs()
-    assert difference.float().mean() < 1  # other pictures or draws differ by 20 or more
+    assert difference.float().mean() < 1  # 13 with the next picture, 64 with other draws
     assert difference.max() <= 24  # hues that take the step beside
 
 

@@ -2,7 +2,6 @@
 
 import importlib.util
 import json
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,11 +12,9 @@ SCRIPT = Path(__file__).parents[2] / "scripts" / "benchmarks" / "data.py"
 
 @pytest.fixture(scope="module")
 def benchmark():
-    sys.path.insert(0, str(SCRIPT.parent))  # as Python does for a script
     spec = importlib.util.spec_from_file_location("benchmark_data_script", SCRIPT)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    sys.path.remove(str(SCRIPT.parent))
     return module
 
 
@@ -46,7 +43,7 @@ def test_every_part_gives_rows_and_the_file_says_of_which_machine(benchmark, fol
     printed = capsys.readouterr().out.splitlines()
     for line, row in zip(printed, rows, strict=True):
         assert line.startswith(row["part"]) and row["what"] in line and row["unit"] in line
-    assert {"cpu", "cores", "torch", "pyarrow"} <= written["machine"].keys()
+    assert written["machine"]["cpu"] and {"torch", "pyarrow"} <= written["machine"]["versions"].keys()
     assert (written["data"]["dataset"], written["settings"]["image_size"]) == (str(folder), 8)
 
 
