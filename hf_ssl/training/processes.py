@@ -52,6 +52,7 @@ def start_accelerator(settings: TrainingSettings) -> Accelerator:
         ValueError: If parameters would be sharded, or launcher and settings contradict each other.
         RuntimeError: If fewer processes train together than were launched or requested.
     """
+    settings = with_precision(settings)
     _check_launcher(settings, os.environ)
     cpu = settings.cpu or not torch.accelerator.is_available()
     if settings.mixed_precision == "fp16" and cpu:
