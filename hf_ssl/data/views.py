@@ -69,15 +69,12 @@ class Crops:
     """What remains of `Views` for the CPU where the device does the colours: two crops of an image, and their draws.
 
     Args:
-        recipe: A name in `VIEW_RECIPES`.
+        recipe: What to do.
         image_size: Height and width of a view, in pixels, at least 1.
-
-    Raises:
-        ValueError: If no recipe has that name.
     """
 
-    def __init__(self, recipe: str, image_size: int):
-        self.recipe = find_recipe(recipe)
+    def __init__(self, recipe: ViewRecipe, image_size: int):
+        self.recipe = recipe
         self.image_size = image_size
 
     def __call__(self, image: Picture, numbers: Sequence[Sequence[float]]) -> tuple[Tensor, Tensor]:

@@ -64,7 +64,7 @@ def open_stream(
         source = cache.source
         views, finish = CachedDraws(views.recipe, cache), CachedViews(views.recipe, image_size, cache)
     elif data.views_on == "gpu":
-        views, finish = Crops(recipe, image_size), DeviceColour(views.recipe, image_size, device)
+        views, finish = Crops(views.recipe, image_size), DeviceColour(views.recipe, image_size, device)
     return TrainingStream(
         source,
         views,

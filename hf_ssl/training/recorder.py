@@ -32,6 +32,7 @@ from hf_ssl.training.record import MetricsLog, finish, flat_settings, identity_o
 
 logger = logging.getLogger(__name__)
 
+_ENERGY = ("energy_kwh", "energy_of")  # of `progress`, where a machine tells
 _STEPS_BETWEEN_AGREEMENTS = 10  # every step would make GPUs wait for each other
 
 
@@ -76,7 +77,8 @@ class Recorder:
         self.losses = LossMonitor(accelerator.device)
         self.clock = Clock(restored.seconds)
         self.energy = EnergyMeter(accelerator.device, accelerator.is_local_main_process)
-        self.former_energy = run["progress"].get("energy_kwh") or 0.0
+        self.former_energy = {name: run["progress"][name] for name in _ENERGY if name in run["progress"]}
+        self.trains = restored.step < plan.num_steps
         self.stop = StopSignal()
         self.stopped_by = 0
         if accelerator.is_main_process:
@@ -215,12 +217,15 @@ class Recorder:
 
     def _energy_on_all(self) -> dict[str, Any]:
         """Energy of all processes, those before a resume included; empty where no machine tells."""
+        if not self.trains:  # the run had finished, perhaps on another machine
+            return self.former_energy
         readings = gather_object([(self.energy.kwh(), self.energy.parts)])
         measured = [kwh for kwh, _ in readings if kwh is not None]
         if not measured:
             return {}
         parts = sorted({part for _, parts in readings for part in parts})
-        return {"energy_kwh": round(self.former_energy + sum(measured), 6), "energy_of": parts}
+        total = self.former_energy.get("energy_kwh", 0.0) + sum(measured)
+        return dict(zip(_ENERGY, (round(total, 6), parts), strict=True))
 
     def _skipped_on_all(self) -> Counter[str]:
         """Images skipped so far by reason, on all processes."""

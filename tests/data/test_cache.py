@@ -150,7 +150,9 @@ def test_colours_on_the_device_leave_the_stream_as_it_is(sources, kind):
     def stream(**options):
         source = sources[kind]
         finish = DeviceColour(VIEW_RECIPES["shapes"], SIZE, CPU)
-        return TrainingStream(source, Crops("shapes", SIZE), 7, finish=finish, **_options(source, options))
+        return TrainingStream(
+            source, Crops(VIEW_RECIPES["shapes"], SIZE), 7, finish=finish, **_options(source, options)
+        )
 
     expected = list(islice(_plain(sources[kind]), 30))
     whole = list(islice(stream(num_workers=2), 30))

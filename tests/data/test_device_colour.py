@@ -32,7 +32,10 @@ def _numbers(number):
 
 
 def _crops(recipe, size, pictures):
-    made = [Crops(recipe, size)(picture, numbers) for picture, numbers in zip(pictures, _numbers(64), strict=True)]
+    made = [
+        Crops(VIEW_RECIPES[recipe], size)(picture, numbers)
+        for picture, numbers in zip(pictures, _numbers(64), strict=True)
+    ]
     return tuple(map(torch.stack, zip(*made, strict=True)))
 
 

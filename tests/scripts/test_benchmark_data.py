@@ -1,21 +1,10 @@
 """scripts/benchmarks/data.py: rows of every part and a JSON file, or a sentence."""
 
-import importlib.util
 import json
-from pathlib import Path
 
+import data as benchmark
 import pytest
 from PIL import Image
-
-SCRIPT = Path(__file__).parents[2] / "scripts" / "benchmarks" / "data.py"
-
-
-@pytest.fixture(scope="module")
-def benchmark():
-    spec = importlib.util.spec_from_file_location("benchmark_data_script", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +19,7 @@ TINY = ["--image_size", "8", "--batch_size", "4", "--seconds", "0", "--num_worke
 
 
 @pytest.mark.slow
-def test_every_part_gives_rows_and_the_file_says_of_which_machine(benchmark, folder, tmp_path, capsys):
+def test_every_part_gives_rows_and_the_file_says_of_which_machine(folder, tmp_path, capsys):
     output = tmp_path / "data.json"
     arguments = ["--dataset", str(folder), *TINY, "--repeats", "1", "3", "--output", str(output)]
     assert benchmark.main(arguments) == 0
@@ -58,6 +47,6 @@ def test_every_part_gives_rows_and_the_file_says_of_which_machine(benchmark, fol
         (["--batch_sise", "3"], r"Unknown flag `--batch_sise`. Did you mean `--batch_size`\?"),
     ],
 )
-def test_wrong_input_is_named(benchmark, arguments, message):
+def test_wrong_input_is_named(arguments, message):
     with pytest.raises(ValueError, match=message):
         benchmark.main(["--dataset", "digits", *arguments])

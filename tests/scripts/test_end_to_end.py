@@ -1,27 +1,17 @@
 """scripts/benchmarks/end_to_end.py: a row for each variant, or a sentence. No time is asserted."""
 
-import importlib.util
 import json
-from pathlib import Path
 
+import end_to_end as benchmark
 import pytest
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "benchmarks" / "end_to_end.py"
 TINY = ["--dataset", "digits", "--encoder", "test_resnet", "--image_size", "16", "--batch_size", "16"]
 TINY += ["--num_steps", "2", "--rounds", "1", "--num_workers", "0"]
 
 
-@pytest.fixture(scope="module")
-def benchmark():
-    spec = importlib.util.spec_from_file_location("end_to_end_script", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("flags", [["--method", "byol"], ["--method", "moco", "--cache", "uint8"]])
-def test_every_variant_is_measured(benchmark, flags, tmp_path, capsys):
+def test_every_variant_is_measured(flags, tmp_path, capsys):
     output = tmp_path / "whole.json"
     assert benchmark.main([*TINY, *flags, "--output", str(output)]) == 0
     report = json.loads(output.read_text())
@@ -39,6 +29,6 @@ def test_every_variant_is_measured(benchmark, flags, tmp_path, capsys):
         (["--method", "directpred", "--compare", "lightly"], "`compare` lightly needs one of moco, byol, .* got `dir"),
     ],
 )
-def test_wrong_input_is_named(benchmark, arguments, message):
+def test_wrong_input_is_named(arguments, message):
     with pytest.raises(ValueError, match=message):
         benchmark.main([*TINY, *arguments])

@@ -1,33 +1,23 @@
 """scripts/benchmarks/step.py: a table and a JSON file of every part; what it measures is the library's own step."""
 
-import importlib.util
 import json
-from pathlib import Path
 
 import pytest
+import step
 import torch
 
 from hf_ssl.methods import METHODS
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "benchmarks" / "step.py"
 ONCE = ["--device", "cpu", "--rounds", "1", "--warmup", "0"]
 
 
-@pytest.fixture(scope="module")
-def step():
-    spec = importlib.util.spec_from_file_location("step_script", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture
-def tiny(step, monkeypatch):
+def tiny(monkeypatch):
     monkeypatch.setitem(step.MISSING_SETTINGS, "memory_bank", {"bank_size": 20})
     return ["--recipe", "quickstart", "--batch_size", "16", *ONCE]
 
 
-def test_every_method_is_measured_against_its_own_encoder_passes(step, tiny, tmp_path, capsys):
+def test_every_method_is_measured_against_its_own_encoder_passes(tiny, tmp_path, capsys):
     output = tmp_path / "step.json"
     assert step.main([*tiny, "--precision", "no", "bf16", "--output", str(output)]) == 0
     report = json.loads(output.read_text())
@@ -46,7 +36,7 @@ def test_every_method_is_measured_against_its_own_encoder_passes(step, tiny, tmp
     ("method", "online", "target"),
     [("byol", 2, 2), ("simsiam", 2, 0), ("end_to_end", 1, 0), ("memory_bank", 2, 0), ("moco", 2, 2)],
 )
-def test_the_necessary_passes_are_those_of_the_method(step, tiny, monkeypatch, method, online, target):
+def test_the_necessary_passes_are_those_of_the_method(tiny, monkeypatch, method, online, target):
     options = step.parse(tiny)
     model, _ = step.build(method, options)
     built, seen = step.build_encoder, []
@@ -62,7 +52,7 @@ def test_the_necessary_passes_are_those_of_the_method(step, tiny, monkeypatch, m
     assert sorted(seen) == [(images, False)] * target + [(images, True)] * online
 
 
-def test_a_measured_step_trains(step, tiny):
+def test_a_measured_step_trains(tiny):
     options = step.parse(tiny)
     model, settings = step.build("byol", options)
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
@@ -73,7 +63,7 @@ def test_a_measured_step_trains(step, tiny):
     assert any(name.startswith("target_encoder.") for name in moved)
 
 
-def test_the_parts_alone(step, tmp_path):
+def test_the_parts_alone(tmp_path):
     output = tmp_path / "part.json"
     sizes = ["--queue_sizes", "64", "128", "--dims", "8", "--batch_sizes", "4", "--batch_size", "16"]
     sizes += ["--encoder", "test_resnet"]
@@ -94,12 +84,12 @@ def test_the_parts_alone(step, tmp_path):
         (["--output", "missing/step.json"], "`--output`: the folder of `missing/step.json` does not exist"),
     ],
 )
-def test_wrong_input_is_named(step, arguments, message):
+def test_wrong_input_is_named(arguments, message):
     with pytest.raises(ValueError, match=message):
         step.main(arguments)
 
 
-def test_a_missing_peer_is_named(step, monkeypatch):
+def test_a_missing_peer_is_named(monkeypatch):
     monkeypatch.setattr(step.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match="`--compare lightly` needs a package: `pip install lightly`"):
         step.main(["--compare", "lightly"])

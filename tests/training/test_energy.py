@@ -1,10 +1,18 @@
+import json
+import os
+import signal
 import sys
 from types import SimpleNamespace
 
 import pytest
 import torch
 
+from hf_ssl.data.settings import DataSettings
+from hf_ssl.methods import METHODS
+from hf_ssl.training import recorder
+from hf_ssl.training.arguments import TrainingSettings
 from hf_ssl.training.energy import EnergyMeter
+from hf_ssl.training.loop import train
 
 CPU = torch.device("cpu")
 
@@ -65,3 +73,28 @@ def test_the_gpu_is_found_by_its_identity(tmp_path, monkeypatch):
     assert meter.kwh() == pytest.approx(0.002)
     properties.uuid = "other"
     assert EnergyMeter(torch.device("cuda", 0), True, tmp_path).kwh() is None
+
+
+def test_a_resumed_run_adds_up_and_a_finished_one_keeps_its_energy(tmp_path, monkeypatch):
+    data = DataSettings(dataset="digits", view_recipe="simclr", num_workers=0)
+
+    def energy_after(kwh, on_checkpoint=None, **values):
+        meter = SimpleNamespace(kwh=lambda: kwh, parts=[] if kwh is None else ["CPU"])
+        monkeypatch.setattr(recorder, "EnergyMeter", lambda *_: meter)
+        method = METHODS["simsiam"]
+        options = {"batch_size": 8, "num_steps": 4, "checkpoint_every": 2, "cpu": True, **values}
+        settings = TrainingSettings(output_dir=str(tmp_path / "run"), **options)
+        model = method(method.config_class(architecture="test_resnet", image_size=16))
+        train(model, data.open(), data, settings, on_checkpoint=on_checkpoint)
+        progress = json.loads((tmp_path / "run" / "run.json").read_text())["progress"]
+        return progress.get("energy_kwh"), progress.get("energy_of")
+
+    def interrupt(*_):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    assert energy_after(2.0, on_checkpoint=interrupt) == (2.0, ["CPU"])
+    assert energy_after(3.0, resume="auto") == (5.0, ["CPU"])
+    assert energy_after(None, resume="auto") == (
+        5.0,
+        ["CPU"],
+    )  # finished, and looked at on a machine that tells nothing
