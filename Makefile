@@ -30,7 +30,7 @@ quickstart: $(VENV)/.installed ## Install, pretrain a small encoder, evaluate an
 	$(RUN) scripts/evaluate.py $(QUICKSTART) --dataset shapes --label_column all --baselines raw random
 
 test: $(VENV)/.installed-dev ## Install what the tests need and run them.
-	$(RUN) -m pytest -n auto
+	$(RUN) -m pytest -n auto --dist worksteal
 
 # Without --pythonpath, pyright looks for the packages in whatever Python is first on PATH.
 lint: $(VENV)/.installed-dev ## Check style and types.
@@ -42,7 +42,7 @@ test-minimum: ## Run the tests with the lowest versions that pyproject.toml allo
 	$(PYTHON) -m venv .venv-minimum
 	.venv-minimum/bin/python -m pip install --quiet --upgrade pip
 	.venv-minimum/bin/python -m pip install --quiet --editable '.[dev]' --constraint .ci/minimum-versions.txt
-	.venv-minimum/bin/python -m pytest -n auto
+	.venv-minimum/bin/python -m pytest -n auto --dist worksteal
 
 clean: ## Remove the environments; runs/ stays.
 	rm -rf .venv .venv-minimum

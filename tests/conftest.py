@@ -15,6 +15,11 @@ import pytest
 import torch
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]):
+    """Slow tests first: one that starts last keeps one worker busy while the others wait."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
 @pytest.fixture(autouse=True)
 def same_start():
     """Every test starts from the same random state, on one thread."""

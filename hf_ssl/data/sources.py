@@ -15,7 +15,6 @@ import datasets
 import numpy as np
 import pyarrow as pa
 from datasets.exceptions import DatasetsError
-from sklearn.datasets import load_digits
 
 from hf_ssl.data.columns import find_columns
 from hf_ssl.data.local import (
@@ -164,6 +163,9 @@ def _open_digits(split: str) -> _Opened:
     bounds = {"train": slice(None, -360), "test": slice(-360, None)}
     if split not in bounds:
         raise ValueError(f"`digits` has no split `{split}`. It has: {', '.join(bounds)}.")
+    # Imported here: it takes most of a second, in every program and worker process, and only these images need it.
+    from sklearn.datasets import load_digits
+
     pictures, labels = load_digits(return_X_y=True)
     pictures = np.rint(pictures.reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)[bounds[split]]
     images = [{"bytes": cv2.imencode(".png", picture)[1].tobytes(), "path": None} for picture in pictures]

@@ -1,6 +1,8 @@
 """Clusters of images: made of features by k-means, compared with labels, and written to a file.
 
 Clusters have no names, so every score is the same whatever number a cluster has.
+
+scikit-learn is imported where it is used: it takes a second, and every script imports this module.
 """
 
 import os
@@ -11,9 +13,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from scipy.optimize import linear_sum_assignment
-from sklearn.cluster import KMeans
-from sklearn.metrics import adjusted_rand_score, fowlkes_mallows_score, normalized_mutual_info_score
-from sklearn.metrics.cluster import contingency_matrix
 from torch import Tensor
 
 K_MEANS = {"algorithm": "k-means", "init": "k-means++", "n_init": 10}
@@ -36,6 +35,8 @@ def clustering_scores(clusters: Tensor, labels: Tensor) -> dict[str, float]:
     Raises:
         ValueError: If the tensors differ in length or no image is labelled.
     """
+    from sklearn.metrics import adjusted_rand_score, fowlkes_mallows_score, normalized_mutual_info_score
+
     if clusters.shape != labels.shape:
         raise ValueError(
             f"There are {len(clusters)} clusters for {len(labels)} labels. Give one each for every image."
@@ -53,6 +54,8 @@ def clustering_scores(clusters: Tensor, labels: Tensor) -> dict[str, float]:
 
 
 def _matched_accuracy(clusters: np.ndarray, labels: np.ndarray) -> float:
+    from sklearn.metrics.cluster import contingency_matrix
+
     table = np.asarray(contingency_matrix(labels, clusters))
     # Classes without a cluster and clusters without a class, where their numbers differ, are all wrong.
     classes, matched = linear_sum_assignment(table, maximize=True)
@@ -73,6 +76,8 @@ def k_means(features: Tensor, num_clusters: int, seed: int = 0) -> Tensor:
     Raises:
         ValueError: If there are fewer images than clusters.
     """
+    from sklearn.cluster import KMeans
+
     if len(features) < num_clusters:
         raise ValueError(f"k-means cannot find {num_clusters} clusters in {len(features)} images. Use more images.")
     model = KMeans(num_clusters, init=K_MEANS["init"], n_init=K_MEANS["n_init"], random_state=seed)

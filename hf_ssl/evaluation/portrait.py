@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from sklearn.manifold import TSNE
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -137,6 +136,8 @@ def map_of(features: Tensor) -> NDArray[np.float64]:
     Args:
         features: (images, dim), at least two images.
     """
+    from sklearn.manifold import TSNE  # imported here: it takes a second, and every script imports this module
+
     unit = F.normalize(features.double(), dim=1).numpy()
     if len(unit) < 5 or np.ptp(unit, axis=0).max() < 1e-6:
         return np.zeros((len(unit), 2))

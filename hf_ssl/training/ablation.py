@@ -19,19 +19,13 @@ from hf_ssl.diagnostics import feature_std
 from hf_ssl.diagnostics.predictor import eigenbasis, predictor_values
 from hf_ssl.dynamics.prediction import TrainingSetting, predict_training
 from hf_ssl.methods.base import SSLPreTrainedModel
+from hf_ssl.training.alarm import LEAST_RANK, LEAST_RANK_RATIO, LEAST_SPREAD
 from hf_ssl.training.arguments import TrainingSettings
 from hf_ssl.training.batches import inputs_of, open_stream
 from hf_ssl.training.diagnosis import diagnose, linear_predictor
 
 Collapse = Literal["no", "dimensional", "complete"]
 Expected = Literal["no", "dimensional", "complete", "later", "open"]
-
-LEAST_SPREAD = 0.06
-"""Complete collapse is a spread below; 1 is even over the sphere. The alarm of a run takes the same limit."""
-LEAST_RANK = 2.0
-"""Dimensional collapse is an effective rank of the projections below this, ..."""
-LEAST_RANK_RATIO = 0.15
-"""... or below this fraction of the fresh network's. The same fraction is taken of the modes of the theory."""
 
 # Eigenvalues below this fraction of the largest are noise of the images that they are measured on.
 _SHOWN = 1e-2
@@ -333,7 +327,9 @@ class Measured:
 
 
 def collapse_of(spread: float, projection_rank: float, rank_at_start: float) -> Collapse:
-    """Whether a run collapsed, by `LEAST_SPREAD`, `LEAST_RANK` and `LEAST_RANK_RATIO`.
+    """Whether a run collapsed, by the limits of the alarm, but with the rank of the projections.
+
+    The theory is about the projections; the alarm watches the representations, which are what a run is for.
 
     Args:
         spread: See `Measured`.

@@ -9,13 +9,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-_LINES = 4  # log lines that must agree: a dip is no collapse
-_SETTLING_STEPS = 100  # after the warm-up: where a network starts says nothing
 # Quickstart runs that learn stay above 0.2, with a linear predictor above 0.08: there all projections share a large
 # mean. A BYOL without predictor falls to 0.03.
-_SPREAD = 0.06
-_RANK = 2.0  # healthy ones stay above 4, a SimSiam without stop-gradient falls to 1.3
-_RANK_RATIO = 0.15  # of the run's best; healthy ones keep 0.3, also in the dip at their start
+LEAST_SPREAD = 0.06
+"""Complete collapse is a spread below; 1 is even over the sphere."""
+# Healthy representations stay above 4, a SimSiam without stop-gradient falls to 1.3.
+LEAST_RANK = 2.0
+"""Dimensional collapse is an effective rank below this, ..."""
+# Healthy representations keep 0.3 of the run's best, also in the dip at their start.
+LEAST_RANK_RATIO = 0.15
+"""... or below this fraction of what it was."""
+
+_LINES = 4  # log lines that must agree: a dip is no collapse
+_SETTLING_STEPS = 100  # after the warm-up: where a network starts says nothing
 _RISE = 1.1  # over the lines that must agree: figures that rise are those of a start
 
 
@@ -70,7 +76,7 @@ class CollapseAlarm:
         return collapse
 
     def _complete(self, step: int) -> Collapse | None:
-        if not _stays_below(self._spreads, _SPREAD):
+        if not _stays_below(self._spreads, LEAST_SPREAD):
             return None
         spread = self._spreads[-1]
         return Collapse(
@@ -82,7 +88,7 @@ class CollapseAlarm:
 
     def _dimensional(self, step: int) -> Collapse | None:
         best = max(self._ranks)
-        if not _stays_below(self._ranks, max(_RANK, _RANK_RATIO * best)) or best < 2 * self._ranks[-1]:
+        if not _stays_below(self._ranks, max(LEAST_RANK, LEAST_RANK_RATIO * best)) or best < 2 * self._ranks[-1]:
             return None
         return Collapse(
             "dimensional",
