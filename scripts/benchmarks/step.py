@@ -27,7 +27,7 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,13 +60,17 @@ def main(arguments: list[str]) -> int:
     """Parse, measure, print and keep; returns the exit code."""
     options = parse(arguments)
     part = {"step": _steps, "queue": _queues, "ema": _moving_averages, "predictor": _predictors}[options.part]
-    rows = part(options)
+    report(part(options), options)
+    return 0
+
+
+def report(rows: Sequence[Mapping[str, Any]], options: argparse.Namespace) -> None:
+    """Print the rows, and keep them with machine and settings in the file that was named."""
     print(table(rows))
     if options.output is not None:
         settings = {name: value for name, value in vars(options).items() if name != "output"}
-        report = {"machine": describe_machine(), "device": str(options.device), "settings": settings, "rows": rows}
-        options.output.write_text(json.dumps(report, indent=2, default=str) + "\n")
-    return 0
+        kept = {"machine": describe_machine(), "device": str(options.device), "settings": settings, "rows": rows}
+        options.output.write_text(json.dumps(kept, indent=2, default=str) + "\n")
 
 
 def _steps(options: argparse.Namespace) -> list[dict[str, Any]]:
@@ -78,7 +82,7 @@ def _steps(options: argparse.Namespace) -> list[dict[str, Any]]:
         views = views.to(options.device)
         variants = {
             "necessary": necessary_compute(model, views, precision, options),
-            "step": _library_step(model, settings, views, precision, options),
+            "step": library_step(model, settings, views, precision, options),
         }
         pair = [view.contiguous() for view in views.unbind(1)]
         peer = lightly_step(method, model, settings, pair, precision, options)
@@ -146,14 +150,16 @@ def _encoder_like(model: SSLPreTrainedModel, options: argparse.Namespace) -> nn.
     return encoder
 
 
-def _library_step(
+def library_step(
     model: SSLPreTrainedModel,
     settings: TrainingSettings,
     views: Tensor,
     precision: str,
     options: argparse.Namespace,
+    network: nn.Module | None = None,
 ) -> Stages:
-    """One step in the order of `hf_ssl/training/loop.py`, in three stages."""
+    """One step in the order of `hf_ssl/training/loop.py`, in three stages; `network` wraps the model, if given."""
+    network = model if network is None else network
     if options.compile:
         model.encoder.compile()
         if hasattr(model, "target_encoder"):
@@ -164,7 +170,7 @@ def _library_step(
 
     def forward_and_backward() -> None:
         with _autocast(precision, options.device):
-            loss = model(views, indices=indices).loss
+            loss = network(views, indices=indices).loss
         loss.backward()
         losses.add(loss, 1)
 
@@ -414,11 +420,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("--part", choices=("step", "queue", "ema", "predictor"), default="step", help="[step]")
-    parser.add_argument("--methods", nargs="+", default=list(METHODS), metavar="NAME", help="default: all")
-    parser.add_argument("--recipe", default="cifar", help="settings of each method [cifar]")
-    parser.add_argument("--encoder", help="timm name; default: the recipe's")
-    parser.add_argument("--image_size", type=int, help="pixels; default: the recipe's")
-    parser.add_argument("--batch_size", type=int, default=128, help="images, two views each [128]")
+    add_step_options(parser, METHODS)
     numbers: dict[str, Any] = {"type": int, "nargs": "+", "metavar": "N"}
     several = [2**power for power in range(12, 21, 2)]
     parser.add_argument("--queue_sizes", **numbers, default=several, help=f"of `--part queue` {several}")
@@ -427,15 +429,34 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     several = [32, 512, 2048]
     parser.add_argument("--batch_sizes", **numbers, default=several, help=f"of `--part queue` {several}")
     parser.add_argument("--precision", nargs="+", choices=("no", "bf16"), default=["no"], help="[no]")
+    parser.add_argument("--compare", choices=("lightly",), help="measure this library in the same run")
+    parser.add_argument("--clock", choices=CLOCKS, default="wall", help="on the CPU [wall]; CUDA measures by events")
+    options = parser.parse_args(arguments)
+    check_step_options(options)
+    if options.compare and importlib.util.find_spec(options.compare) is None:
+        raise ValueError(f"`--compare {options.compare}` needs a package: `pip install {options.compare}`.")
+    return options
+
+
+def add_step_options(parser: argparse.ArgumentParser, methods: Iterable[str]) -> None:
+    """Add the flags that say which steps are measured, and how often; `methods` is the default of `--methods`."""
+    chosen = list(methods)
+    shown = "all" if chosen == list(METHODS) else " ".join(chosen)
+    parser.add_argument("--methods", nargs="+", default=chosen, metavar="NAME", help=f"default: {shown}")
+    parser.add_argument("--recipe", default="cifar", help="settings of each method [cifar]")
+    parser.add_argument("--encoder", help="timm name; default: the recipe's")
+    parser.add_argument("--image_size", type=int, help="pixels; default: the recipe's")
+    parser.add_argument("--batch_size", type=int, default=128, help="images of a process, two views each [128]")
     parser.add_argument("--memory_format", choices=MEMORY_FORMATS, default="channels_last", help="[channels_last]")
     parser.add_argument("--compile", action="store_true", help="compile the encoders with torch.compile")
     parser.add_argument("--device", help="such as cpu or cuda:1; default: the accelerator, if there is one")
-    parser.add_argument("--compare", choices=("lightly",), help="measure this library in the same run")
     parser.add_argument("--rounds", type=int, default=7, help="turns of each variant that count [7]")
     parser.add_argument("--warmup", type=int, default=2, help="turns before them [2]")
-    parser.add_argument("--clock", choices=CLOCKS, default="wall", help="on the CPU [wall]; CUDA measures by events")
     parser.add_argument("--output", type=Path, metavar="FILE", help="JSON file for the table, machine and versions")
-    options = parser.parse_args(arguments)
+
+
+def check_step_options(options: argparse.Namespace) -> None:
+    """Refuse what `add_step_options` reads if it is wrong, and choose the device."""
     for name in ("batch_size", "rounds"):
         if getattr(options, name) < 1:
             raise ValueError(f"`--{name}` must be at least 1, got {getattr(options, name)}.")
@@ -449,13 +470,10 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         if options.recipe not in METHODS[method].recipes:
             known = ", ".join(METHODS[method].recipes)
             raise ValueError(f"Method `{method}` has no recipe `{options.recipe}`. Known: {known}.")
-    if options.compare and importlib.util.find_spec(options.compare) is None:
-        raise ValueError(f"`--compare {options.compare}` needs a package: `pip install {options.compare}`.")
     if options.output is not None and not options.output.resolve().parent.is_dir():
         raise ValueError(f"`--output`: the folder of `{options.output}` does not exist. Create it first.")
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     options.device = torch.device(options.device or accelerator or "cpu")
-    return options
 
 
 if __name__ == "__main__":

@@ -56,7 +56,7 @@ def test_a_measured_step_trains(tiny):
     options = step.parse(tiny)
     model, settings = step.build("byol", options)
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-    for stage in step._library_step(model, settings, torch.randn(16, 2, 3, 32, 32), "no", options).values():
+    for stage in step.library_step(model, settings, torch.randn(16, 2, 3, 32, 32), "no", options).values():
         stage()
     moved = {name for name, parameter in model.named_parameters() if not torch.equal(before[name], parameter)}
     assert any(name.startswith("encoder.") for name in moved)
