@@ -15,8 +15,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Literal
 
-import yaml
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, RepoCard, get_token
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
 from huggingface_hub import constants as hub_constants
 from huggingface_hub.errors import (
     DisabledRepoError,
@@ -30,7 +29,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 from huggingface_hub.hf_api import RepoFile
-from huggingface_hub.utils import parse_ratelimit_headers, validate_repo_id
+from huggingface_hub.utils import get_session, hf_raise_for_status, parse_ratelimit_headers, validate_repo_id
 
 from hf_ssl import __version__
 from hf_ssl.hub.cards import is_edited
@@ -106,7 +105,7 @@ def push_files(
 
     def push() -> str:
         _check_no_token(files_of(repo_id))
-        _check_card(files_of(repo_id), repo_type)
+        _check_card(api, files_of(repo_id), repo_type)
         name = api.create_repo(
             repo_id, repo_type=repo_type, private=private, exist_ok=True, space_sdk=space_sdk
         ).repo_id
@@ -286,20 +285,23 @@ def _check_no_token(files: Files) -> None:
                 )
 
 
-def _check_card(files: Files, repo_type: str) -> None:
+def _check_card(api: HfApi, files: Files, repo_type: str) -> None:
     """Let the Hub check the metadata of the card, if there is one, before anything is sent."""
     if _CARD not in files:
         return
     content = files[_CARD]
     text = (content if isinstance(content, bytes) else content.read_bytes()).decode()
-    try:
-        RepoCard(text).validate(repo_type)
-    except HTTPError:
-        raise
-    except (ValueError, TypeError, yaml.YAMLError) as error:
+    # Not by `RepoCard.validate`: up to huggingface_hub 2.0 it asks huggingface.co whatever Hub is pushed to.
+    response = get_session().post(
+        f"{api.endpoint}/api/validate-yaml",
+        json={"repoType": repo_type, "content": text},
+        headers={"Accept": "text/plain"},
+    )
+    if response.status_code == 400:
         raise _CannotPushError(
-            f"The Hub refuses the metadata at the top of `{_CARD}`: {_one_line(str(error))}. Nothing was pushed."
-        ) from None
+            f"The Hub refuses the metadata at the top of `{_CARD}`: {_one_line(response.text)}. Nothing was pushed."
+        )
+    hf_raise_for_status(response)
 
 
 def _with_retries(push: Callable[[], str]) -> str:
