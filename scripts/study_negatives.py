@@ -32,6 +32,7 @@ from hf_ssl.cli import errors_for_users, near_name, show_log
 from hf_ssl.data.labelled_subset import class_names
 from hf_ssl.data.settings import DataSettings
 from hf_ssl.data.sources import Source
+from hf_ssl.data.views import find_recipe
 from hf_ssl.evaluation.encoders import Encoder, WithProjection, encoder_of
 from hf_ssl.evaluation.fine_tuning import RANDOM, check_classes, open_classifier
 from hf_ssl.figures.negatives import matching_curves
@@ -128,6 +129,7 @@ class _Bench:
             view_recipe=options.view_recipe or recipe["view_recipe"],
             num_workers=options.num_workers,
         )
+        find_recipe(self.data.view_recipe or "")
         self.source: Source = self.data.open()
         self.class_names = class_names(self.source)
         self.test: Source = self.data.open(options.test_split)
