@@ -147,11 +147,11 @@ class _Bench:
         if result.exists():
             return Run.from_record(json.loads(result.read_text()))
         if method == SUPERVISED:
-            measured = self._measure(self._train_supervised(folder, seed))
+            measured = self._measure(f"{method}, seed {seed}", self._train_supervised(folder, seed))
         else:
             model = self._model(method, seed)
             log = {} if method == FRESH else self._train(model, folder, seed)
-            measured = self._measure(WithProjection(model), model.hidden_size, log)
+            measured = self._measure(f"{method}, seed {seed}", WithProjection(model), model.hidden_size, log)
         run = Run(method=method, seed=seed, measured=measured)
         folder.mkdir(parents=True, exist_ok=True)
         write_json(result, run.record())
@@ -199,7 +199,9 @@ class _Bench:
     def _own(self, folder: Path, seed: int) -> dict[str, Any]:
         return {"output_dir": str(folder), "seed": seed, "resume": "auto" if folder.exists() else None}
 
-    def _measure(self, module: nn.Module, width: int | None = None, log: dict[str, float] | None = None) -> Measured:
+    def _measure(
+        self, title: str, module: nn.Module, width: int | None = None, log: dict[str, float] | None = None
+    ) -> Measured:
         """Measure an encoder, or a method whose representation is `width` wide."""
         config = self.configs["moco_v2"]
         inner: Any = module.method.encoder if isinstance(module, WithProjection) else module
@@ -214,6 +216,7 @@ class _Bench:
             batch_size=self.training["batch_size"],
             num_workers=self.options.num_workers,
             max_images=self.options.eval_images,
+            description=title,
         )
         return Measured(**numbers, **(log or {}))
 
@@ -241,7 +244,7 @@ def _write(options: argparse.Namespace, bench: _Bench, runs: Sequence[Run]) -> N
     claims = claims_of(runs, chance)
     groups = by_method(runs)
     said = [
-        f"The query's class holds {100 * chance:.1f} % of the training images: chance for `own class`.",
+        f"Chance for `own class`, computed from all labels of the training split: {100 * chance:.1f} %.",
         *(f"- Claim: {claim}." for claim in claims),
     ]
     record = {"chance": chance, "runs": [run.record() for run in runs]}

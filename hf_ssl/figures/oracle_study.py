@@ -30,7 +30,8 @@ _PANELS = (
     ("two views of an image, projections", "view_alignment_z", "uniformity_z"),
 )
 _LABEL_GAP = 0.075  # between two labels, as a fraction of the panel's height
-_SMOOTHED = 5  # log lines: each is of one batch
+_SMOOTHED = 10  # log lines: each is of one batch
+_BELOW = {"fontsize": 8, "frameon": False, "loc": "upper center", "bbox_to_anchor": (0.5, -0.15), "ncols": 2}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,7 +121,7 @@ def study_chart(rows: Sequence[StudyRow], chance: float) -> Figure:
     Returns:
         The figure; save it by `figure.savefig(path)`.
     """
-    figure = Figure(figsize=(14, 4.2), dpi=150, layout="constrained")
+    figure = Figure(figsize=(14, 4.8), dpi=150, layout="constrained")
     share, task, accuracy = figure.subplots(1, 3)
     for row in rows:
         for axis, name, dashes in (
@@ -142,9 +143,9 @@ def study_chart(rows: Sequence[StudyRow], chance: float) -> Figure:
         (task, "positive above all keys that count (%)"),
     ):
         axis.set_title(title, fontsize=10, loc="left")
-        axis.set_xlabel("optimizer step")
+        axis.set_xlabel(f"optimizer step (means of {_SMOOTHED} log lines)")
         if axis.get_legend_handles_labels()[0]:
-            axis.legend(fontsize=8, frameon=False)
+            axis.legend(**_BELOW)
     _accuracies(accuracy, rows)
     for axis in (share, task, accuracy):
         axis.spines[["top", "right"]].set_visible(False)
@@ -184,4 +185,4 @@ def _accuracies(axis: Axes, rows: Sequence[StudyRow]) -> None:
     axis.set_ylim(len(trained) - 0.5, -0.5)
     axis.tick_params(axis="y", length=0)
     axis.set_title("accuracy of the frozen encoder (%)", fontsize=10, loc="left")
-    axis.legend(fontsize=8, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.1), ncols=2)
+    axis.legend(**_BELOW)

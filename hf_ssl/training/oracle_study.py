@@ -106,6 +106,7 @@ def measure_encoder(
     batch_size: int,
     num_workers: int,
     max_images: int,
+    description: str | None = None,
 ) -> dict[str, float]:
     """The numbers of `Measured` that an encoder gives, by name.
 
@@ -119,14 +120,17 @@ def measure_encoder(
         batch_size: Images in a forward pass.
         num_workers: Worker processes that decode.
         max_images: Images of either split at most.
+        description: Text of the progress bars; None for no bars.
 
     Raises:
         ValueError: If there are too few labelled images for a probe or a pair.
     """
     label = next(iter(train.labels))
     encoder.module.eval()
-    learnt = extract_features(encoder, train, batch_size, num_workers, max_images=max_images)
-    held_out = extract_features(encoder, test, batch_size, num_workers, max_images=max_images)
+    learnt, held_out = (
+        extract_features(encoder, each, batch_size, num_workers, max_images=max_images, description=description)
+        for each in (train, test)
+    )
     held_out = with_classes_of(held_out, test.labels, train.labels)
     views = extract_view_features(
         encoder,
@@ -137,6 +141,7 @@ def measure_encoder(
         batch_size=batch_size,
         num_workers=num_workers,
         max_images=min(max_images, _PAIRED_IMAGES),
+        description=description,
     )
     h, z = held_out.features[:, :dim], held_out.features[:, dim:]
     learnt.features, held_out.features = learnt.features[:, :dim], h

@@ -64,7 +64,7 @@ def test_all_methods_are_trained_measured_and_drawn(finished: Path):
     table = (finished / "study.md").read_text().splitlines()
     assert [line.split("|")[1].strip() for line in table[2:8]] == ["fresh", *METHODS]
     assert all(line.count("|") == 12 for line in table[:8])
-    assert "chance for `own class`" in table[9] and table[10].startswith("- Claim: the oracle raises MoCo v2's")
+    assert "Chance for `own class`" in table[9] and table[10].startswith("- Claim: the oracle raises MoCo v2's")
     for name in ("plane.png", "study.png", "matching.png"):
         with Image.open(finished / name) as image:
             assert min(image.size) > 400
