@@ -18,11 +18,9 @@ import argparse
 import json
 import logging
 import math
-import signal
 import statistics
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +46,9 @@ from hf_ssl.training.ablation import (
     theory_of,
 )
 from hf_ssl.training.arguments import TrainingSettings
+from hf_ssl.training.checkpoint import write_json
 from hf_ssl.training.loop import train
+from hf_ssl.training.many_runs import StoppedError, claim_folder, mean_text, parts_of_recipe
 from hf_ssl.training.monitor import KNN, open_knn
 
 logger = logging.getLogger(__name__)
@@ -65,14 +65,6 @@ _COMMON = ("dataset", "dataset_config", "split", "knn_split", "knn_images", "rec
 _COMMON += ("num_steps", "batch_size", "learning_rate", "ema_momentum")
 
 
-class _StoppedError(Exception):
-    """A signal ended a run early."""
-
-    def __init__(self, number: int):
-        super().__init__()
-        self.number = number
-
-
 def main(arguments: list[str]) -> int:
     """Parse, run what is missing, print and write; returns the exit code."""
     options = _parse(arguments)
@@ -80,7 +72,7 @@ def main(arguments: list[str]) -> int:
     for reason, count in left_out.items():
         logger.info("Left out %d: %s.", count, reason)
     if not options.theory_only:
-        _claim_folder(options)
+        claim_folder(options.output_dir, {name: getattr(options, name) for name in _COMMON})
     bench = _Bench(options)
     total = len(cells) * options.seeds
     logger.info("%d cells with %d seeds make %d runs.", len(cells), options.seeds, total)
@@ -91,10 +83,9 @@ def main(arguments: list[str]) -> int:
             for cell in cells:
                 runs.append(bench.expect(cell, seed) if options.theory_only else bench.run(cell, seed))
                 print(_line_of(runs[-1]), flush=True)
-    except _StoppedError as stopped:
-        name = signal.Signals(stopped.number).name
-        print(f"Stopped by {name} after {len(runs)} of {total} runs. The same command continues.", file=sys.stderr)
-        return 128 + stopped.number
+    except StoppedError as stopped:
+        print(stopped.message(len(runs), total), file=sys.stderr)
+        return stopped.exit_code
     print(_summary(runs))
     if not options.theory_only:
         _write(options.output_dir, runs)
@@ -114,10 +105,8 @@ class _Bench:
         given = {"architecture": options.encoder, "ema_momentum": options.ema_momentum}
         given |= {"batch_size": options.batch_size, "base_learning_rate": options.learning_rate}
         recipe |= {name: value for name, value in given.items() if value is not None}
-        data, training = ({field.name for field in fields(kind)} for kind in (DataSettings, TrainingSettings))
-        self.config = {name: value for name, value in recipe.items() if name not in data | training}
+        self.config, self.training = parts_of_recipe(recipe)
         self.config["ema_schedule"] = "constant"  # in the theory nothing changes with time
-        self.training = {name: value for name, value in recipe.items() if name in training}
         self.training |= {"num_epochs": None, "warmup_epochs": None, "lr_schedule": "constant", "optimizer": "sgd"}
         self.data = DataSettings(
             dataset=options.dataset,
@@ -155,7 +144,7 @@ class _Bench:
         """The finished run of a cell: read, gone on with, or made.
 
         Raises:
-            _StoppedError: If a signal ended it.
+            StoppedError: If a signal ended it.
         """
         settings = self._settings(cell, seed)
         result = Path(settings.output_dir) / "result.json"
@@ -165,7 +154,7 @@ class _Bench:
         model = self._model(cell, seed)
         ended = train(model, self.source, self.data, settings)
         if ended.signal:
-            raise _StoppedError(ended.signal)
+            raise StoppedError(ended.signal)
         lines = [json.loads(line) for line in (result.parent / "metrics.jsonl").read_text().splitlines()]
         last = lines[-1]
         measured = Measured(
@@ -178,7 +167,7 @@ class _Bench:
             seconds=json.loads((result.parent / "run.json").read_text())["progress"]["seconds"],
         )
         run = Run(cell=cell, seed=seed, start=expected.start, theory=expected.theory, measured=measured)
-        _write_whole(result, run.record())
+        write_json(result, run.record())
         return run
 
     def _random_knn(self, seed: int) -> float | None:
@@ -188,7 +177,7 @@ class _Bench:
         path = self.options.output_dir / f"random-seed{seed}.json"
         if not path.exists():
             model = self._model(Cell(), seed).to(self.device)  # pyright: ignore[reportArgumentType]
-            _write_whole(path, {"knn": self.knn(model).value})
+            write_json(path, {"knn": self.knn(model).value})
         return json.loads(path.read_text())["knn"]
 
     def _model(self, cell: Cell, seed: int) -> SSLPreTrainedModel:
@@ -218,29 +207,6 @@ class _Bench:
             "knn_images": options.knn_images,
         }
         return TrainingSettings(**(self.training | own))
-
-
-def _write_whole(path: Path, record: dict[str, Any]) -> None:
-    """A killed run leaves no half of a file that would count as finished."""
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(record, indent=2) + "\n")
-    part.replace(path)
-
-
-def _claim_folder(options: argparse.Namespace) -> None:
-    """Refuse a folder whose cells were trained with other settings."""
-    path = options.output_dir / "settings.json"
-    now = {name: getattr(options, name) for name in _COMMON}
-    if path.exists():
-        before = json.loads(path.read_text())
-        for name, value in now.items():
-            if before.get(name) != value:
-                raise ValueError(
-                    f"The runs in `{options.output_dir}` have `{name}` {before.get(name)}, got {value}. Give another "
-                    "`--output_dir`, or the same settings to go on."
-                )
-    options.output_dir.mkdir(parents=True, exist_ok=True)
-    _write_whole(path, now)
 
 
 def _line(*columns: str) -> str:
@@ -293,7 +259,7 @@ def _summary(runs: list[Run]) -> str:
 def _write(folder: Path, runs: list[Run]) -> None:
     """The table and the figure, one row a cell."""
     groups = list(by_cell(runs))
-    _write_whole(folder / "ablation.json", {"runs": [run.record() for run in runs]})
+    write_json(folder / "ablation.json", {"runs": [run.record() for run in runs]})
     (folder / "ablation.md").write_text(_table(groups))
     rows = [
         AblationRow(
@@ -324,10 +290,10 @@ def _table(groups: list[list[Run]]) -> str:
     random = [100 * value for value in _values(groups[0], lambda measured: measured.knn_random)]
     start = [run.start for run in groups[0]]
     fresh = (
-        _mean(random, 1),
-        _mean([one.spread for one in start], 2),
-        _mean([one.projection_rank for one in start], 1),
-        _mean([one.representation_rank for one in start], 1),
+        mean_text(random, 1),
+        mean_text([one.spread for one in start], 2),
+        mean_text([one.projection_rank for one in start], 1),
+        mean_text([one.representation_rank for one in start], 1),
     )
     lines.append(f"| fresh network | | | | {' | '.join(fresh)} |")
     for group in groups:
@@ -337,10 +303,10 @@ def _table(groups: list[list[Run]]) -> str:
         agreed = {run.agrees for run in group}
         agree = "yes" if agreed == {True} else "no" if agreed == {False} else "open" if None in agreed else "in part"
         figures = (
-            _mean([100 * value for value in _values(group, lambda measured: measured.knn)], 1),
-            _mean(_values(group, lambda measured: measured.spread), 2),
-            _mean(_values(group, lambda measured: measured.projection_rank), 1),
-            _mean(_values(group, lambda measured: measured.representation_rank), 1),
+            mean_text([100 * value for value in _values(group, lambda measured: measured.knn)], 1),
+            mean_text(_values(group, lambda measured: measured.spread), 2),
+            mean_text(_values(group, lambda measured: measured.projection_rank), 1),
+            mean_text(_values(group, lambda measured: measured.representation_rank), 1),
         )
         expected = OUTCOMES[group[0].theory.expected]
         lines.append(f"| {group[0].cell.title} | {expected} | {measured} | {agree} | {' | '.join(figures)} |")
@@ -350,14 +316,6 @@ def _table(groups: list[list[Run]]) -> str:
 def _values(runs: Sequence[Run], figure: Callable[[Measured], float | None]) -> list[float]:
     values = [figure(run.measured) for run in runs if run.measured is not None]
     return [value for value in values if value is not None]
-
-
-def _mean(values: Sequence[float], digits: int) -> str:
-    """Mean, and with several seeds the standard deviation."""
-    if not values:
-        return ""
-    mean = f"{statistics.mean(values):.{digits}f}"
-    return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.{digits}f}"
 
 
 def _products(options: argparse.Namespace) -> list[dict[str, Sequence[Any]]]:

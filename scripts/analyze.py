@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import nn
 from transformers import AutoModelForPreTraining
 
 from hf_ssl.cli import errors_for_users, near_name, show_log
@@ -33,6 +33,7 @@ from hf_ssl.evaluation.analysis import (
     analyse_features,
     analyse_predictor,
 )
+from hf_ssl.evaluation.encoders import WithProjection
 from hf_ssl.evaluation.features import Encoder, encoder_folder, extract_features, load_encoder
 from hf_ssl.evaluation.view_features import extract_view_features
 from hf_ssl.figures.diagnostics import diagnosis_curves, predictor_curves, spectrum_curves
@@ -64,22 +65,6 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-class _WithProjection(nn.Module):
-    """A method as an encoder whose features are representation and projection, one after the other."""
-
-    def __init__(self, method: SSLPreTrainedModel):
-        super().__init__()
-        self.method = method
-
-    def forward(self, pixel_values: Tensor) -> Tensor:
-        h = self.method.encode(pixel_values)
-        projector = getattr(self.method, "projector", None)
-        if projector is not None:
-            return torch.cat([h, projector(h)], dim=1)
-        # DirectCLR has no projector: it contrasts the first entries of the representation.
-        return torch.cat([h, h[:, : getattr(self.method.config, "subvector_dim", 0)]], dim=1)
-
-
 @dataclass(frozen=True)
 class _Analysed:
     """What was found out about one encoder.
@@ -99,7 +84,7 @@ def _analyse(options: argparse.Namespace, title: str, name: str, folder: Path | 
     width = encoder.dim
     method = _method_of(folder)
     if method is not None:
-        module = _WithProjection(method).to(device).eval().requires_grad_(False)
+        module = WithProjection(method).to(device).eval().requires_grad_(False)
         encoder = Encoder(module, encoder.transform, width, encoder.name)
     recipe, image_size = _recipe_of(folder, encoder)
     recipe = options.view_recipe or recipe

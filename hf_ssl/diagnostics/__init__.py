@@ -1,6 +1,6 @@
 """Numbers that tell what training does to representations: tensors in, numbers out; no models, no data."""
 
-from hf_ssl.diagnostics.alignment import alignment, uniformity
+from hf_ssl.diagnostics.alignment import alignment, class_alignment, uniformity
 from hf_ssl.diagnostics.lidar import lidar
 from hf_ssl.diagnostics.negatives import false_negative_share, matching_probabilities
 from hf_ssl.diagnostics.rank import effective_rank
@@ -17,6 +17,7 @@ from hf_ssl.diagnostics.spread import feature_std
 __all__ = [
     "alignment",
     "alpha_req",
+    "class_alignment",
     "covariance_spectrum",
     "effective_rank",
     "false_negative_share",

@@ -32,6 +32,42 @@ def alignment(first: Tensor, second: Tensor, exponent: float = 2.0) -> Tensor:
 
 
 @torch.no_grad()
+def class_alignment(features: Tensor, labels: Tensor) -> Tensor:
+    """Mean squared distance between two images of the same class on the unit sphere.
+
+    What `alignment` is for two views of an image, for all pairs of images of a class. It takes no pairs: with n unit
+    vectors u of a class and their sum S, the mean over pairs is (2 n sum |u|^2 - 2 |S|^2) / (n (n - 1)).
+
+    Args:
+        features: (images, dim), any scale.
+        labels: Class of each image, (images,), int64; images with a negative label take no part.
+
+    Returns:
+        Scalar in [0, 4], float32; each pair counts the same, so large classes count more. Lower is better: 0 where
+        the images of each class coincide, 2 for pairs that have nothing in common.
+
+    Raises:
+        ValueError: If the shapes do not fit, or no class has two images.
+    """
+    if features.ndim != 2 or labels.shape != features.shape[:1]:
+        raise ValueError(
+            "`features` must have shape (images, dim) and `labels` (images,), got "
+            f"{tuple(features.shape)} and {tuple(labels.shape)}."
+        )
+    known = labels >= 0
+    unit = F.normalize(features[known].double(), dim=1)
+    _, numbers = labels[known].unique(return_inverse=True)
+    counts = numbers.bincount().double()
+    sums = unit.new_zeros(len(counts), unit.shape[1]).index_add_(0, numbers, unit)
+    squares = unit.new_zeros(len(counts)).index_add_(0, numbers, unit.square().sum(dim=1))
+    num_pairs = (counts * (counts - 1)).sum()
+    if not num_pairs > 0:
+        raise ValueError("`labels` must give two images or more to some class, but no two images share one.")
+    distances = 2 * counts * squares - 2 * sums.square().sum(dim=1)
+    return (distances.sum() / num_pairs).clamp(min=0).float()
+
+
+@torch.no_grad()
 def uniformity(features: Tensor, t: float = 2.0) -> Tensor:
     """How evenly unit vectors cover the sphere: log of the mean Gaussian potential of pairs (section 4.1.2).
 

@@ -120,6 +120,28 @@ class PooledTransformersEncoder(nn.Module):
         return hidden[:, 0] if self.has_class_token else hidden.mean(dim=1)
 
 
+class WithProjection(nn.Module):
+    """A method as an encoder whose features are representation and projection, one after the other.
+
+    Args:
+        method: Has `encode`, and perhaps a `projector`.
+    """
+
+    def __init__(self, method: nn.Module):
+        super().__init__()
+        self.method = method
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        """Features of a batch, (batch, hidden size + projection dim), from pixels (batch, 3, height, width)."""
+        method: Any = self.method
+        h = method.encode(pixel_values)
+        projector = getattr(method, "projector", None)
+        if projector is not None:
+            return torch.cat([h, projector(h)], dim=1)
+        # DirectCLR has no projector: it contrasts the first entries of the representation.
+        return torch.cat([h, h[:, : getattr(method.config, "subvector_dim", 0)]], dim=1)
+
+
 @dataclass
 class Encoder:
     """A frozen encoder with its preprocessing.

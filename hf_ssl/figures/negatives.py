@@ -1,7 +1,10 @@
 """What became of the negatives during a run: the analysis of MoCHi as curves."""
 
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import mean
+from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -16,6 +19,8 @@ _ACCURACIES = {
 }
 _SHARE = "false_negative_share"
 _SMALLEST = 1e-9  # of a probability that is drawn; keys that are left out have none
+_MOMENTS = (0.03, 0.1, 0.25, 0.5, 1.0)  # ends of what is averaged, as fractions of a run
+_MOMENT = 0.03  # its length: some log lines, of which each is of one batch
 
 
 def negative_curves(metrics_path: Path) -> Figure | None:
@@ -68,6 +73,66 @@ def negative_curves(metrics_path: Path) -> Figure | None:
         _finish(axis, "false negatives among the hardest (%)")
         axis.set_ylim(0, 1.08 * max(share[1]) or 1)
     return figure
+
+
+def matching_curves(logs: Mapping[str, Sequence[Path]], queue_size: int) -> Figure:
+    """Draw the softmax probability of the hardest negatives against their rank at several moments, early to late.
+
+    Early in training the curve is nearly flat; late a few negatives hold what the positive leaves (the case that MoCHi
+    makes for mixing them).
+
+    Args:
+        logs: `metrics.jsonl` of the runs of each method, with `match_probability_rank_R`; one panel a method, the mean
+            over its runs.
+        queue_size: Keys in the queue, at least 1; with the positive they make the level at which all are equal.
+
+    Returns:
+        The figure; save it by `figure.savefig(path)`.
+    """
+    figure = Figure(figsize=(4.6 * len(logs) + 1.2, 4.0), dpi=150, layout="constrained")
+    colours = matplotlib.colormaps["viridis"]
+    axes = figure.subplots(1, len(logs), squeeze=False, sharey=True)[0]
+    for axis, (method, paths) in zip(axes, logs.items(), strict=True):
+        lines = [read_metrics(path) for path in paths]
+        for number, moment in enumerate(_MOMENTS):
+            last, probabilities = _at_moment(lines, moment)
+            axis.plot(
+                list(probabilities),
+                [max(value, _SMALLEST) for value in probabilities.values()],
+                color=colours(0.9 * number / (len(_MOMENTS) - 1)),
+                lw=1.6,
+                marker="o",
+                markersize=4,
+                label=f"{last:,}",
+            )
+        axis.axhline(1 / (1 + queue_size), color="0.35", lw=1, ls="--", label="all equal")
+        axis.set_xscale("log")
+        axis.set_yscale("log")
+        axis.set_title(method, fontsize=10, loc="left")
+        axis.set_xlabel("rank of the negative, from the hardest")
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.grid(alpha=0.3, lw=0.6)
+    axes[0].set_ylabel("softmax probability")
+    axes[-1].legend(
+        title="step", fontsize=8, title_fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5)
+    )
+    return figure
+
+
+def _at_moment(runs: Sequence[list[dict[str, Any]]], moment: float) -> tuple[int, dict[int, float]]:
+    """Last step of a moment, and mean probability by rank over its log lines and over runs."""
+    curves: dict[int, list[float]] = {}
+    last = 0
+    for lines in runs:
+        names = {name for line in lines for name in line if name.startswith(_PROBABILITY)}
+        for rank in sorted(int(name.removeprefix(_PROBABILITY)) for name in names):
+            steps, values = curve_of(lines, f"{_PROBABILITY}{rank}")
+            end = moment * steps[-1]
+            chosen = [place for place, step in enumerate(steps) if end - _MOMENT * steps[-1] < step <= end]
+            chosen = chosen or [min(range(len(steps)), key=lambda place: abs(steps[place] - end))]
+            last = steps[chosen[-1]]
+            curves.setdefault(rank, []).append(mean(values[place] for place in chosen))
+    return last, {rank: mean(values) for rank, values in sorted(curves.items())}
 
 
 def _plot(axis: Axes, steps: list[int], values: list[float], colour: object, label: str) -> None:
