@@ -42,7 +42,7 @@ _SENTENCE_TRANSFORMERS: dict[str, Any] = {
         "similarity_fn_name": "cosine",
     },
 }
-_REQUIREMENTS = "timm>=1.0.26\n"  # what the image of an Inference Endpoint lacks of what `handler.py` imports
+_REQUIREMENTS = "timm>=1.0.31\n"  # what the image of an Inference Endpoint lacks of what `handler.py` imports
 
 _EXCHANGE = 2  # RENAME_EXCHANGE of linux/fs.h
 _HERE = -100  # AT_FDCWD of fcntl.h

@@ -263,6 +263,13 @@ def test_examples_load_the_repository_or_the_folder(encoder_folder, run_record):
     assert "trust_remote_code" not in render_model_card(encoder_folder)
 
 
+def test_a_swin_says_which_timm_it_needs(encoder_folder):
+    assert "1.0.31" not in render_model_card(encoder_folder)
+    config = json.loads((encoder_folder / "config.json").read_text())
+    write_record(encoder_folder, "config.json", config | {"architecture": "swin_tiny_patch4_window7_224"})
+    assert "\n```\n\ntimm before 1.0.31 cannot load" in render_model_card(encoder_folder)
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_has_a_card(encoder_folder, run_record, method):
     run_record["method"] = method
