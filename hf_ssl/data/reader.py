@@ -85,7 +85,7 @@ class Reader:
         records = split_dataset_by_node(records, self.rank, self.world_size, "shards" if enough else "auto")
         if records._ex_iterable.iter_arrow:  # the others come row by row, and each would become a table
             records = records.with_format("arrow")
-        memory = _Window()
+        memory = _Window(self.window_size)
         while True:
             yield from self._epoch(records, memory, **state)
             state = self.beginning(state["epoch"] + 1)
@@ -148,19 +148,21 @@ class _Window:
     Memory that the system has to hand out and clear anew costs several times as much as reading a file into it.
     """
 
-    def __init__(self):
+    def __init__(self, window_size: int):
+        self._window_size = window_size
         self._memory = np.empty(0, np.uint8)
 
     def fill(self, tables: Iterable[pa.Table]) -> pa.RecordBatch | None:
         """The rows of all tables, in order; None if there are none. Valid until it is called again."""
-        filled, sizes, valid, others = 0, [], [], []
+        filled, rows, sizes, valid, others = 0, 0, [], [], []
         for table in tables:
             for batch in table.to_batches():
                 data, paths = batch["image"].flatten()
                 _, offsets, content = data.buffers()
                 ends = np.frombuffer(offsets, np.int32)[data.offset : data.offset + len(data) + 1]
                 size = int(ends[-1] - ends[0])
-                self._grow(filled, filled + size)
+                rows += len(data)
+                self._grow(filled, filled + size, rows)
                 if size:
                     self._memory[filled : filled + size] = np.frombuffer(content, np.uint8)[ends[0] : ends[-1]]
                 filled += size
@@ -176,8 +178,10 @@ class _Window:
         images = pa.StructArray.from_arrays([data, paths], names=["bytes", "path"])
         return pa.record_batch([images, indices, labels], names=["image", "index", "label"])
 
-    def _grow(self, filled: int, needed: int) -> None:
+    def _grow(self, filled: int, needed: int, rows: int) -> None:
         if needed > len(self._memory):
-            larger = np.empty(max(needed, 2 * len(self._memory)), np.uint8)
+            # Room for a whole window of such rows and a quarter more: what is not written to costs nothing, but to
+            # copy a window while it grows costs more than to read it.
+            larger = np.empty(max(needed, needed * self._window_size // rows * 5 // 4), np.uint8)
             larger[:filled] = self._memory[:filled]
             self._memory = larger

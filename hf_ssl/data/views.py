@@ -162,8 +162,8 @@ def resize(picture: Picture, image_size: int, interpolation: Literal["bilinear",
     Args:
         picture: RGB, (height, width, 3).
         image_size: New height and width, in pixels.
-        interpolation: Filter. torch has Pillow's filters, within one grey level (bicubic: two) and in half the time;
-            bilinear enlarging, which needs no antialiasing, is OpenCV's.
+        interpolation: Filter. torch has Pillow's filters, within one grey level (bicubic: two) and in a quarter of
+            its time; bilinear enlarging, which needs no antialiasing, is OpenCV's.
 
     Returns:
         (image_size, image_size, 3).
@@ -174,9 +174,11 @@ def resize(picture: Picture, image_size: int, interpolation: Literal["bilinear",
     if interpolation == "bilinear" and picture.shape[0] <= image_size and picture.shape[1] <= image_size:
         return cv2.resize(picture, size, interpolation=cv2.INTER_LINEAR)
     # Pillow's pictures are read-only, of which torch warns.
-    pixels = torch.from_numpy(picture if picture.flags.writeable else picture.copy()).permute(2, 0, 1)[None]
-    resized = F.interpolate(pixels, size=size, mode=interpolation, antialias=True)
-    return np.ascontiguousarray(resized[0].permute(1, 2, 0).numpy())
+    pixels = torch.from_numpy(picture if picture.flags.writeable else picture.copy())
+    # As a batch of one before the axes move: only so torch sees the channels last and keeps them there, or it would
+    # write planes, which take as long to interleave as to resize.
+    resized = F.interpolate(pixels[None].permute(0, 3, 1, 2), size=size, mode=interpolation, antialias=True)
+    return np.ascontiguousarray(resized.permute(0, 2, 3, 1)[0].numpy())
 
 
 def adjust_brightness(picture: Picture, factor: float) -> Picture:

@@ -1,6 +1,7 @@
 """Measure the data pipeline part by part: prints a table, and writes JSON to `--output`."""
 
 import io
+import itertools
 import json
 import statistics
 import subprocess
@@ -68,7 +69,7 @@ class BenchmarkSettings:
         only: Parts to measure; all if none is named.
         image_size: Height and width of the views, in pixels.
         batch_size: Images in a batch.
-        seconds: Time for each measurement of a speed, in seconds; shorter where an epoch ends before.
+        seconds: Time for each measurement of a speed, in seconds.
         compare: Library whose own transforms `views` measures too.
         repeats: How often `memory` repeats the files.
         output: JSON file to write.
@@ -188,10 +189,10 @@ def _speeds(
 
 
 def reader(data: DataSettings, settings: BenchmarkSettings) -> Iterator[Row]:
-    """Raw records of one process."""
+    """Raw records of one process, epoch after epoch."""
     records = size = 0
     wall, cpu = time.perf_counter(), time.process_time()
-    for chunk in _epoch(data):
+    for chunk in _chunks(data):
         records += chunk.size
         size += _num_bytes(chunk)
         if time.perf_counter() - wall > settings.seconds:
@@ -294,15 +295,18 @@ def _in_fresh_process(name: str, data: DataSettings, settings: BenchmarkSettings
 
 
 def _epoch(data: DataSettings, seed: int = 0) -> Iterator[Chunk]:
+    return itertools.takewhile(lambda chunk: chunk.size, _chunks(data, seed))
+
+
+def _chunks(data: DataSettings, seed: int = 0) -> Iterator[Chunk]:
+    """All chunks of endless epochs; one without records ends each."""
     whole = Reader(data.open(), seed, 0, 1, data.shuffle_window, CHUNK_SIZE)
-    for chunk in whole.chunks(whole.beginning()):
-        if chunk.size == 0:
-            return
-        yield chunk
+    return whole.chunks(whole.beginning())
 
 
 def _num_bytes(chunk: Chunk) -> int:
-    assert chunk.records is not None
+    if chunk.records is None:
+        return 0
     offsets = np.frombuffer(chunk.records["image"].field("bytes").buffers()[1], np.int64)
     return int(offsets[chunk.size])  # a chunk begins at its own 0
 

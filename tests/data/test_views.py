@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.nn import functional as F
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as reference
 
@@ -169,6 +170,16 @@ def test_resizing_equals_torchvision_on_pillow(interpolation, shape):
     mode = v2.InterpolationMode(interpolation)
     expected = reference.resize(Image.fromarray(picture), [64, 64], interpolation=mode)
     _same(resize(picture, 64, interpolation), reference.pil_to_tensor(expected), 1)
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("shape", [(90, 70), (1, 90), (90, 1), (20, 24)])
+def test_a_crop_is_resized_like_a_copy_of_it(interpolation, shape):
+    picture = np.random.default_rng(0).integers(0, 256, (100, 120, 3), dtype=np.uint8)
+    crop = picture[3 : 3 + shape[0], 5 : 5 + shape[1]]
+    planes = torch.from_numpy(crop.copy()).permute(2, 0, 1)[None].contiguous()
+    expected = F.interpolate(planes, size=(32, 32), mode=interpolation, antialias=True)[0]
+    _same(resize(crop, 32, interpolation), expected, 1)
 
 
 # Distributions against torchvision's own parameters.
