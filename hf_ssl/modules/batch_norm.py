@@ -5,7 +5,7 @@ names, order and shapes of parameters and buffers: a checkpoint loads into the p
 """
 
 from collections.abc import Callable
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
 
-from hf_ssl.distributed import world_size
+from hf_ssl.distributed import gather, world_size
 
 
 class SplitBatchNorm(_BatchNorm):
@@ -85,7 +85,7 @@ class SplitBatchNorm(_BatchNorm):
 
 
 class SyncBatchNorm(_BatchNorm):
-    """BatchNorm over the batches of all processes, written in plain tensor operations.
+    """BatchNorm over the batches of all processes, by any backend and on any device.
 
     PyTorch's own, which is faster, refuses the CPU, where several processes are what tests and small machines have.
 
@@ -125,44 +125,52 @@ class SyncBatchNorm(_BatchNorm):
         """Accept any number of dimensions after the channels."""
 
     def _normalise(self, input: Tensor) -> Tensor:
-        axes = [axis for axis in range(input.ndim) if axis != 1]
-        shape = [1, -1] + [1] * (input.ndim - 2)
+        weight, bias = self._parameters["weight"], self._parameters["bias"]
+        weight = torch.ones(self.num_features, device=input.device) if weight is None else weight
+        bias = torch.zeros_like(weight) if bias is None else bias
+        output, mean, variance = _NormaliseTogether.apply(input, weight, bias, self.eps)  # pyright: ignore[reportGeneralTypeIssues]
+        _move_running_statistics(self, mean, variance)
+        return output
+
+
+class _NormaliseTogether(torch.autograd.Function):
+    """Normalise by the statistics of all processes: one collective forward and one backward, around fused kernels."""
+
+    @staticmethod
+    def forward(ctx: Any, input: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:  # pyright: ignore[reportIncompatibleMethodOverride]
         values = input.float()
-        count = values.new_tensor([values.numel() // values.shape[1]])
-        sums = _sum_over_processes(torch.cat([values.sum(axes), count]))
-        total = sums[-1].detach()
-        mean = sums[:-1] / total
-        centred = values - mean.view(shape)
-        variance = _sum_over_processes(centred.square().sum(axes)) / total
-        with torch.no_grad():
-            _move_running_statistics(self, mean, variance * total / (total - 1))
-        normalised = centred * (variance + self.eps).rsqrt().view(shape)
-        scale, shift = self._parameters["weight"], self._parameters["bias"]
-        if scale is not None:
-            normalised = normalised * scale.view(shape)
-        if shift is not None:
-            normalised = normalised + shift.view(shape)
-        return normalised.to(input.dtype)
-
-
-class _SumOverProcesses(torch.autograd.Function):
-    """All-reduce whose backward pass adds up the gradients that the processes send to the sum."""
+        axes = [axis for axis in range(input.ndim) if axis != 1]
+        own = torch.cat([*torch.var_mean(values, axes, correction=0), values.new_tensor([values[:, 0].numel()])])
+        each = gather(own[None])
+        variances, means = each[:, :-1].chunk(2, dim=1)
+        counts = each[:, -1:]
+        total = counts.sum()
+        mean = (counts * means).sum(0) / total
+        variance = (counts * (variances + (means - mean).square())).sum(0) / total
+        output = F.batch_norm(values, mean, variance, weight, bias, False, 0.0, eps)
+        ctx.save_for_backward(values, weight, mean, variance, total)
+        ctx.eps, ctx.dtype = eps, input.dtype
+        unbiased = variance * total / (total - 1)
+        ctx.mark_non_differentiable(mean, unbiased)
+        return output.to(input.dtype), mean, unbiased
 
     @staticmethod
-    def forward(ctx: object, tensor: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
-        total = tensor.clone()
-        dist.all_reduce(total)
-        return total
-
-    @staticmethod
-    def backward(ctx: object, gradient: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
-        gradient = gradient.clone()
-        dist.all_reduce(gradient)
-        return gradient
-
-
-def _sum_over_processes(tensor: Tensor) -> Tensor:
-    return tensor if world_size() == 1 else _SumOverProcesses.apply(tensor)  # pyright: ignore[reportReturnType]
+    def backward(ctx: Any, gradient: Tensor, *_: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        values, weight, mean, variance, total = ctx.saved_tensors
+        # As if mean and variance were constants; what flows through them is taken off below.
+        of_values, of_weight, of_bias = torch.ops.aten.native_batch_norm_backward(
+            gradient.float(), values, weight, mean, variance, None, None, False, ctx.eps, [True, True, True]
+        )
+        sums = torch.cat([of_weight, of_bias])
+        if world_size() > 1:
+            dist.all_reduce(sums)
+        by_variance, by_mean = (sums / total).chunk(2)
+        inverse = (variance + ctx.eps).rsqrt()
+        slope = weight * inverse.square() * by_variance
+        shift = weight * inverse * by_mean - slope * mean
+        shape = [1, -1] + [1] * (values.ndim - 2)
+        of_values.addcmul_(values, slope.view(shape), value=-1).sub_(shift.view(shape))
+        return of_values.to(ctx.dtype), of_weight, of_bias, None
 
 
 @torch.no_grad()
