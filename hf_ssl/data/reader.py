@@ -22,6 +22,7 @@ FOR_SHARDS, FOR_WINDOW = 0, 1  # `draws.py` has 2
 _MANY_SHARDS = 8
 
 _TABLE_ROWS = 128  # rows that `datasets` hands over at once, or somewhat fewer, so that a window holds whole tables
+_TRUSTED_BYTES = 2**30  # of memory for a window before its images are read
 
 _IMAGE_TYPE = pa.struct({"bytes": pa.binary(), "path": pa.string()})
 
@@ -181,7 +182,9 @@ class _Window:
     def _grow(self, filled: int, needed: int, rows: int) -> None:
         if needed > len(self._memory):
             # Room for a whole window of such rows and a quarter more: what is not written to costs nothing, but to
-            # copy a window while it grows costs more than to read it.
-            larger = np.empty(max(needed, needed * self._window_size // rows * 5 // 4), np.uint8)
+            # copy a window while it grows costs more than to read it. No more than a GiB on trust: the system refuses
+            # what it could never hold, and one large image may come first.
+            expected = needed * self._window_size // rows * 5 // 4
+            larger = np.empty(max(needed, 2 * len(self._memory), min(expected, _TRUSTED_BYTES)), np.uint8)
             larger[:filled] = self._memory[:filled]
             self._memory = larger

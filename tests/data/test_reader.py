@@ -135,3 +135,14 @@ def test_a_chunk_keeps_no_window_in_memory(tmp_path):
     chunks.close()
     assert 1.6e6 <= pa.total_allocated_bytes() - before < 3e6
     assert sum(chunk.size for chunk in kept) == 16
+
+
+def test_a_large_image_at_the_start_reserves_no_more_than_a_gib():
+    rows = [{"bytes": bytes(20_000_000), "path": None}, *[{"bytes": b"small", "path": None}] * 3]
+    column = pa.array(rows, pa.struct({"bytes": pa.binary(), "path": pa.string()}))
+    numbers = pa.array(range(4), pa.int64())
+    table = pa.table([column, numbers, numbers], names=["image", "index", "label"])
+    window = reader._Window(2048)
+    filled = window.fill(iter([table.slice(0, 1), table.slice(1)]))
+    assert filled is not None and filled["image"].to_pylist() == rows
+    assert len(window._memory) == 2**30  # 51 GB by the size of the first
