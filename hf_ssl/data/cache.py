@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from hf_ssl.data.decode import SkippedImageError, decode, use_one_core
+from hf_ssl.data.decode import SkippedImageError, decode
 from hf_ssl.data.device_colour import DeviceColour
 from hf_ssl.data.device_crops import DeviceCrops
 from hf_ssl.data.device_views import send
@@ -29,6 +29,7 @@ from hf_ssl.data.draws import draw_rows
 from hf_ssl.data.local import INDEX_COLUMN
 from hf_ssl.data.recipes import ViewRecipe
 from hf_ssl.data.sources import Source
+from hf_ssl.data.workers import let_threads_rest, use_one_core
 
 _RECORDS_AT_ONCE = 64
 _LARGEST_SHARE = 0.8  # of the free memory; the rest is for the network's activations
@@ -224,6 +225,8 @@ class _Decoder(Dataset):
 
 
 def _decoded(source: Source, columns: list[str], num_workers: int) -> DataLoader:
+    if num_workers:
+        let_threads_rest()
     return DataLoader(
         _Decoder(),
         sampler=_undecoded(source, columns),

@@ -205,8 +205,3 @@ def _scaled(values: NDArray[Any], ranges: tuple[int, ...]) -> NDArray[np.float64
 def _three_channels(grey: NDArray[np.float64]) -> NDArray[np.uint8]:
     levels = np.clip(np.rint(grey), 0, 255).astype(np.uint8)
     return np.repeat(levels[:, :, None], 3, axis=2)
-
-
-def use_one_core(worker: int) -> None:
-    """Start a data worker: OpenCV's threads would compete with the other workers, one to a core."""
-    cv2.setNumThreads(0)

@@ -10,9 +10,10 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from hf_ssl.data.decode import SkippedImageError, decode, use_one_core
+from hf_ssl.data.decode import SkippedImageError, decode
 from hf_ssl.data.rows import RowReader
 from hf_ssl.data.sources import Source
+from hf_ssl.data.workers import let_threads_rest, use_one_core
 
 UNKNOWN_LABEL = -1
 """Label of an image whose record has none, or one that is no class."""
@@ -173,6 +174,8 @@ def _read(
         pin_memory=pin_memory,
         generator=torch.Generator(),  # its own, so that evaluating does not move the generator of a training run
     )
+    if num_workers:
+        let_threads_rest()
     return iter(loader)
 
 

@@ -18,12 +18,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from hf_ssl.data.cache import CachedDraws
-from hf_ssl.data.decode import SkippedImageError, decode, use_one_core
+from hf_ssl.data.decode import SkippedImageError, decode
 from hf_ssl.data.draws import numbers_between, numbers_of
 from hf_ssl.data.ordered import UNKNOWN_LABEL, EvaluationBatch, evaluation_batches
 from hf_ssl.data.reader import Chunk, Reader
 from hf_ssl.data.sources import Source
 from hf_ssl.data.views import Crops, Views
+from hf_ssl.data.workers import let_threads_rest, use_one_core
 
 __all__ = ["Batch", "EvaluationBatch", "TrainingStream", "evaluation_batches"]
 
@@ -285,6 +286,7 @@ class TrainingStream:
     def _loader(self, reader_state: dict[str, Any]) -> DataLoader:
         workers: dict[str, Any] = {}
         if self.num_workers:
+            let_threads_rest()
             chunks_of_two_batches = math.ceil(2 * self.batch_size / (self._chunk_size * self.num_workers))
             workers = {"worker_init_fn": use_one_core, "prefetch_factor": max(2, chunks_of_two_batches)}
         seed, rank, views = self._identity["seed"], self._identity["rank"], self.views
