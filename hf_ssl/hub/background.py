@@ -102,17 +102,16 @@ class BackgroundPublisher:
                 # A daemon: a run that is stopped does not wait for the Hub.
                 self._thread = threading.Thread(target=self._work, name=_THREAD, daemon=True)
                 self._thread.start()
-            self._state.notify_all()
 
     def _work(self) -> None:
         while True:
             with self._state:
-                self._state.wait_for(lambda: self._waiting)
-                snapshot = self._at_work = self._waiting.pop(0)
-            self._push(snapshot)
-            with self._state:
-                self._at_work = None
+                self._at_work = self._waiting.pop(0) if self._waiting else None
                 self._state.notify_all()
+                if self._at_work is None:  # the thread is there as long as there is work: `leave_uploads`
+                    self._thread = None
+                    return
+            self._push(self._at_work)
 
     def _push(self, snapshot: Path) -> None:
         shown = not are_progress_bars_disabled()

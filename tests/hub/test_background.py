@@ -15,7 +15,7 @@ from accelerate.state import AcceleratorState, GradientState
 from hub_server import Handler
 from safetensors.torch import load
 
-from hf_ssl.hub.background import BackgroundPublisher
+from hf_ssl.hub.background import _THREAD, BackgroundPublisher, leave_uploads
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "pretrain.py"
 
@@ -141,6 +141,25 @@ def test_an_error_that_nobody_expects_does_not_end_the_thread(online, publisher,
         publisher.wait()
     assert "step-000001 is not published; training goes on. no room" in caplog.text
     assert "Published: address" in caplog.text
+
+
+def test_with_nothing_left_to_push_a_failing_program_ends_as_usual(online, publisher, model, monkeypatch):
+    """Its `finally` blocks and exit handlers run; a process that runs many programs, as these tests do, lives on."""
+    gate, ends = Gate(monkeypatch), []
+    monkeypatch.setattr(os, "_exit", ends.append)
+    publisher.submit(1, model)
+    leave_uploads(2)
+    assert ends == [2]
+    gate.opened.set()
+    publisher.wait()
+    for thread in threading.enumerate():
+        if thread.name == _THREAD:
+            thread.join(10)
+    leave_uploads(2)
+    assert ends == [2]
+    publisher.submit(2, model)
+    publisher.wait()
+    assert {"step-000001", "step-000002"} <= set(online.repos["org/x"].commits)
 
 
 @pytest.fixture
