@@ -14,7 +14,7 @@ import re
 import sys
 import time
 import types
-from argparse import SUPPRESS, Action, ArgumentError, ArgumentTypeError, HelpFormatter, Namespace
+from argparse import SUPPRESS, Action, ArgumentError, ArgumentParser, ArgumentTypeError, HelpFormatter, Namespace
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NoReturn, Union, get_args, get_origin
@@ -198,6 +198,26 @@ def near_name(name: str, known: Sequence[str]) -> str:
     """` Did you mean ...?` for a misspelt name, empty if nothing is near."""
     near = difflib.get_close_matches(name, known, n=1)
     return f" Did you mean `{near[0]}`?" if near else ""
+
+
+def parse_flags(
+    parser: ArgumentParser, arguments: Sequence[str], subparser: ArgumentParser | None = None
+) -> Namespace:
+    """Read a command line by a parser of one's own.
+
+    Args:
+        parser: Knows the flags.
+        arguments: The command line, without the program's name.
+        subparser: The parser of the chosen command, if `parser` has several, for its flags.
+
+    Raises:
+        ValueError: If there are words that belong to no flag; names the nearest one.
+    """
+    options, unknown = parser.parse_known_args(list(arguments))
+    flags = [flag for flag in (subparser or parser)._option_string_actions if flag.startswith("--")]
+    for word in unknown:
+        raise ValueError(f"Unknown flag `{word}`.{near_name(word, flags) or ' `--help` lists them all.'}")
+    return options
 
 
 def parse_settings(

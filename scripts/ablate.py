@@ -27,7 +27,7 @@ from typing import Any
 import torch
 from accelerate.utils import set_seed
 
-from hf_ssl.cli import errors_for_users, near_name, show_log
+from hf_ssl.cli import errors_for_users, parse_flags, show_log
 from hf_ssl.data.settings import DataSettings
 from hf_ssl.data.sources import Source
 from hf_ssl.figures.ablation import AblationRow, ablation_chart
@@ -362,10 +362,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
         "--knn_split", default="test", help="labelled split that k-NN classifies, or none (default: test)"
     )
     run.add_argument("--knn_images", type=int, default=5000, help="images of either split for k-NN (default: 5000)")
-    options, unknown = parser.parse_known_args(arguments)
-    for word in unknown:
-        flags = [flag for flag in parser._option_string_actions if flag.startswith("--")]
-        raise ValueError(f"Unknown flag `{word}`.{near_name(word, flags) or ' `--help` lists them all.'}")
+    options = parse_flags(parser, arguments)
     if options.output_dir is None and not options.theory_only:
         raise ValueError("`--output_dir` is needed: the folder of the runs, such as `--output_dir runs/ablation`.")
     options.output_dir = options.output_dir or Path("not-used")

@@ -23,7 +23,7 @@ from PIL import Image
 from torch import nn
 from transformers import AutoModelForPreTraining
 
-from hf_ssl.cli import errors_for_users, near_name, show_log
+from hf_ssl.cli import errors_for_users, parse_flags, show_log
 from hf_ssl.data.sources import Source, open_source
 from hf_ssl.data.views import find_recipe
 from hf_ssl.evaluation.analysis import (
@@ -261,10 +261,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: CUDA if present")
     parser.add_argument("--seed", type=int, default=0, help="seed of the views and of random:X (default: 0)")
     parser.add_argument("--output", type=Path, help="folder for analysis.json and figures")
-    options, unknown = parser.parse_known_args(arguments)
-    for word in unknown:
-        known_flags = [flag for flag in parser._option_string_actions if flag.startswith("--")]
-        raise ValueError(f"Unknown flag `{word}`.{near_name(word, known_flags) or ' `--help` lists them all.'}")
+    options = parse_flags(parser, arguments)
     least = {"views": 2, "view_images": 2, "max_images": 2, "batch_size": 1, "num_workers": 0, "seed": 0}
     for name, smallest in least.items():
         value = getattr(options, name)

@@ -27,7 +27,7 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
-from hf_ssl.cli import errors_for_users, near_name, show_log
+from hf_ssl.cli import errors_for_users, parse_flags, show_log
 from hf_ssl.data.sources import Source, open_source
 from hf_ssl.evaluation.encoders import Encoder, ImageTransform, load_encoder
 from hf_ssl.evaluation.export_features import extract_shards, rows_to_cover
@@ -191,10 +191,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--push", metavar="ORG/NAME", help="push the folder to the Hub as a data set with a card")
     parser.add_argument("--private", action="store_true", help="make the pushed data set a private one")
-    options, unknown = parser.parse_known_args(arguments)
-    for word in unknown:
-        known_flags = [flag for flag in parser._option_string_actions if flag.startswith("--")]
-        raise ValueError(f"Unknown flag `{word}`.{near_name(word, known_flags) or ' `--help` lists them all.'}")
+    options = parse_flags(parser, arguments)
     least = {"max_images": 1, "batch_size": 1, "num_workers": 0, "seed": 0, "rows_per_shard": 1}
     for name, smallest in least.items():
         value = getattr(options, name)

@@ -28,7 +28,7 @@ import torch
 from accelerate.utils import set_seed
 from torch import nn
 
-from hf_ssl.cli import errors_for_users, near_name, show_log
+from hf_ssl.cli import errors_for_users, near_name, parse_flags, show_log
 from hf_ssl.data.labelled_subset import class_names
 from hf_ssl.data.settings import DataSettings
 from hf_ssl.data.sources import Source
@@ -318,10 +318,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     negatives.add_argument("--num_mixed_negatives", type=int, help="mixtures of two of them for each query (s)")
     negatives.add_argument("--num_mixed_queries", type=int, help="mixtures of one and the query (s')")
     negatives.add_argument("--start_step", type=int, help="steps before mixing starts (default: a tenth of them)")
-    options, unknown = parser.parse_known_args(arguments)
-    for word in unknown:
-        flags = [flag for flag in parser._option_string_actions if flag.startswith("--")]
-        raise ValueError(f"Unknown flag `{word}`.{near_name(word, flags) or ' `--help` lists them all.'}")
+    options = parse_flags(parser, arguments)
     for method in options.methods:
         if method not in METHODS:
             hint = near_name(method, METHODS) or f" Known: {', '.join(METHODS)}."

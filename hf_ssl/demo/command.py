@@ -22,7 +22,7 @@ from collections.abc import Sequence
 
 import torch
 
-from hf_ssl.cli import errors_for_users, near_name, show_log
+from hf_ssl.cli import errors_for_users, parse_flags, show_log
 from hf_ssl.data.sources import open_source
 from hf_ssl.demo.collection import collect, name_of_data
 from hf_ssl.demo.space import published_reference, push_space
@@ -81,10 +81,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         allow_abbrev=False,
     )
     _add_flags(demo_parser)
-    options, unknown = parser.parse_known_args(arguments)
-    for word in unknown:
-        known_flags = [flag for flag in demo_parser._option_string_actions if flag.startswith("--")]
-        raise ValueError(f"Unknown flag `{word}`.{near_name(word, known_flags) or ' `--help` lists them all.'}")
+    options = parse_flags(parser, arguments, demo_parser)
     _check(options)
     return options
 
