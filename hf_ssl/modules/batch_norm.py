@@ -85,9 +85,10 @@ class SplitBatchNorm(_BatchNorm):
 
 
 class SyncBatchNorm(_BatchNorm):
-    """BatchNorm over the batches of all processes, by any backend and on any device.
+    """BatchNorm over the batches of all processes, where gloo connects them; run on the CPU only.
 
-    PyTorch's own, which is faster, refuses the CPU, where several processes are what tests and small machines have.
+    PyTorch's own refuses the CPU, where several processes are what tests and small machines have. With any other
+    backend, `synchronize_batch_norm` takes PyTorch's.
 
     Args:
         num_features: Channels.
