@@ -167,8 +167,8 @@ def test_killed_and_resumed_equals_uninterrupted(parquet: Path, tmp_path: Path, 
 
 @pytest.mark.slow
 def test_two_processes_killed_and_resumed(parquet: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+    """With workers in the whole run, and none in the other, whose k-NN would fork them often (`data/workers.py`)."""
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    """With workers in the whole run and none in the other, whose k-NN would fork them often: `hf_ssl/data/workers.py`."""
     options = {"gradient_accumulation_steps": 2, "num_steps": 22, "knn_split": "test"}
     output = finish(launch(words(parquet, whole, **options), 2))
     assert output.count("Encoder: ") == 1, "only the first process exports"
