@@ -1,15 +1,18 @@
 """One environment for all tests: no network, one thread, the same seed."""
 
 import os
+from pathlib import Path
 
+# What is in there runs in every Python that a test starts.
+os.environ["PYTHONPATH"] = os.pathsep.join(
+    [str(Path(__file__).with_name("startup")), *filter(None, [os.environ.get("PYTHONPATH")])]
+)
 # Read when the libraries are imported, so set before.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-
-from pathlib import Path
 
 import pytest
 import torch

@@ -29,6 +29,7 @@ TINY = {
     "scripts/pretrain.py": "--encoder test_resnet --image_size 32 --num_epochs 1 --warmup_epochs 0 --batch_size 16 "
     "--num_workers 1 --checkpoint_every 2 --log_every 1 --shuffle_window 64 --cpu true",
     "scripts/evaluate.py": "--num_workers 1",
+    "--dataset shapes": "--batch_size 256 --knn_images 200",
     "--augmented_passes": "--augmented_passes 2",
     "scripts/analyze.py": "--num_workers 1 --views 2 --view_images 32",
     "scripts/extract_features.py": "--num_workers 1",
@@ -84,10 +85,9 @@ def with_small_settings(code: str) -> str:
     """The commands with the flags of `TINY` at their ends, before comments."""
     lines = code.replace("\\\n", " ").splitlines()
     for number, line in enumerate(lines):
-        for script, flags in TINY.items():
-            if script in line:
-                command, hash_, comment = line.partition("  #")
-                lines[number] = f"{command} {flags}{hash_}{comment}"
+        command, hash_, comment = line.partition("  #")
+        flags = " ".join(flags for part, flags in TINY.items() if part in line)
+        lines[number] = f"{command} {flags}{hash_}{comment}"
     return "\n".join(lines)
 
 
@@ -161,7 +161,8 @@ def workplace(tmp_path: Path, hub_server) -> Path:
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_blocks_run(document, workplace, hub_server):
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    environment = hub_server.environment(workplace / "home", PATH=path, PYTHONPATH=str(workplace))
+    modules = f"{workplace}{os.pathsep}{os.environ['PYTHONPATH']}"
+    environment = hub_server.environment(workplace / "home", PATH=path, PYTHONPATH=modules)
     for block in [*BEFORE.get(document, []), *blocks_of(document)]:
         kind, _, detail = block.order.partition(": ")
         if kind == "file":

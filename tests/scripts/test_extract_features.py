@@ -105,7 +105,7 @@ def test_the_same_command_again_computes_nothing_and_other_settings_are_refused(
 
 def launch(processes, *arguments):
     """Start the script in processes of its own."""
-    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(SCRIPTS.parent)}
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true"}
     launcher = [
         "accelerate.commands.launch",
         "--multi_gpu",

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -117,7 +118,9 @@ def test_wrong_input_is_one_sentence(main, tmp_path, words, message):
 
 
 def test_wrong_input_ends_with_exit_code_2():
-    done = subprocess.run([sys.executable, SCRIPT, "sweep", "--size", "one"], capture_output=True, text=True)
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    command = [sys.executable, SCRIPT, "sweep", "--size", "one"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 2 and done.stderr == "error: `--size` must be a whole number, got 'one'.\n"
 
 
