@@ -4,7 +4,7 @@ Which images share their statistics decides what BatchNorm leaks between them, s
 names, order and shapes of parameters and buffers: a checkpoint loads into the plain model.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
@@ -67,21 +67,92 @@ class SplitBatchNorm(_BatchNorm):
                 f"`bn_splits` makes {num_groups} BatchNorm groups of a batch of {len(input)}, but each needs two "
                 "images. Lower `bn_splits` or raise the batch size."
             )
-        # Not `tensor_split`, whose backward pass adds up one array of the whole batch's size for each group.
         size, larger = divmod(len(input), num_groups)
         sizes = [size + (number < larger) for number in range(num_groups)]
-        # With a momentum of 1 the "running" statistics become those of the group, variance unbiased.
-        means = torch.zeros(num_groups, self.num_features, dtype=torch.float32, device=input.device)
-        variances = torch.ones_like(means)
-        outputs = [
-            F.batch_norm(group, mean, variance, self.weight, self.bias, True, 1.0, self.eps)
-            for group, mean, variance in zip(torch.split_with_sizes(input, sizes), means, variances, strict=True)
-        ]
+        # Where it has run; elsewhere the slower way, which is the same to rounding.
+        by_parts = input.device.type == "cpu" and not torch.compiler.is_compiling()
+        normalise = _NormaliseGroups.apply if by_parts else normalise_groups
+        output, means, variances = normalise(input, self.weight, self.bias, sizes, self.eps)  # pyright: ignore[reportGeneralTypeIssues]
         _move_running_statistics(self, means.mean(0), variances.mean(0))
-        return self.act(self.drop(torch.cat(outputs)))
+        return self.act(self.drop(output))
 
     def _check_input_dim(self, input: Tensor) -> None:
         """Accept any number of dimensions after the channels."""
+
+
+def normalise_groups(
+    input: Tensor, weight: Tensor | None, bias: Tensor | None, sizes: Sequence[int], eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Normalise runs of neighbouring images, each by its own statistics.
+
+    Args:
+        input: (batch, channels, ...).
+        weight: (channels,), or None.
+        bias: (channels,), or None.
+        sizes: Images of each group; their sum is the batch.
+        eps: Added to the variances.
+
+    Returns:
+        The same shape; mean and unbiased variance of each group, (groups, channels), in float32 or the input's
+        float64, without gradient.
+    """
+    # With a momentum of 1 the "running" statistics become those of the group.
+    shape, dtype = (len(sizes), input.shape[1]), torch.promote_types(input.dtype, torch.float32)
+    means = torch.zeros(shape, dtype=dtype, device=input.device)
+    variances = torch.ones_like(means)
+    # Not `tensor_split`, whose backward pass adds up one array of the whole batch's size for each group.
+    outputs = [
+        F.batch_norm(group, mean, variance, weight, bias, True, 1.0, eps)
+        for group, mean, variance in zip(_split(input, sizes), means, variances, strict=True)
+    ]
+    return torch.cat(outputs), means, variances
+
+
+class _NormaliseGroups(torch.autograd.Function):
+    """`normalise_groups` with each group written to its place, where `torch.cat` would copy the batch once more."""
+
+    @staticmethod
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, input: Tensor, weight: Tensor | None, bias: Tensor | None, sizes: Sequence[int], eps: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        output = torch.empty_like(input)
+        means, variances, saved_means, saved_inverses = input.new_zeros(
+            4, len(sizes), input.shape[1], dtype=torch.promote_types(input.dtype, torch.float32)
+        ).unbind()
+        for number, (group, place) in enumerate(zip(_split(input, sizes), _split(output, sizes), strict=True)):
+            torch.ops.aten.native_batch_norm.out(
+                *(group, weight, bias, means[number], variances[number], True, 1.0, eps),
+                **{"out": place, "save_mean": saved_means[number], "save_invstd": saved_inverses[number]},
+            )
+        ctx.save_for_backward(input, weight, saved_means, saved_inverses)
+        ctx.sizes, ctx.eps = sizes, eps
+        ctx.mark_non_differentiable(means, variances)
+        return output, means, variances
+
+    @staticmethod
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, gradient: Tensor, *_: Tensor
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None]:
+        input, weight, means, inverses = ctx.saved_tensors
+        of_input = torch.empty_like(input)
+        of_weights: list[Tensor] = []
+        of_biases: list[Tensor] = []
+        parts = (_split(whole, ctx.sizes) for whole in (gradient, input, of_input))
+        for number, (of_output, group, place) in enumerate(zip(*parts, strict=True)):
+            of_group, of_weight, of_bias = torch.ops.aten.native_batch_norm_backward(
+                of_output, group, weight, None, None, means[number], inverses[number], True, ctx.eps, [True] * 3
+            )
+            place.copy_(of_group)
+            of_weights.append(of_weight)
+            of_biases.append(of_bias)
+        needs_weight, needs_bias = ctx.needs_input_grad[1:3]
+        of_weight = torch.stack(of_weights).sum(0) if needs_weight else None
+        of_bias = torch.stack(of_biases).sum(0) if needs_bias else None
+        return of_input, of_weight, of_bias, None, None
+
+
+def _split(input: Tensor, sizes: Sequence[int]) -> tuple[Tensor, ...]:
+    return torch.split_with_sizes(input, list(sizes))
 
 
 class SyncBatchNorm(_BatchNorm):

@@ -13,7 +13,14 @@ from timm.layers import BatchNormAct2d
 from torch import nn
 
 from hf_ssl.modules import batch_norm
-from hf_ssl.modules.batch_norm import SplitBatchNorm, SyncBatchNorm, split_batch_norm, synchronize_batch_norm
+from hf_ssl.modules.batch_norm import (
+    SplitBatchNorm,
+    SyncBatchNorm,
+    _NormaliseGroups,
+    normalise_groups,
+    split_batch_norm,
+    synchronize_batch_norm,
+)
 
 
 def _network() -> nn.Sequential:
@@ -67,6 +74,32 @@ def test_gradients_are_those_of_one_plain_norm_for_each_group(batch_size, memory
     assert fast.grad.is_contiguous(memory_format=memory_format)
     for name in ("weight", "bias"):
         torch.testing.assert_close(norm.get_parameter(name).grad, plain.get_parameter(name).grad)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("shape", [(9, 5), (7, 5, 6, 3)])
+@pytest.mark.parametrize("given", [(), ("weight",), ("weight", "bias")])
+def test_groups_in_place_are_groups_put_together(dtype, shape, given):
+    """Output, statistics and every gradient, with uneven groups, a mixed precision and parts that need no gradient."""
+    parameter_dtype = torch.promote_types(dtype, torch.float32)
+    x, gradient = (torch.randn(shape).to(dtype) for _ in range(2))
+    if len(shape) == 4:
+        x = x.to(memory_format=torch.channels_last)
+    scale, shift = (torch.randn(5, dtype=parameter_dtype) if name in given else None for name in ("weight", "bias"))
+    sizes = [3, len(x) - 5, 2]
+    found = []
+    for normalise in (_NormaliseGroups.apply, normalise_groups):
+        input, weight, bias = (t if t is None else t.clone().requires_grad_() for t in (x, scale, shift))
+        output, means, variances = normalise(input, weight, bias, sizes, 1e-5)
+        assert output.requires_grad and not means.requires_grad and not variances.requires_grad
+        assert output.dtype == dtype and output.stride() == x.stride()
+        output.backward(gradient)
+        found.append([output, means, variances, *(t.grad for t in (input, weight, bias) if t is not None)])
+        frozen = x.clone().requires_grad_()
+        normalise(frozen, scale, shift, sizes, 1e-5)[0].backward(gradient)
+        torch.testing.assert_close(frozen.grad, input.grad)
+    for fast, slow in zip(*found, strict=True):
+        torch.testing.assert_close(fast, slow)
 
 
 def test_a_split_network_keeps_the_state_and_the_evaluation_of_the_plain_one():
