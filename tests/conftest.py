@@ -1,5 +1,7 @@
 """One environment for all tests: no network, one thread, the same seed."""
 
+import atexit
+import gc
 import os
 from pathlib import Path
 
@@ -16,6 +18,10 @@ os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 import pytest
 import torch
+
+# pytest-xdist's workers have started so too, but live long.
+gc.enable()
+atexit.unregister(gc.freeze)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]):
