@@ -203,7 +203,7 @@ def near_name(name: str, known: Sequence[str]) -> str:
 def parse_flags(
     parser: ArgumentParser, arguments: Sequence[str], subparser: ArgumentParser | None = None
 ) -> Namespace:
-    """Read a command line by a parser of one's own.
+    """Read a command line by a parser of one's own; flags may stand between words, unless there are commands.
 
     Args:
         parser: Knows the flags.
@@ -213,10 +213,11 @@ def parse_flags(
     Raises:
         ValueError: If there are words that belong to no flag; names the nearest one.
     """
-    options, unknown = parser.parse_known_args(list(arguments))
-    flags = [flag for flag in (subparser or parser)._option_string_actions if flag.startswith("--")]
-    for word in unknown:
-        raise ValueError(f"Unknown flag `{word}`.{near_name(word, flags) or ' `--help` lists them all.'}")
+    read = parser.parse_known_args if subparser else parser.parse_known_intermixed_args
+    options, unknown = read(arguments)
+    if unknown:
+        flags = [flag for flag in (subparser or parser)._option_string_actions if flag.startswith("--")]
+        raise ValueError(f"Unknown flag `{unknown[0]}`.{near_name(unknown[0], flags) or ' `--help` lists them all.'}")
     return options
 
 

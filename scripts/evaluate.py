@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForPreTraining
 
-from hf_ssl.cli import errors_for_users, near_name, show_log
+from hf_ssl.cli import errors_for_users, near_name, parse_flags, show_log
 from hf_ssl.data.sources import Source, open_source
 from hf_ssl.evaluation.clustering import write_assignments
 from hf_ssl.evaluation.features import (
@@ -243,10 +243,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
         default=True,
         help="end with the lines that load a local encoder",
     )
-    options, unknown = parser.parse_known_intermixed_args(arguments)
-    for word in unknown:
-        known_flags = [flag for flag in parser._option_string_actions if flag.startswith("--")]
-        raise ValueError(f"Unknown flag `{word}`.{near_name(word, known_flags) or ' `--help` lists them all.'}")
+    options = parse_flags(parser, arguments)
     # `--baselines raw random knn` takes every word that follows it.
     options.protocols += [word for word in options.baselines if word in PROTOCOLS]
     options.protocols = list(dict.fromkeys(options.protocols or ["knn", "linear"]))

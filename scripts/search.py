@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from hf_ssl.cli import errors_for_users, near_name, show_log
+from hf_ssl.cli import errors_for_users, parse_flags, show_log
 from hf_ssl.data.decode import SkippedImageError, decode
 from hf_ssl.data.rows import RowReader
 from hf_ssl.data.sources import Source, open_source
@@ -138,10 +138,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--encoder", help="where the encoder of the features is, if it has moved")
     parser.add_argument("--dataset", help="where the data set of the features is, if it has moved")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: CUDA if present")
-    options, unknown = parser.parse_known_intermixed_args(arguments)
-    for word in unknown:
-        known_flags = [flag for flag in parser._option_string_actions if flag.startswith("--")]
-        raise ValueError(f"Unknown flag `{word}`.{near_name(word, known_flags) or ' `--help` lists them all.'}")
+    options = parse_flags(parser, arguments)
     if options.k < 1:
         raise ValueError(f"`--k` must be at least 1, got {options.k}.")
     if options.device == "cuda" and not torch.cuda.is_available():

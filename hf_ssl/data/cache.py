@@ -18,7 +18,7 @@ import torch
 from datasets.iterable_dataset import ArrowExamplesIterable
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from hf_ssl.data.decode import SkippedImageError, decode
@@ -29,7 +29,7 @@ from hf_ssl.data.draws import draw_rows
 from hf_ssl.data.local import INDEX_COLUMN
 from hf_ssl.data.recipes import ViewRecipe
 from hf_ssl.data.sources import Source
-from hf_ssl.data.workers import let_threads_rest, use_one_core
+from hf_ssl.data.workers import make_loader
 
 _RECORDS_AT_ONCE = 64
 _LARGEST_SHARE = 0.8  # of the free memory; the rest is for the network's activations
@@ -158,7 +158,7 @@ def fill_cache(
     shard_sizes = [0] * source.records.num_shards
     columns: dict[str, list[int | None]] = {name: [] for name in _kept_columns(source, label_column)}
     with tqdm(total=source.num_images, unit="img", desc="cache", disable=not show_progress) as bar:
-        for part in _decoded(source, list(columns), num_workers):
+        for part in make_loader(_Decoder(), _undecoded(source, list(columns)), num_workers):
             if num_read + part.num_records > source.num_images:
                 raise ValueError(
                     f"`cache` uint8 must know the number of images, but `{source.name}` says that it has "
@@ -224,20 +224,6 @@ class _Decoder(Dataset):
         return records
 
 
-def _decoded(source: Source, columns: list[str], num_workers: int) -> DataLoader:
-    if num_workers:
-        let_threads_rest()
-    return DataLoader(
-        _Decoder(),
-        sampler=_undecoded(source, columns),
-        batch_size=None,
-        collate_fn=_unchanged,
-        num_workers=num_workers,
-        worker_init_fn=use_one_core,
-        generator=torch.Generator(),  # its own, so that the run's does not move
-    )
-
-
 def _undecoded(source: Source, columns: list[str]) -> Iterator[_Records]:
     records = source.records.select_columns([source.image_column, *columns])
     for number, shard in enumerate(_shards(records)):
@@ -254,10 +240,6 @@ def _shards(records: datasets.IterableDataset) -> Iterator[datasets.IterableData
         group = records.shard(num_groups, number)
         for index in range(group.num_shards):
             yield group.shard(group.num_shards, index)
-
-
-def _unchanged(records: Any) -> Any:
-    return records
 
 
 def _room_for(source: Source, size: tuple[int, int], device: torch.device, world_size: int) -> Tensor:

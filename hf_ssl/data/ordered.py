@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from hf_ssl.data.decode import SkippedImageError, decode
 from hf_ssl.data.rows import RowReader
 from hf_ssl.data.sources import Source
-from hf_ssl.data.workers import let_threads_rest, use_one_core
+from hf_ssl.data.workers import make_loader
 
 UNKNOWN_LABEL = -1
 """Label of an image whose record has none, or one that is no class."""
@@ -164,19 +164,8 @@ def _read(
 ) -> Iterator[ReadRows]:
     if batch_size < 1:
         raise ValueError(f"`batch_size` must be at least 1, got {batch_size}.")
-    loader = DataLoader(
-        _Transformer(transform, with_rows, source.labels),
-        sampler=rows,
-        batch_size=None,
-        collate_fn=_unchanged,
-        num_workers=num_workers,
-        worker_init_fn=use_one_core,
-        pin_memory=pin_memory,
-        generator=torch.Generator(),  # its own, so that evaluating does not move the generator of a training run
-    )
-    if num_workers:
-        let_threads_rest()
-    return iter(loader)
+    transformer = _Transformer(transform, with_rows, source.labels)
+    return iter(make_loader(transformer, rows, num_workers, pin_memory=pin_memory))
 
 
 def _rows_of_process(
@@ -239,7 +228,3 @@ class _Transformer(Dataset):
     def _class(label: int | None, num_classes: int) -> int:
         known = label is not None and label >= 0 and (num_classes == 0 or label < num_classes)
         return label if known else UNKNOWN_LABEL  # pyright: ignore[reportReturnType]
-
-
-def _unchanged(batch: Any) -> Any:
-    return batch

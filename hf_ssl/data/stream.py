@@ -24,7 +24,7 @@ from hf_ssl.data.ordered import UNKNOWN_LABEL, EvaluationBatch, evaluation_batch
 from hf_ssl.data.reader import Chunk, Reader
 from hf_ssl.data.sources import Source
 from hf_ssl.data.views import Crops, Views
-from hf_ssl.data.workers import let_threads_rest, use_one_core
+from hf_ssl.data.workers import make_loader
 
 __all__ = ["Batch", "EvaluationBatch", "TrainingStream", "evaluation_batches"]
 
@@ -111,10 +111,6 @@ class _DrawMaker(Dataset):
             chunk.labels = [UNKNOWN_LABEL if labels[offset] is None else labels[offset] for offset in good]
         chunk.records = None
         return chunk
-
-
-def _identity(chunk: Any) -> Any:
-    return chunk
 
 
 class TrainingStream:
@@ -284,21 +280,13 @@ class TrainingStream:
         return numbers
 
     def _loader(self, reader_state: dict[str, Any]) -> DataLoader:
-        workers: dict[str, Any] = {}
+        options: dict[str, Any] = {}
         if self.num_workers:
-            let_threads_rest()
             chunks_of_two_batches = math.ceil(2 * self.batch_size / (self._chunk_size * self.num_workers))
-            workers = {"worker_init_fn": use_one_core, "prefetch_factor": max(2, chunks_of_two_batches)}
+            options = {"prefetch_factor": max(2, chunks_of_two_batches)}
         seed, rank, views = self._identity["seed"], self._identity["rank"], self.views
-        return DataLoader(
-            _DrawMaker(views, seed, rank) if isinstance(views, CachedDraws) else _ViewMaker(views, seed, rank),
-            sampler=self._reader.chunks(reader_state),
-            batch_size=None,
-            collate_fn=_identity,
-            num_workers=self.num_workers,
-            generator=torch.Generator(),  # its own: the loader draws a seed, and the run's generator must not move
-            **workers,
-        )
+        maker = _DrawMaker(views, seed, rank) if isinstance(views, CachedDraws) else _ViewMaker(views, seed, rank)
+        return make_loader(maker, self._reader.chunks(reader_state), self.num_workers, **options)
 
     def _judge(self, seen: int, skipped: Counter[str], *, epoch_ended: bool) -> None:
         num_skipped = sum(skipped.values())

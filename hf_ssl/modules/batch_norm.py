@@ -4,7 +4,7 @@ Which images share their statistics decides what BatchNorm leaks between them, s
 names, order and shapes of parameters and buffers: a checkpoint loads into the plain model.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, cast
 
 import torch
@@ -81,7 +81,7 @@ class SplitBatchNorm(_BatchNorm):
 
 
 def normalise_groups(
-    input: Tensor, weight: Tensor | None, bias: Tensor | None, sizes: Sequence[int], eps: float
+    input: Tensor, weight: Tensor | None, bias: Tensor | None, sizes: list[int], eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Normalise runs of neighbouring images, each by its own statistics.
 
@@ -103,7 +103,7 @@ def normalise_groups(
     # Not `tensor_split`, whose backward pass adds up one array of the whole batch's size for each group.
     outputs = [
         F.batch_norm(group, mean, variance, weight, bias, True, 1.0, eps)
-        for group, mean, variance in zip(_split(input, sizes), means, variances, strict=True)
+        for group, mean, variance in zip(torch.split_with_sizes(input, sizes), means, variances, strict=True)
     ]
     return torch.cat(outputs), means, variances
 
@@ -113,16 +113,27 @@ class _NormaliseGroups(torch.autograd.Function):
 
     @staticmethod
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
-        ctx: Any, input: Tensor, weight: Tensor | None, bias: Tensor | None, sizes: Sequence[int], eps: float
+        ctx: Any, input: Tensor, weight: Tensor | None, bias: Tensor | None, sizes: list[int], eps: float
     ) -> tuple[Tensor, Tensor, Tensor]:
         output = torch.empty_like(input)
         means, variances, saved_means, saved_inverses = input.new_zeros(
             4, len(sizes), input.shape[1], dtype=torch.promote_types(input.dtype, torch.float32)
         ).unbind()
-        for number, (group, place) in enumerate(zip(_split(input, sizes), _split(output, sizes), strict=True)):
+        for number, (group, place) in enumerate(
+            zip(torch.split_with_sizes(input, sizes), torch.split_with_sizes(output, sizes), strict=True)
+        ):
             torch.ops.aten.native_batch_norm.out(
-                *(group, weight, bias, means[number], variances[number], True, 1.0, eps),
-                **{"out": place, "save_mean": saved_means[number], "save_invstd": saved_inverses[number]},
+                group,
+                weight,
+                bias,
+                means[number],
+                variances[number],
+                True,
+                1.0,
+                eps,
+                out=place,
+                save_mean=saved_means[number],
+                save_invstd=saved_inverses[number],
             )
         ctx.save_for_backward(input, weight, saved_means, saved_inverses)
         ctx.sizes, ctx.eps = sizes, eps
@@ -137,7 +148,7 @@ class _NormaliseGroups(torch.autograd.Function):
         of_input = torch.empty_like(input)
         of_weights: list[Tensor] = []
         of_biases: list[Tensor] = []
-        parts = (_split(whole, ctx.sizes) for whole in (gradient, input, of_input))
+        parts = (torch.split_with_sizes(whole, ctx.sizes) for whole in (gradient, input, of_input))
         for number, (of_output, group, place) in enumerate(zip(*parts, strict=True)):
             of_group, of_weight, of_bias = torch.ops.aten.native_batch_norm_backward(
                 of_output, group, weight, None, None, means[number], inverses[number], True, ctx.eps, [True] * 3
@@ -149,10 +160,6 @@ class _NormaliseGroups(torch.autograd.Function):
         of_weight = torch.stack(of_weights).sum(0) if needs_weight else None
         of_bias = torch.stack(of_biases).sum(0) if needs_bias else None
         return of_input, of_weight, of_bias, None, None
-
-
-def _split(input: Tensor, sizes: Sequence[int]) -> tuple[Tensor, ...]:
-    return torch.split_with_sizes(input, list(sizes))
 
 
 class SyncBatchNorm(_BatchNorm):

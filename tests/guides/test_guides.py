@@ -87,7 +87,8 @@ def with_small_settings(code: str) -> str:
     for number, line in enumerate(lines):
         command, hash_, comment = line.partition("  #")
         flags = " ".join(flags for part, flags in TINY.items() if part in line)
-        lines[number] = f"{command} {flags}{hash_}{comment}"
+        if flags:
+            lines[number] = f"{command} {flags}{hash_}{comment}"
     return "\n".join(lines)
 
 

@@ -167,7 +167,6 @@ def test_killed_and_resumed_equals_uninterrupted(parquet: Path, tmp_path: Path, 
 
 @pytest.mark.slow
 def test_two_processes_killed_and_resumed(parquet: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
-    """With workers in the whole run, and none in the other, whose k-NN would fork them often (`data/workers.py`)."""
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     options = {"gradient_accumulation_steps": 2, "num_steps": 22, "knn_split": "test"}
     output = finish(launch(words(parquet, whole, **options), 2))
@@ -179,7 +178,7 @@ def test_two_processes_killed_and_resumed(parquet: Path, tmp_path: Path, capsys:
     result = json.loads((whole / "encoder" / "results.json").read_text())["results"][0]
     assert result["protocol"] == "knn" and result["num_images"] == 40 and 0 <= result["value"] <= 1
 
-    arguments = words(parquet, cut, "--resume", "auto", "--knn_every", "3", num_workers=0, **options)
+    arguments = words(parquet, cut, "--resume", "auto", "--knn_every", "3", **options)
     kill_after(launch(arguments, 2), cut / "checkpoints" / "step-000010")
     # Another number of processes is refused, and changes nothing.
     before = sorted(path for path in cut.rglob("*"))
