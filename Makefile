@@ -25,9 +25,9 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	@touch $@
 
 quickstart: $(VENV)/.installed ## Install, pretrain a small encoder, evaluate and export it, show how to load it.
-	$(VENV)/bin/accelerate launch --quiet scripts/pretrain.py --method directpred --recipe quickstart --dataset shapes \
+	$(VENV)/bin/hf-ssl pretrain --method directpred --recipe quickstart --dataset shapes \
 		--output_dir $(QUICKSTART) --resume auto
-	$(RUN) scripts/evaluate.py $(QUICKSTART) --dataset shapes --label_column all --baselines raw random
+	$(VENV)/bin/hf-ssl evaluate $(QUICKSTART) --dataset shapes --label_column all --baselines raw random
 
 test: $(VENV)/.installed-dev ## Install what the tests need and run them.
 	$(RUN) -m pytest -n auto --dist worksteal

@@ -9,6 +9,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+_ROWS_PER_GATHER = 65_536  # bounds what a gather puts on a device: 0.5 GB a process at 2,048 features
+
 
 def world_size() -> int:
     """Number of training processes; 1 where no process group exists."""
@@ -36,6 +38,30 @@ def gather(tensor: Tensor) -> Tensor:
     parts = [torch.empty_like(tensor) for _ in range(world_size())]
     dist.all_gather(parts, tensor)
     return torch.cat(parts)
+
+
+def gather_rows(rows: Tensor, device: torch.device) -> Tensor:
+    """Stack the rows of all processes, which may hold different numbers of them, in rank order.
+
+    Args:
+        rows: (rows, ...), on the CPU.
+        device: Where the processes exchange them.
+
+    Returns:
+        (rows of all processes, ...), equal on every process, on the CPU.
+    """
+    if world_size() == 1:
+        return rows
+    counts = gather(torch.tensor([len(rows)], device=device)).tolist()
+    parts: list[list[Tensor]] = [[] for _ in counts]
+    for start in range(0, max(counts), _ROWS_PER_GATHER):
+        stop = min(start + _ROWS_PER_GATHER, max(counts))
+        padded = torch.zeros(stop - start, *rows.shape[1:], dtype=rows.dtype, device=device)
+        own = rows[start:stop]
+        padded[: len(own)] = own.to(device)
+        for number, chunk in enumerate(gather(padded).cpu().split(stop - start)):
+            parts[number].append(chunk[: max(0, min(counts[number], stop) - start)])
+    return torch.cat([chunk for part in parts for chunk in part])
 
 
 class _GatherWithGradient(torch.autograd.Function):

@@ -19,7 +19,7 @@ from datasets.iterable_dataset import ArrowExamplesIterable
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from hf_ssl.data.decode import SkippedImageError, decode
 from hf_ssl.data.device_colour import DeviceColour
@@ -30,6 +30,7 @@ from hf_ssl.data.local import INDEX_COLUMN
 from hf_ssl.data.recipes import ViewRecipe
 from hf_ssl.data.sources import Source
 from hf_ssl.data.workers import make_loader
+from hf_ssl.errors import UserError
 
 _RECORDS_AT_ONCE = 64
 _LARGEST_SHARE = 0.8  # of the free memory; the rest is for the network's activations
@@ -54,10 +55,10 @@ def check_recipe(recipe: ViewRecipe) -> None:
     """Refuse what a cache cannot do, before it is filled.
 
     Raises:
-        ValueError: If the recipe has a policy.
+        UserError: If the recipe has a policy.
     """
     if recipe.first.policy is not None or recipe.second.policy is not None:
-        raise ValueError(
+        raise UserError(
             "`cache` uint8 makes views on the device, but RandAugment and AutoAugment work on single pictures on the "
             "CPU. Set `cache` to none, or choose another `view_recipe`."
         )
@@ -71,7 +72,7 @@ class CachedDraws:
         cache: The pictures.
 
     Raises:
-        ValueError: If the recipe has a policy; see `check_recipe`.
+        UserError: If the recipe has a policy; see `check_recipe`.
     """
 
     def __init__(self, recipe: ViewRecipe, cache: Cache):
@@ -146,11 +147,11 @@ def fill_cache(
         The pictures and their records.
 
     Raises:
-        ValueError: If the number of images is unknown or wrong, sizes differ, no image can be used, or the pictures do
+        UserError: If the number of images is unknown or wrong, sizes differ, no image can be used, or the pictures do
             not fit into the device's free memory.
     """
     if source.num_images is None:
-        raise ValueError(
+        raise UserError(
             f"`cache` uint8 must know the number of images, which `{source.name}` does not say. Give them as a folder "
             "or as parquet files, or set `cache` to none."
         )
@@ -160,7 +161,7 @@ def fill_cache(
     with tqdm(total=source.num_images, unit="img", desc="cache", disable=not show_progress) as bar:
         for part in make_loader(_Decoder(), _undecoded(source, list(columns)), num_workers):
             if num_read + part.num_records > source.num_images:
-                raise ValueError(
+                raise UserError(
                     f"`cache` uint8 must know the number of images, but `{source.name}` says that it has "
                     f"{source.num_images} and has more. Set `cache` to none."
                 )
@@ -177,7 +178,7 @@ def fill_cache(
             num_read += part.num_records
             bar.update(part.num_records)
     if pictures is None:
-        raise ValueError(
+        raise UserError(
             f"Split `{source.split}` of `{source.name}` has no image that can be used: "
             f"{', '.join(sorted(set(reasons.values())))}."
         )
@@ -250,7 +251,7 @@ def _room_for(source: Source, size: tuple[int, int], device: torch.device, world
     else:
         free = psutil.virtual_memory().available // world_size
     if needed > _LARGEST_SHARE * free:
-        raise ValueError(
+        raise UserError(
             f"`cache` uint8 must fit into {_LARGEST_SHARE:.0%} of the free memory of `{device}`, but "
             f"{source.num_images:,} images of {size[0]} x {size[1]} pixels take {needed / 1e9:,.1f} GB of "
             f"{free / 1e9:,.1f}. Set `cache` to none."
@@ -260,7 +261,7 @@ def _room_for(source: Source, size: tuple[int, int], device: torch.device, world
 
 def _check_size(source: Source, size: tuple[int, ...], other: tuple[int, int]) -> None:
     if size != other:
-        raise ValueError(
+        raise UserError(
             f"`cache` uint8 must have images of one size, but `{source.name}` has some of {size[0]} x {size[1]} and "
             f"some of {other[0]} x {other[1]} pixels (height x width). Resize them beforehand, or set `cache` to none."
         )

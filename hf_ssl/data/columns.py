@@ -5,6 +5,8 @@ from typing import Any
 
 import datasets
 
+from hf_ssl.errors import UserError
+
 _IMAGE_NAMES = ("image", "img", "images", "jpg", "jpeg", "png", "webp", "picture", "photo", "pixel_values", "bytes")
 _LABEL_NAMES = ("label", "labels", "cls", "class", "target", "fine_label", "coarse_label", "category")
 
@@ -46,24 +48,26 @@ def find_columns(
         The columns.
 
     Raises:
-        ValueError: If there is no image column, or a named column is missing or of another kind.
+        UserError: If there is no image column, or a named column is missing or of another kind.
     """
     image = _image_column(features, dataset) if image_column is None else image_column
     if image not in features:
-        raise ValueError(f"`image_column` `{image}` is no column of `{dataset}`. It has: {_listed(features)}.")
+        raise UserError(f"`image_column` `{image}` must be a column of `{dataset}`, which has: {_listed(features)}.")
     if not _can_hold_images(features[image]):
-        raise ValueError(
+        raise UserError(
             f"`image_column` must name images, bytes or paths, but `{image}` of `{dataset}` does not hold them. "
             f"Columns: {_listed(features)}."
         )
     for setting, column in (("label_column", label_column), ("index_column", index_column)):
         if column is not None and column not in features:
-            raise ValueError(f"`{setting}` `{column}` is no column of `{dataset}`. It has: {_listed(features)}.")
+            raise UserError(f"`{setting}` `{column}` must be a column of `{dataset}`, which has: {_listed(features)}.")
         if column is not None and not _is_integer(features[column]):
-            raise ValueError(
+            raise UserError(
                 f"`{setting}` must hold integers{' or class labels' if setting == 'label_column' else ''}, but "
                 f"`{column}` of `{dataset}` does not. Columns: {_listed(features)}."
             )
+    if label_column is not None and label_column == index_column:
+        raise UserError(f"`label_column` and `index_column` must be two columns, got `{label_column}` for both.")
     labels = [name for name in _LABEL_NAMES if name in features and _is_integer(features[name])]
     labels += [name for name in features if isinstance(features[name], datasets.ClassLabel) and name not in labels]
     labels = [name for name in labels if name != index_column]
@@ -80,7 +84,7 @@ def _image_column(features: datasets.Features, dataset: str) -> str:
         images = images or (binary if len(binary) == 1 else [])
     usual = [name for name in _IMAGE_NAMES if name in images]
     if not images:
-        raise ValueError(
+        raise UserError(
             f"`{dataset}` has no column of images. It has: {_listed(features)}. Name one with `image_column`."
         )
     return (usual or images)[0]

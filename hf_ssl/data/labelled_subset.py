@@ -10,10 +10,11 @@ import datasets
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from hf_ssl.data.local import table_records
 from hf_ssl.data.sources import Source
+from hf_ssl.errors import UserError
 
 logger = logging.getLogger(__name__)
 
@@ -43,10 +44,10 @@ def class_names(source: Source) -> list[str]:
     Without names in the data set they are the numbers, for which the labels are read once.
 
     Raises:
-        ValueError: If there is no label column, no label, or a single class.
+        UserError: If there is no label column, no label, or a single class.
     """
     if not source.labels:
-        raise ValueError(
+        raise UserError(
             f"Split `{source.split}` of `{source.name}` has no label column of integers or classes. Name one with "
             "`label_column`, or give a data set with labels."
         )
@@ -56,7 +57,7 @@ def class_names(source: Source) -> list[str]:
         highest = max((label for rows in labels for label in rows[column] if label is not None), default=-1)
         names = [str(number) for number in range(highest + 1)]
     if len(names) < 2:
-        raise ValueError(
+        raise UserError(
             f"A classifier needs two classes or more, but `{column}` of split `{source.split}` of `{source.name}` has "
             f"{f'only `{names[0]}`' if names else 'no label'}. Give another `label_column` or data set."
         )
@@ -81,10 +82,10 @@ def labelled_subset(
         show_progress: Whether to draw a progress bar.
 
     Raises:
-        ValueError: If `fraction` is out of range or no image has a label.
+        UserError: If `fraction` is out of range or no image has a label.
     """
     if not 0 < fraction <= 1:
-        raise ValueError(f"`label_fraction` must be above 0 and at most 1, such as 0.01 for 1 %, got {fraction}.")
+        raise UserError(f"`label_fraction` must be above 0 and at most 1, such as 0.01 for 1 %, got {fraction}.")
     column = next(iter(source.labels))
     num_images = source.num_images
     if num_images is None:
@@ -103,7 +104,7 @@ def labelled_subset(
                 heapq.heapreplace(heap, (-priority, row, image))
     chosen = sorted((row, label, image) for label, heap in enumerate(kept) for _, row, image in heap)
     if not chosen:
-        raise ValueError(f"No image of split `{source.split}` of `{source.name}` has a label in `{column}`.")
+        raise UserError(f"No image of split `{source.split}` of `{source.name}` has a label in `{column}`.")
     features = datasets.Features({source.image_column: datasets.Image(decode=False), column: datasets.Value("int64")})
     parts = [  # in parts, because one array of bytes holds at most 2 GB
         pa.table(

@@ -16,6 +16,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from datasets.iterable_dataset import ArrowExamplesIterable
 
+from hf_ssl.errors import UserError
+
 INDEX_COLUMN = "__index__"
 """Column of the records with the stable number of each image, where the source has one."""
 
@@ -99,7 +101,7 @@ def images_of_split(name: str, images: list[str], split: str) -> tuple[list[str]
         The images, and the class name of each or None.
 
     Raises:
-        ValueError: If there is no such split.
+        UserError: If there is no such split.
     """
     tops = {image.split(os.sep)[0] for image in images if os.sep in image}
     split_of = {top: _SPLIT_OF.get(top.lower()) for top in tops}
@@ -108,7 +110,7 @@ def images_of_split(name: str, images: list[str], split: str) -> tuple[list[str]
         depth, found = 1, {split for split in split_of.values() if split is not None}
     wanted = _SPLIT_OF.get(split, split)
     if wanted not in found:
-        raise ValueError(f"The folder `{name}` has no split `{split}`. It has: {', '.join(sorted(found))}.")
+        raise UserError(f"The folder `{name}` has no split `{split}`. It has: {', '.join(sorted(found))}.")
     if depth == 1:
         images = [image for image in images if split_of.get(image.split(os.sep)[0]) == wanted]
     classes = [parts[depth] if len(parts) > depth + 1 else "" for parts in (image.split(os.sep) for image in images)]
@@ -150,13 +152,38 @@ def table_records(
     Returns:
         Its records, with `INDEX_COLUMN`.
     """
-    rows = table.num_rows
+    read = partial(_read_ranges, table, folder)
+    return _numbered_records(read, {"ranges": _small_ranges(table.num_rows)}, features)
+
+
+def dataset_records(dataset: datasets.Dataset) -> datasets.IterableDataset:
+    """Stream a `Dataset`, in many small shards and in the order in which it shows its rows.
+
+    Args:
+        dataset: At least one row; they may be selected or shuffled. Its format and transform are not used.
+
+    Returns:
+        Its records, with `INDEX_COLUMN`.
+    """
+    features = datasets.Features({name: kind for name, kind in dataset.features.items() if name != INDEX_COLUMN})
+    rows = dataset.select_columns(list(features)).with_format("arrow")
+    read = partial(_read_dataset, rows)
+    return _numbered_records(read, {"ranges": _small_ranges(dataset.num_rows)}, features)
+
+
+def _small_ranges(rows: int) -> list[tuple[int, int]]:
     # A power of two, so that the usual numbers of processes divide it and each gets its own shards.
     num_shards = min(_MAX_SHARDS, 1 << max(0, rows // _ROWS_PER_SHARD).bit_length() >> 1) or 1
     borders = [shard * rows // num_shards for shard in range(num_shards + 1)]
-    ranges = list(zip(borders[:-1], borders[1:], strict=True))
-    read = partial(_read_ranges, table, folder)
-    return _numbered_records(read, {"ranges": ranges}, features)
+    return list(zip(borders[:-1], borders[1:], strict=True))
+
+
+def _read_dataset(
+    dataset: datasets.Dataset, ranges: list[tuple[int, int]]
+) -> Iterator[tuple[tuple[int, int], pa.Table]]:
+    for start, end in ranges:
+        part: pa.Table = dataset[start:end]  # pyright: ignore[reportAssignmentType]
+        yield (start, end), part.append_column(INDEX_COLUMN, pa.array(range(start, end), pa.int64()))
 
 
 def _read_ranges(
@@ -184,7 +211,7 @@ def parquet_records(files: list[str], columns: list[str] | None = None) -> tuple
         Records with `INDEX_COLUMN`, and their number.
 
     Raises:
-        ValueError: If a file is no parquet file.
+        UserError: If a file is no parquet file.
     """
     row_groups, rows, features = [], 0, None
     for path in files:
@@ -195,7 +222,7 @@ def parquet_records(files: list[str], columns: list[str] | None = None) -> tuple
                     row_groups.append((path, group, rows))
                     rows += file.metadata.row_group(group).num_rows
         except (pa.ArrowException, OSError) as error:
-            raise ValueError(f"`{path}` cannot be read as parquet: {str(error).splitlines()[0]}") from None
+            raise UserError(f"`{path}` cannot be read as parquet: {str(error).splitlines()[0]}") from None
     assert features is not None
     if columns is not None:
         features = datasets.Features({name: features[name] for name in columns})

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from hf_ssl.data.local import INDEX_COLUMN
 from hf_ssl.data.sources import Source
+from hf_ssl.errors import UserError
 
 # What a generator is seeded for: the last number of its seed.
 FOR_SHARDS, FOR_WINDOW = 0, 1  # `draws.py` has 2
@@ -121,7 +122,7 @@ class Reader:
                 )
             window, offset, state = window + 1, 0, after
         if window == 0:
-            raise ValueError(
+            raise UserError(
                 f"`{self.source.name}` has too few images: process {self.rank} would get none. Start fewer processes."
             )
         here = {"epoch": epoch, "window": window, "offset": 0, "state": state, "table_rows": table_rows}

@@ -1,7 +1,11 @@
 """What the papers do to an image to make its views, as data; `views.py` carries it out."""
 
-from dataclasses import dataclass, replace
-from typing import Literal
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal
+
+from hf_ssl.errors import UserError, near_name
 
 
 @dataclass(frozen=True)
@@ -26,6 +30,9 @@ class ViewParameters:
         blur_kernel_ratio: Width of the blur's kernel as a fraction of the view's; None for one wide enough for sigma.
         solarize_probability: Of inverting the pixels above half of full brightness.
         invert_probability: Of inverting all pixels.
+
+    Raises:
+        UserError: If a value is of another type or out of range.
     """
 
     crop_scale: tuple[float, float] = (0.08, 1.0)
@@ -44,6 +51,12 @@ class ViewParameters:
     solarize_probability: float = 0.0
     invert_probability: float = 0.0
 
+    def __post_init__(self):
+        for field in fields(self):
+            value, rule = getattr(self, field.name), _rule_of(field.name)
+            if not rule.allows(value):
+                raise UserError(f"`{field.name}` of a view must be {rule.words}, got {value!r}.")
+
 
 @dataclass(frozen=True)
 class ViewRecipe:
@@ -58,6 +71,92 @@ class ViewRecipe:
     first: ViewParameters
     second: ViewParameters
     source: str
+
+
+def changed_recipe(recipe: ViewRecipe, view_settings: Mapping[str, Any]) -> ViewRecipe:
+    """A recipe with single parameters changed.
+
+    Args:
+        recipe: The recipe.
+        view_settings: Names of `ViewParameters` -> values as JSON has them, for both views. `first` and `second` hold
+            such an object for one view, which goes before what is said for both.
+
+    Returns:
+        The changed recipe.
+
+    Raises:
+        UserError: If a name is unknown, or a value is of another type or out of range.
+    """
+    for_both = {name: value for name, value in view_settings.items() if name not in _VIEWS}
+    changed = {}
+    for view in _VIEWS:
+        for_one = view_settings.get(view, {})
+        if not isinstance(for_one, Mapping):
+            raise UserError(f"`view_settings` `{view}` must be a JSON object for one view, got {for_one!r}.")
+        values = {**for_both, **for_one}
+        _refuse_unknown(values)
+        values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+        changed[view] = replace(getattr(recipe, view), **values)
+    return replace(recipe, **changed)
+
+
+_VIEWS = ("first", "second")
+
+
+def _refuse_unknown(values: Mapping[str, Any]) -> None:
+    known = [field.name for field in fields(ViewParameters)]
+    for name in values:
+        if name not in known:
+            hint = near_name(name, [*known, *_VIEWS]) or f" It has: {', '.join(known)}; `first` and `second`."
+            raise UserError(f"`view_settings` has no parameter `{name}`.{hint}")
+
+
+@dataclass(frozen=True)
+class _Rule:
+    """What a parameter may be, in words and as a test."""
+
+    words: str
+    allows: Callable[[Any], bool]
+
+
+def _rule_of(name: str) -> _Rule:
+    return _PROBABILITY if name.endswith("_probability") else _RULES[name]
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _are_numbers(value: Any, count: int) -> bool:
+    return isinstance(value, tuple) and len(value) == count and all(map(_is_number, value))
+
+
+def _is_positive_range(value: Any, largest: float = math.inf) -> bool:
+    return _are_numbers(value, 2) and 0 < value[0] <= value[1] <= largest
+
+
+def _one_of(options: tuple[Any, ...], or_none: bool = False) -> _Rule:
+    words = ", ".join([*map(str, options), *(["none (null)"] if or_none else [])])
+    return _Rule(f"one of {words}", lambda value: (or_none and value is None) or value in options)
+
+
+_PROBABILITY = _Rule("a probability in [0, 1]", lambda value: _is_number(value) and 0 <= value <= 1)
+_RULES = {
+    "crop_scale": _Rule("two fractions in (0, 1], the smaller first", lambda value: _is_positive_range(value, 1)),
+    "crop_ratio": _Rule("two positive numbers, the smaller first", _is_positive_range),
+    "interpolation": _one_of(("bilinear", "bicubic")),
+    "policy": _one_of(("randaugment", "autoaugment"), or_none=True),
+    "jitter": _Rule(
+        "four numbers of at least 0 (brightness, contrast, saturation, hue), the last at most 0.5",
+        lambda value: _are_numbers(value, 4) and min(value) >= 0 and value[3] <= 0.5,
+    ),
+    "grey_first": _Rule("true or false", lambda value: isinstance(value, bool)),
+    "blur_sigma": _Rule("two positive numbers of pixels, the smaller first", _is_positive_range),
+    "blur_kernel_ratio": _Rule(
+        "a fraction in (0, 1], or none (null)",
+        lambda value: value is None or (_is_number(value) and 0 < value <= 1),
+    ),
+}
 
 
 def _both(parameters: ViewParameters, source: str) -> ViewRecipe:

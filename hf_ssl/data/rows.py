@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from hf_ssl.data.local import INDEX_COLUMN
 from hf_ssl.data.sources import Source
+from hf_ssl.errors import UserError
 
 _TABLE_ROWS = 128  # rows that `datasets` hands over at once
 _ROWS_PER_PIECE = 1024  # of a data set that can be entered anywhere; about what is read in vain on entering it
@@ -74,7 +75,7 @@ class RowReader:
     def _enter(self, row: int) -> None:
         """Go on to the last piece that begins at or before a row, unless it is the one at hand or cannot be known."""
         if row < self._row:
-            raise ValueError(f"Rows are read forwards, but row {row} comes before row {self._row}. Sort the ranges.")
+            raise UserError(f"Rows are read forwards, but row {row} comes before row {self._row}. Sort the ranges.")
         if row - self._row <= _ROWS_PER_PIECE or self._pieces < 2:
             return
         piece = bisect_right(range(self._pieces), row, key=self._first_row) - 1

@@ -12,6 +12,8 @@ import datasets
 import numpy as np
 from numpy.typing import NDArray
 
+from hf_ssl.errors import UserError
+
 IMAGE_SIZE = 48  # pixels; larger than the views of the quickstart, so that random crops lose no sharpness
 NUM_IMAGES = {"train": 5000, "test": 2000}
 
@@ -44,10 +46,10 @@ def shapes(split: str) -> datasets.Dataset:
         Columns `image` (PNG, 48 x 48 pixels, grey) and one class label for each of `FACTORS`.
 
     Raises:
-        ValueError: If `split` is another.
+        UserError: If `split` is another.
     """
     if split not in NUM_IMAGES:
-        raise ValueError(f"`shapes` has no split `{split}`. It has: {', '.join(NUM_IMAGES)}.")
+        raise UserError(f"`shapes` has no split `{split}`. It has: {', '.join(NUM_IMAGES)}.")
     rows: dict[str, list] = {"image": [], **{factor: [] for factor in FACTORS}}
     for index in range(NUM_IMAGES[split]):
         picture, labels = draw(split, index)

@@ -17,6 +17,7 @@ import pyarrow as pa
 from datasets.exceptions import DatasetsError
 
 from hf_ssl.data.columns import find_columns
+from hf_ssl.data.in_memory import DataObject, identity_of, name_of_object, records_of, split_of
 from hf_ssl.data.local import (
     INDEX_COLUMN,
     folder_records,
@@ -26,6 +27,10 @@ from hf_ssl.data.local import (
     table_records,
 )
 from hf_ssl.data.shapes import shapes
+from hf_ssl.errors import UserError
+
+DataLike = str | Path | DataObject
+"""What `open_source` opens."""
 
 # What opening a data set raises when its files, its name, its config or the network are not as they should be.
 _OPENING_ERRORS = (DatasetsError, OSError, ValueError, RuntimeError, IndexError, tarfile.TarError)
@@ -36,7 +41,7 @@ class Source:
     """A data set, opened.
 
     Args:
-        name: As the user typed it.
+        name: As the user typed it; of an object, what `name_of` says.
         split: Name of the split.
         records: Rows with the undecoded image (`{"bytes": ..., "path": ...}`), the label columns as integers and,
             where the source has one, `INDEX_COLUMN`; in fixed order.
@@ -73,8 +78,18 @@ class _Opened:
     select: Callable[[list[str]], datasets.IterableDataset] | None = None
 
 
+def name_of(dataset: DataLike) -> str:
+    """What titles, cards and messages call a data set.
+
+    Returns:
+        What the user typed; of an object a text such as `in-memory data set (cifar10)`, which is neither the name of
+        a file nor a Hub id.
+    """
+    return str(dataset) if isinstance(dataset, str | Path) else name_of_object(dataset)
+
+
 def open_source(
-    dataset: str,
+    dataset: DataLike,
     *,
     config: str | None = None,
     split: str = "train",
@@ -87,7 +102,9 @@ def open_source(
 
     Args:
         dataset: `shapes`, `digits`, a folder of images (class folders and split folders are recognised), a parquet or
-            webdataset tar file or a folder of them, or the id of a data set on the Hub, which is streamed.
+            webdataset tar file or a folder of them, or the id of a data set on the Hub, which is streamed. Also an
+            object of `datasets`: a `Dataset` (in memory or on the disk), an `IterableDataset`, or a dictionary of
+            splits. Labels, columns and order of an object are its own; format and transform are not used.
         config: Config of a Hub data set.
         split: Name of the split.
         revision: Branch, tag or commit of a Hub data set.
@@ -99,20 +116,39 @@ def open_source(
         The opened source.
 
     Raises:
-        ValueError: If the data set cannot be opened, is empty, or lacks the split or the column.
+        UserError: If the data set cannot be opened, is empty, or lacks the split or the column.
     """
-    path = Path(dataset).expanduser()
-    if dataset in _EMBEDDED:
-        opened = _EMBEDDED[dataset](split)
-    elif path.is_dir():
-        opened = _open_folder(dataset, path, config, split)
-    elif path.is_file():
-        opened = _open_file(dataset, path, split)
-    elif dataset.startswith((".", "/", "~")) or dataset.count("/") > 1 or path.suffix in (".parquet", ".tar"):
-        raise ValueError(f"`dataset` must exist, but there is no file or folder `{dataset}`.")
+    name = name_of(dataset)
+    if isinstance(dataset, str | Path):
+        opened = _open_name(name, config, split, revision)
     else:
-        opened = _open_builder(dataset, split, path=dataset, name=config, revision=revision)
-    return _with_columns(opened, dataset, config, split, image_column, label_column, index_column)
+        for setting, value in (("dataset_config", config), ("dataset_revision", revision)):
+            if value is not None:
+                raise UserError(f"`{setting}` is for data sets on the Hub, but `dataset` is an object. Leave it out.")
+        opened = _open_object(dataset, name, split)
+    return _with_columns(opened, name, config, split, image_column, label_column, index_column)
+
+
+def _open_name(name: str, config: str | None, split: str, revision: str | None) -> _Opened:
+    path = Path(name).expanduser()
+    if name in _EMBEDDED:
+        return _EMBEDDED[name](split)
+    if path.is_dir():
+        return _open_folder(name, path, config, split)
+    if path.is_file():
+        return _open_file(name, path, split)
+    if name.startswith((".", "/", "~")) or name.count("/") > 1 or path.suffix in (".parquet", ".tar"):
+        raise UserError(f"`dataset` must exist, but there is no file or folder `{name}`.")
+    return _open_builder(name, split, path=name, name=config, revision=revision)
+
+
+def _open_object(dataset: DataObject, name: str, split: str) -> _Opened:
+    one = split_of(dataset, name, split)
+    if isinstance(one, datasets.Dataset) and not one.num_rows:
+        raise _no_images(name, split)
+    records, num_images = records_of(one)
+    identity = _attempt(name, lambda: identity_of(one))
+    return _Opened(records, num_images, ["object", identity], lambda columns: records_of(one, columns)[0])
 
 
 def _with_columns(
@@ -162,7 +198,7 @@ def _open_digits(split: str) -> _Opened:
     """scikit-learn's 8 x 8 handwritten digits; the last 360 of 1,797 are the test split."""
     bounds = {"train": slice(None, -360), "test": slice(-360, None)}
     if split not in bounds:
-        raise ValueError(f"`digits` has no split `{split}`. It has: {', '.join(bounds)}.")
+        raise UserError(f"`digits` has no split `{split}`. It has: {', '.join(bounds)}.")
     # Imported here: it takes most of a second, in every program and worker process, and only these images need it.
     from sklearn.datasets import load_digits
 
@@ -189,9 +225,7 @@ def _of_table(table: pa.Table, features: datasets.Features) -> _Opened:
 def _open_folder(name: str, path: Path, config: str | None, split: str) -> _Opened:
     contents = list_folder(path)
     if contents.kind is None:
-        raise ValueError(
-            f"The folder `{name}` holds no images, parquet or tar files. Give the folder that holds them."
-        )
+        raise UserError(f"The folder `{name}` holds no images, parquet or tar files. Give the folder that holds them.")
     if contents.kind != "images":
         return _open_builder(name, split, path=str(path), name=config)
     images, classes = images_of_split(name, contents.images, split)
@@ -202,7 +236,7 @@ def _open_folder(name: str, path: Path, config: str | None, split: str) -> _Open
 def _open_file(name: str, path: Path, split: str) -> _Opened:
     kind = {".parquet": "parquet", ".tar": "webdataset"}.get(path.suffix)
     if kind is None:
-        raise ValueError(f"`dataset` must be a folder, a parquet or a tar file or a Hub id, got the file `{name}`.")
+        raise UserError(f"`dataset` must be a folder, a parquet or a tar file or a Hub id, got the file `{name}`.")
     return _open_builder(name, split, path=kind, data_files={"train": [str(path)]})
 
 
@@ -212,7 +246,7 @@ def _open_builder(dataset: str, split: str, **where: Any) -> _Opened:
     data_files = builder.config.data_files or {}
     splits = [str(known) for known in (builder.info.splits or data_files)]
     if splits and split not in splits:
-        raise ValueError(f"`{dataset}` has no split `{split}`. It has: {', '.join(splits)}.")
+        raise UserError(f"`{dataset}` has no split `{split}`. It has: {', '.join(splits)}.")
     files = list(data_files.get(split, []))
     if files and all(os.path.isfile(file) for file in files):
         identity = [[os.path.basename(file), os.path.getsize(file)] for file in files]
@@ -228,8 +262,8 @@ def _open_builder(dataset: str, split: str, **where: Any) -> _Opened:
     return _Opened(records, known.num_examples if known else None, identity)
 
 
-def _no_images(dataset: str, split: str) -> ValueError:
-    return ValueError(f"Split `{split}` of `{dataset}` holds no images. Choose another split or data set.")
+def _no_images(dataset: str, split: str) -> UserError:
+    return UserError(f"Split `{split}` of `{dataset}` holds no images. Choose another split or data set.")
 
 
 def _is_empty_tar(path: str) -> bool:
@@ -248,4 +282,4 @@ def _attempt(name: str, open_: Callable[[], Any]) -> Any:
         close = difflib.get_close_matches(name, _EMBEDDED, n=1)
         hint = f" Did you mean `{close[0]}`?" if close else ""
         detail = (str(error).strip().splitlines() or [""])[0].rstrip(".")
-        raise ValueError(f"`dataset` `{name}` cannot be opened: {type(error).__name__}: {detail}.{hint}") from error
+        raise UserError(f"`dataset` `{name}` cannot be opened: {type(error).__name__}: {detail}.{hint}") from error

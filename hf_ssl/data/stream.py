@@ -25,6 +25,7 @@ from hf_ssl.data.reader import Chunk, Reader
 from hf_ssl.data.sources import Source
 from hf_ssl.data.views import Crops, Views
 from hf_ssl.data.workers import make_loader
+from hf_ssl.errors import UserError
 
 __all__ = ["Batch", "EvaluationBatch", "TrainingStream", "evaluation_batches"]
 
@@ -135,7 +136,7 @@ class TrainingStream:
         with_labels: Bring the main label column along.
 
     Raises:
-        ValueError: If an argument is out of range, the position belongs to another data set or setting, or an epoch
+        UserError: If an argument is out of range, the position belongs to another data set or setting, or an epoch
             has too few images for one batch. While iterating also if too many images cannot be used.
     """
 
@@ -160,9 +161,9 @@ class TrainingStream:
         _check_at_least("num_workers", num_workers, 0)
         _check_at_least("shuffle_window", window_size, 1)
         if not 0 <= max_skipped_ratio <= 1:
-            raise ValueError(f"`max_skipped_ratio` must be in [0, 1], got {max_skipped_ratio}.")
+            raise UserError(f"`max_skipped_ratio` must be in [0, 1], got {max_skipped_ratio}.")
         if source.num_images is not None and source.num_images // world_size < batch_size:
-            raise ValueError(
+            raise UserError(
                 f"`batch_size` must not exceed the images of one process, but split `{source.split}` of "
                 f"`{source.name}` has {source.num_images} for {world_size} process(es) and the batch size is "
                 f"{batch_size}. Lower `batch_size`."
@@ -176,7 +177,7 @@ class TrainingStream:
         self._chunk_size = batch_size if isinstance(views, CachedDraws) else min(CHUNK_SIZE, batch_size)
         self._with_labels = with_labels
         if with_labels and not source.labels:
-            raise ValueError(
+            raise UserError(
                 f"`{source.name}` has no labels, which this method is set to look at. Name their column with "
                 "`label_column`, or take other settings."
             )
@@ -207,11 +208,11 @@ class TrainingStream:
         start = self._start()
         missing = (start.keys() - position.keys()) or (start["reader"].keys() - position["reader"].keys())
         if missing:
-            raise ValueError(f"The stream's position lacks `{min(missing)}`. Was it saved by another version?")
+            raise UserError(f"The stream's position lacks `{min(missing)}`. Was it saved by another version?")
         for name, value in self._identity.items():
             if position[name] != value:
                 what = "`dataset` or its `split` or `dataset_revision`" if name == "fingerprint" else f"`{name}`"
-                raise ValueError(
+                raise UserError(
                     f"{what} must be the same on resuming: it was {position[name]} and is {value}. "
                     "Resume with the settings of the first run."
                 )
@@ -229,7 +230,7 @@ class TrainingStream:
             if chunk.size == 0:  # the end of an epoch
                 self._judge(seen, skipped, epoch_ended=True)
                 if batches == 0:
-                    raise ValueError(
+                    raise UserError(
                         f"`batch_size` must not exceed the usable images of one process, but it is {self.batch_size} "
                         f"and an epoch of `{self.source.name}` has {len(indices)}. Lower `batch_size`."
                     )
@@ -273,7 +274,7 @@ class TrainingStream:
         size = self.source.num_images
         if int(numbers.min()) < 0 or (size is not None and int(numbers.max()) >= size):
             wrong = numbers.min() if numbers.min() < 0 else numbers.max()
-            raise ValueError(
+            raise UserError(
                 f"`index_column` must number the images of `{self.source.name}` from 0 to one less than their number "
                 f"({'unknown' if size is None else size}), but holds {int(wrong)}. Name a column that does."
             )
@@ -294,7 +295,7 @@ class TrainingStream:
             return
         by_count = sorted(skipped.items(), key=lambda item: (-item[1], item[0]))
         reasons = ", ".join(f"{count} {reason}" for reason, count in by_count)
-        raise ValueError(
+        raise UserError(
             f"{num_skipped} of {seen} images of `{self.source.name}` cannot be used: {reasons}. Repair the data set "
             f"or raise `max_skipped_ratio`, which is {self.max_skipped_ratio}."
         )
@@ -302,4 +303,4 @@ class TrainingStream:
 
 def _check_at_least(name: str, value: int, minimum: int) -> None:
     if value < minimum:
-        raise ValueError(f"`{name}` must be at least {minimum}, got {value}.")
+        raise UserError(f"`{name}` must be at least {minimum}, got {value}.")

@@ -7,7 +7,7 @@ the distributions of torchvision's transforms.
 
 import difflib
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import cv2
@@ -20,7 +20,8 @@ from torch.nn import functional as F
 from torchvision.transforms import v2
 
 from hf_ssl.data.draws import BRIGHTNESS, CONTRAST, HUE, SATURATION, ViewDraw, as_row, draw_view
-from hf_ssl.data.recipes import VIEW_RECIPES, ViewParameters, ViewRecipe
+from hf_ssl.data.recipes import VIEW_RECIPES, ViewParameters, ViewRecipe, changed_recipe
+from hf_ssl.errors import UserError
 
 Picture = NDArray[Any]  # uint8, (height, width, 3)
 
@@ -37,15 +38,15 @@ class Views:
     """Two augmented views of an image; picklable, without state of its own.
 
     Args:
-        recipe: A name in `VIEW_RECIPES`.
+        recipe: A recipe, or its name in `VIEW_RECIPES`.
         image_size: Height and width of a view, in pixels, at least 1.
 
     Raises:
-        ValueError: If no recipe has that name.
+        UserError: If no recipe has that name.
     """
 
-    def __init__(self, recipe: str, image_size: int):
-        self.recipe = find_recipe(recipe)
+    def __init__(self, recipe: ViewRecipe | str, image_size: int):
+        self.recipe = find_recipe(recipe) if isinstance(recipe, str) else recipe
         self.image_size = image_size
 
     def __call__(self, image: Picture, numbers: Sequence[Sequence[float]]) -> Tensor:
@@ -96,17 +97,24 @@ class Crops:
         return torch.from_numpy(crops), torch.tensor(rows)
 
 
-def find_recipe(name: str) -> ViewRecipe:
+def find_recipe(name: str, view_settings: Mapping[str, Any] | None = None) -> ViewRecipe:
     """The recipe of a name.
 
+    Args:
+        name: A name in `VIEW_RECIPES`.
+        view_settings: Single parameters to change; see `recipes.changed_recipe`.
+
+    Returns:
+        The recipe.
+
     Raises:
-        ValueError: Names the nearest recipe, or all.
+        UserError: If there is no such recipe (names the nearest, or all) or a parameter cannot be changed so.
     """
     if name not in VIEW_RECIPES:
         close = difflib.get_close_matches(name, VIEW_RECIPES, n=1)
         hint = f"Did you mean `{close[0]}`?" if close else f"Known: {', '.join(VIEW_RECIPES)}."
-        raise ValueError(f"`view_recipe` must be the name of a recipe, got `{name}`. {hint}")
-    return VIEW_RECIPES[name]
+        raise UserError(f"`view_recipe` must be the name of a recipe, got `{name}`. {hint}")
+    return changed_recipe(VIEW_RECIPES[name], view_settings or {})
 
 
 def make_view(image: Picture, parameters: ViewParameters, draw: ViewDraw, image_size: int) -> Picture:

@@ -13,10 +13,11 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from hf_ssl.data.ordered import evaluation_batches
 from hf_ssl.data.sources import Source
+from hf_ssl.errors import UserError
 from hf_ssl.evaluation.encoders import Encoder
 from hf_ssl.evaluation.features import extract_features
 from hf_ssl.evaluation.portrait import map_of, sample_of
@@ -132,12 +133,12 @@ def collect(
         num_workers: Worker processes that decode.
 
     Raises:
-        ValueError: If the split has no two usable images.
+        UserError: If the split has no two usable images.
     """
     source = sample_of(source, max_images)
     found = extract_features(encoder, source, batch_size, num_workers, description="features")
     if len(found.features) < 2:
-        raise ValueError(
+        raise UserError(
             f"A demo needs two images, but split `{source.split}` of `{source.name}` has one. Choose another data set."
         )
     batches = evaluation_batches(source, _picture, batch_size, num_workers=num_workers)

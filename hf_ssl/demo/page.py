@@ -18,7 +18,7 @@ from hf_ssl.data.decode import SkippedImageError, decode
 from hf_ssl.demo.collection import Collection
 from hf_ssl.diagnostics.spectrum import covariance_spectrum, rank_me
 from hf_ssl.evaluation.encoders import Encoder
-from hf_ssl.evaluation.search import features_of_pictures
+from hf_ssl.features.search import features_of_pictures
 from hf_ssl.figures.diagnostics import spectrum_curves
 from hf_ssl.figures.embedding_map import embedding_map
 

@@ -15,6 +15,7 @@ from huggingface_hub import HfApi, SpaceCardData
 from huggingface_hub.errors import HfHubHTTPError
 
 from hf_ssl.demo.collection import Collection
+from hf_ssl.errors import UserError
 from hf_ssl.evaluation.encoders import encoder_folder
 from hf_ssl.hub.model_card import marked
 from hf_ssl.hub.push import push_files
@@ -72,13 +73,13 @@ def published_reference(reference: str) -> str:
         reference: What `load_encoder` takes.
 
     Raises:
-        ValueError: If the encoder is a folder here, or its repo cannot be found.
+        UserError: If the encoder is a folder here, or its repo cannot be found.
     """
     bare = re.sub(r"^(?:raw|random):", "", reference)
     if encoder_folder(bare) is not None:
-        raise ValueError(
+        raise UserError(
             f"A Space loads its encoder from the Hub, but `{bare}` is a folder here. Publish it first: "
-            f"python scripts/publish.py {bare} --repo_id ORG/NAME, then name ORG/NAME in its place."
+            f"hf-ssl publish {bare} --repo_id ORG/NAME, then name ORG/NAME in its place."
         )
     repo = _repo_of(bare)
     if repo is None:
@@ -87,7 +88,7 @@ def published_reference(reference: str) -> str:
     try:
         about = HfApi().model_info(name, revision=revision or None)
     except (HfHubHTTPError, OSError) as error:
-        raise ValueError(f"The Hub gave no encoder `{repo}`: {str(error).strip().splitlines()[0]}") from None
+        raise UserError(f"The Hub gave no encoder `{repo}`: {str(error).strip().splitlines()[0]}") from None
     if about.private:
         logger.warning("`%s` is private: the Space needs a token that reads it, as its secret `HF_TOKEN`.", name)
     return f"{reference.removesuffix(repo)}{name}@{about.sha}"
@@ -107,8 +108,8 @@ def push_space(
         retry: Command that pushes again, for errors.
 
     Raises:
-        ValueError: If the name cannot be used.
-        RuntimeError: If the Hub cannot be reached or refuses.
+        UserError: If the name cannot be used.
+        UserError: If the Hub cannot be reached or refuses.
     """
     files: dict[str, Path | bytes] = {
         "README.md": _card(collection, reference, dataset).encode(),

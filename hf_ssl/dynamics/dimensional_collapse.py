@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from hf_ssl.dynamics.integrate import Method, integrate
+from hf_ssl.errors import UserError
 
 
 class Spreads(NamedTuple):
@@ -205,14 +206,14 @@ class ContrastiveToy:
     def __post_init__(self):
         for name, least in {"depth": 1, "dim": 1, "num_steps": 1, "batch_size": 2}.items():
             if getattr(self, name) < least:
-                raise ValueError(f"`{name}` must be at least {least}, got {getattr(self, name)}.")
+                raise UserError(f"`{name}` must be at least {least}, got {getattr(self, name)}.")
         if not 0 <= self.noisy_dims <= self.dim:
-            raise ValueError(f"`noisy_dims` must be from 0 to `dim` {self.dim}, got {self.noisy_dims}.")
+            raise UserError(f"`noisy_dims` must be from 0 to `dim` {self.dim}, got {self.noisy_dims}.")
         for name in ("temperature", "learning_rate"):
             if not getattr(self, name) > 0:
-                raise ValueError(f"`{name}` must be positive, got {getattr(self, name)}.")
+                raise UserError(f"`{name}` must be positive, got {getattr(self, name)}.")
         if not self.noise >= 0:
-            raise ValueError(f"`noise` must be at least 0, got {self.noise}.")
+            raise UserError(f"`noise` must be at least 0, got {self.noise}.")
 
     def initial_layers(self, generator: torch.Generator) -> list[Tensor]:
         """Draw the layers W_1, ..., W_L, (dim, dim) each, float32."""
@@ -292,10 +293,10 @@ class ContrastiveToy:
         by a common factor; ReLU is not in the theory.
 
         Raises:
-            ValueError: For `similarity` distance, whose kernel is too narrow for that limit.
+            UserError: For `similarity` distance, whose kernel is too narrow for that limit.
         """
         if self.similarity != "dot":
-            raise ValueError("Predictions are for `similarity` dot; for distance count the negative eigenvalues of X.")
+            raise UserError("Predictions are for `similarity` dot; for distance count the negative eigenvalues of X.")
         noise = self._noise_of_inputs().double()
         if self.start == "decaying":
             first = torch.exp(-0.35 * torch.arange(self.dim, dtype=torch.float64))

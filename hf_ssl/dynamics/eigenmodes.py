@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from hf_ssl.dynamics.integrate import Method, integrate, integrate_batch
+from hf_ssl.errors import UserError
 
 Number = float | Tensor
 
@@ -77,9 +78,9 @@ class EigenmodeFlow:
     def __post_init__(self):
         check_rates(self.alpha_p, self.eta, self.eta_p, self.beta, self.stop_gradient)
         if not bool((torch.as_tensor(self.signal) > 0).all()):
-            raise ValueError(f"`signal` must be positive, got {self.signal}.")
+            raise UserError(f"`signal` must be positive, got {self.signal}.")
         if not bool((torch.as_tensor(self.noise) >= 0).all()):
-            raise ValueError(f"`noise` must be at least 0, got {self.noise}.")
+            raise UserError(f"`noise` must be at least 0, got {self.noise}.")
 
     @property
     def total(self) -> Number:
@@ -166,9 +167,9 @@ class EigenmodeFlow:
         """A state (3, ...) from eigenvalues and lag, which may be tensors of any shapes that broadcast."""
         values = [torch.as_tensor(value, dtype=torch.float64) for value in (p, s, tau)]
         if not bool((values[1] >= 0).all()):
-            raise ValueError(f"`s` is an eigenvalue of W W^T and must be at least 0, got {values[1].min().item():g}.")
+            raise UserError(f"`s` is an eigenvalue of W W^T and must be at least 0, got {values[1].min().item():g}.")
         if not self.stop_gradient and not bool((values[2] == 1).all()):
-            raise ValueError("`tau` must be 1 without `stop_gradient`: the target is the online network.")
+            raise UserError("`tau` must be 1 without `stop_gradient`: the target is the online network.")
         if not self.predictor:
             values[0] = torch.ones_like(values[0])
         return torch.stack(torch.broadcast_tensors(*values, *self._numbers().values())[:3])
@@ -236,15 +237,15 @@ def check_rates(alpha_p: Number, eta: Number, eta_p: Number | None, beta: Number
     """Check the settings that modes and matrices share.
 
     Raises:
-        ValueError: If a number is out of range, or a moving average is asked for where nothing stops the gradient.
+        UserError: If a number is out of range, or a moving average is asked for where nothing stops the gradient.
     """
     if not bool((torch.as_tensor(alpha_p) > 0).all()):
-        raise ValueError(f"`alpha_p` must be positive, got {alpha_p}.")
+        raise UserError(f"`alpha_p` must be positive, got {alpha_p}.")
     for name, value in {"eta": eta, "eta_p": eta_p, "beta": beta}.items():
         if value is not None and not bool((torch.as_tensor(value) >= 0).all()):
-            raise ValueError(f"`{name}` must be at least 0, got {value}.")
+            raise UserError(f"`{name}` must be at least 0, got {value}.")
     if beta is not None and not stop_gradient:
-        raise ValueError(
+        raise UserError(
             "`beta` needs `stop_gradient`: a moving average receives no gradient. Leave `beta` at None, or keep the "
             "stop-gradient."
         )

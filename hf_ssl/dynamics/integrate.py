@@ -7,6 +7,8 @@ import torch
 from scipy.integrate import solve_ivp  # pyright: ignore[reportUnknownVariableType]
 from torch import Tensor
 
+from hf_ssl.errors import UserError
+
 Rates = Callable[[Tensor], Tensor]
 Method = Literal["RK45", "DOP853", "Radau", "BDF", "LSODA"]
 
@@ -40,12 +42,12 @@ def integrate(
         States, (times, *state), float64.
 
     Raises:
-        ValueError: If `times` does not increase.
-        RuntimeError: If the solver gives up, as it does when the weights grow without bound.
+        UserError: If `times` does not increase.
+        UserError: If the solver gives up, as it does when the weights grow without bound.
     """
     times = times.double()
     if times.dim() != 1 or len(times) < 2 or not bool((times.diff() > 0).all()):
-        raise ValueError("`times` must be at least two increasing numbers.")
+        raise UserError("`times` must be at least two increasing numbers.")
 
     def flat_rates(_: float, state: Any) -> Any:
         return rates(torch.from_numpy(state).reshape(start.shape)).flatten().numpy()
@@ -60,7 +62,7 @@ def integrate(
         atol=atol,
     )
     if not solution.success:
-        raise RuntimeError(
+        raise UserError(
             f"The solver {method} gave up: {solution.message} Take a shorter time, or Radau for a stiff problem."
         )
     return torch.from_numpy(solution.y.T.copy()).reshape(len(times), *start.shape)
@@ -91,7 +93,7 @@ def integrate_batch(
         States at time `duration`, (variables, runs), float64.
 
     Raises:
-        RuntimeError: If a run is not there after `max_steps` steps.
+        UserError: If a run is not there after `max_steps` steps.
     """
     state = start.double()
     num_runs = state.shape[1]
@@ -121,7 +123,7 @@ def integrate_batch(
         if not bool((left > 0).any()):
             return state
         step = step * (0.9 * size.clamp(min=1e-9) ** -0.2).clamp(0.2, 5.0)
-    raise RuntimeError(
+    raise UserError(
         f"{int((left > 0).sum())} of {num_runs} runs are not at time {duration:g} after {max_steps} steps. Take a "
         "shorter duration or smaller rates, or follow them one by one with the solver Radau."
     )

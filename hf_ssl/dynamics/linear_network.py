@@ -12,6 +12,7 @@ from torch import Tensor
 
 from hf_ssl.dynamics.eigenmodes import check_rates
 from hf_ssl.dynamics.integrate import Method, integrate
+from hf_ssl.errors import UserError
 
 
 class Weights(NamedTuple):
@@ -74,10 +75,10 @@ class LinearNetworkFlow:
     def __post_init__(self):
         check_rates(self.alpha_p, self.eta, self.eta_p, self.beta, self.stop_gradient)
         if self.tau != 1 and (self.beta is not None or not self.stop_gradient):
-            raise ValueError("`tau` scales a target without moving average, behind a stop-gradient. Leave it at 1.")
+            raise UserError("`tau` scales a target without moving average, behind a stop-gradient. Leave it at 1.")
         for name, moment in {"between": self.between, "within": self.within}.items():
             if moment.dim() != 2 or not torch.allclose(moment, moment.T):
-                raise ValueError(f"`{name}` must be a symmetric matrix, got shape {tuple(moment.shape)}.")
+                raise UserError(f"`{name}` must be a symmetric matrix, got shape {tuple(moment.shape)}.")
             object.__setattr__(self, name, moment.double())  # the class is frozen
 
     def start(self, online: Tensor, predictor: Tensor | None = None, target: Tensor | None = None) -> Weights:
@@ -238,13 +239,13 @@ class LinearNetworkFlow:
         theorem: X = I, X' = sigma^2 I, target `tau` W, `symmetric` predictor.
 
         Raises:
-            ValueError: If the flow does not meet the assumptions.
+            UserError: If the flow does not meet the assumptions.
         """
         eye = torch.eye(len(self.between), dtype=torch.float64)
         variance = self.within[0, 0].item()
         isotropic = torch.allclose(self.between, eye) and torch.allclose(self.within, variance * eye)
         if not isotropic or self.beta is not None or not (self.symmetric and self.predictor and self.stop_gradient):
-            raise ValueError(
+            raise UserError(
                 "Theorem 3 needs `between` I, `within` a multiple of I, `beta` None and a `symmetric` predictor."
             )
         predictor = weights.predictor

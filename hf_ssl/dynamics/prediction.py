@@ -9,6 +9,7 @@ from torch import Tensor
 
 from hf_ssl.dynamics.eigenmodes import EigenmodeFlow, FixedPoints
 from hf_ssl.dynamics.integrate import integrate
+from hf_ssl.errors import UserError
 
 PredictorForm = Literal["learned", "symmetric", "none"]
 
@@ -61,13 +62,13 @@ class TrainingSetting:
     def __post_init__(self):
         for name in ("learning_rate", "predictor_lr_multiplier"):
             if not getattr(self, name) > 0:
-                raise ValueError(f"`{name}` must be positive, got {getattr(self, name)}.")
+                raise UserError(f"`{name}` must be positive, got {getattr(self, name)}.")
         for name in ("weight_decay", "predictor_weight_decay"):
             value = getattr(self, name)
             if value is not None and not value >= 0:
-                raise ValueError(f"`{name}` must be at least 0, got {value}.")
+                raise UserError(f"`{name}` must be at least 0, got {value}.")
         if self.ema_momentum is not None and not 0 <= self.ema_momentum < 1:
-            raise ValueError(
+            raise UserError(
                 f"`ema_momentum` must be in [0, 1), or None for no moving average, got {self.ema_momentum}: a target "
                 "that never moves is not in the theory."
             )
@@ -153,7 +154,7 @@ def predict_training(setting: TrainingSetting, num_steps: int | None = None) -> 
     after = path[-1]
     if num_steps is not None:
         if num_steps < 1:
-            raise ValueError(f"`num_steps` must be at least 1, got {num_steps}.")
+            raise UserError(f"`num_steps` must be at least 1, got {num_steps}.")
         time = num_steps * setting.learning_rate
         after = integrate(flow.rates, start, torch.tensor([0.0, time], dtype=torch.float64), "LSODA")[-1]
     points = FixedPoints(*(value.broadcast_to(shape) for value in flow.fixed_points()))

@@ -15,6 +15,8 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
+from hf_ssl.errors import UserError
+
 K_MEANS = {"algorithm": "k-means", "init": "k-means++", "n_init": 10}
 
 
@@ -33,17 +35,15 @@ def clustering_scores(clusters: Tensor, labels: Tensor) -> dict[str, float]:
         - `f`: Fowlkes-Mallows index, the geometric mean of precision and recall over pairs of images, in [0, 1].
 
     Raises:
-        ValueError: If the tensors differ in length or no image is labelled.
+        UserError: If the tensors differ in length or no image is labelled.
     """
     from sklearn.metrics import adjusted_rand_score, fowlkes_mallows_score, normalized_mutual_info_score
 
     if clusters.shape != labels.shape:
-        raise ValueError(
-            f"There are {len(clusters)} clusters for {len(labels)} labels. Give one each for every image."
-        )
+        raise UserError(f"There are {len(clusters)} clusters for {len(labels)} labels. Give one each for every image.")
     known = (labels >= 0).cpu()
     if not known.any():
-        raise ValueError("No image has a label. Choose another label column or split.")
+        raise UserError("No image has a label. Choose another label column or split.")
     found, true = clusters.cpu()[known].numpy(), labels.cpu()[known].numpy()
     return {
         "accuracy": _matched_accuracy(found, true),
@@ -74,12 +74,12 @@ def k_means(features: Tensor, num_clusters: int, seed: int = 0) -> Tensor:
         Cluster of each image, (images,), int64.
 
     Raises:
-        ValueError: If there are fewer images than clusters.
+        UserError: If there are fewer images than clusters.
     """
     from sklearn.cluster import KMeans
 
     if len(features) < num_clusters:
-        raise ValueError(f"k-means cannot find {num_clusters} clusters in {len(features)} images. Use more images.")
+        raise UserError(f"k-means cannot find {num_clusters} clusters in {len(features)} images. Use more images.")
     model = KMeans(num_clusters, init=K_MEANS["init"], n_init=K_MEANS["n_init"], random_state=seed)
     return torch.from_numpy(model.fit_predict(features.float().cpu().numpy())).long()
 

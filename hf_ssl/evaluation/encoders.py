@@ -4,25 +4,24 @@ So evaluation sees exactly the pixels that `AutoImageProcessor` would give to wh
 converted to RGB first.
 """
 
-import difflib
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import huggingface_hub
 import timm
 import torch
-from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
+from huggingface_hub.errors import HfHubHTTPError
 from PIL import Image
 from timm.data.config import resolve_data_config
 from timm.data.transforms_factory import create_transform
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoImageProcessor, AutoModel
 
+from hf_ssl.errors import UserError
+from hf_ssl.evaluation.references import encoder_folder, timm_reference
 from hf_ssl.modules.encoder import build_encoder, hidden_size_of
 from hf_ssl.modules.preprocessing import preprocessing
 
@@ -173,7 +172,7 @@ def load_encoder(name_or_folder: str, device: torch.device | str = "cpu", seed: 
     Args:
         name_or_folder: One of
 
-            - the folder of a run (its `encoder/` is used), or an encoder folder;
+            - the folder of a run (its `encoder/` is used), or an encoder folder; `local-dir:FOLDER`;
             - a repo of the Hub, `ORG/NAME` or `ORG/NAME@REVISION`, of timm or of transformers; `hf_hub:ORG/NAME`;
             - a timm name such as `resnet50.a1_in1k`, with timm's published weights;
             - `raw:ENCODER`: the pixels that any of the above would see, flattened;
@@ -186,11 +185,11 @@ def load_encoder(name_or_folder: str, device: torch.device | str = "cpu", seed: 
         The encoder.
 
     Raises:
-        ValueError: If there is no such encoder or it gives no pooled features.
+        UserError: If there is no such encoder or it gives no pooled features.
     """
     kind, _, reference = name_or_folder.partition(":")
     if kind in ("raw", "random") and not reference:
-        raise ValueError(
+        raise UserError(
             f"The baseline `{kind}` needs an encoder whose preprocessing it takes. Write `{kind}:ENCODER`."
         )
     if kind == "raw":
@@ -200,30 +199,6 @@ def load_encoder(name_or_folder: str, device: torch.device | str = "cpu", seed: 
     if kind == "random":
         return _finish(*_open(reference, seed), name_or_folder, device)
     return _finish(*_open(name_or_folder, None), name_or_folder, device)
-
-
-def encoder_folder(name_or_folder: str) -> Path | None:
-    """The local folder that holds an encoder's `config.json`.
-
-    Args:
-        name_or_folder: What `load_encoder` takes.
-
-    Returns:
-        The folder itself, or the `encoder/` of a run's folder; None if this is no local folder.
-
-    Raises:
-        ValueError: If it is a folder without an encoder.
-    """
-    path = Path(name_or_folder)
-    if not path.is_dir():
-        return None
-    for folder in (path / "encoder", path):
-        if (folder / "config.json").is_file():
-            return folder
-    raise ValueError(
-        f"The folder `{name_or_folder}` holds no encoder: neither it nor its `encoder` folder has a `config.json`. "
-        "Give the folder of a finished run."
-    )
 
 
 def encoder_of(module: nn.Module, image_size: int, mean: Sequence[float], std: Sequence[float]) -> Encoder:
@@ -246,39 +221,10 @@ def _finish(
     with torch.inference_mode():
         features = module(transform(Image.new("RGB", (64, 64)))[None].to(device))
     if features.ndim != 2:
-        raise ValueError(
+        raise UserError(
             f"`{name}` gives features of shape {tuple(features.shape)}, not (batch, dim). Set its pooling."
         )
     return Encoder(module, transform, features.shape[1], name)
-
-
-def timm_reference(name: str) -> tuple[str, dict[str, Any]] | None:
-    """Where timm finds an encoder.
-
-    Args:
-        name: A folder, a repo or a timm name, as `load_encoder` takes them.
-
-    Returns:
-        What `timm.create_model` takes, such as `local-dir:runs/first/encoder`, and the published `config.json` (empty
-        for a timm name); None if the folder or repo holds a model of transformers.
-
-    Raises:
-        ValueError: If there is no such encoder.
-    """
-    folder = encoder_folder(name)
-    if folder is not None:
-        config = json.loads((folder / "config.json").read_text())
-        return (f"local-dir:{folder}", config) if "pretrained_cfg" in config else None
-    on_hub = name.removeprefix("hf_hub:").removeprefix("hf-hub:")
-    if on_hub.count("/") == 1:
-        repo, _, revision = on_hub.partition("@")
-        config = _hub_config(repo, revision or None)
-        return (f"hf-hub:{on_hub}", config) if "pretrained_cfg" in config or on_hub != name else None
-    if timm.is_model(name):
-        return name, {}
-    close = difflib.get_close_matches(name, [*timm.list_models(), *timm.list_pretrained()], n=1)
-    hint = f"Did you mean `{close[0]}`?" if close else "Give a folder, a timm name or a repo as `ORG/NAME`."
-    raise ValueError(f"There is no folder `{name}` and timm knows no encoder of that name. {hint}")
 
 
 def _open(name: str, seed: int | None) -> tuple[nn.Module, ImageTransform | ProcessorTransform]:
@@ -293,22 +239,13 @@ def _open(name: str, seed: int | None) -> tuple[nn.Module, ImageTransform | Proc
     return _open_transformers(repo, revision or None, seed)
 
 
-def _hub_config(repo: str, revision: str | None) -> dict[str, Any]:
-    try:
-        file = huggingface_hub.hf_hub_download(repo, "config.json", revision=revision)
-    except (HfHubHTTPError, EntryNotFoundError, OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ValueError(f"`{repo}` is no folder here, and the Hub gave no encoder of that name: {reason}") from error
-    return json.loads(Path(file).read_text())
-
-
 def _open_timm(name: str, seed: int | None) -> tuple[nn.Module, ImageTransform]:
     if seed is None:
         try:
             model = timm.create_model(name, pretrained=True, num_classes=0)
         except (RuntimeError, OSError, HfHubHTTPError) as error:
             reason = str(error).strip().splitlines()[0]
-            raise ValueError(f"timm could not load the weights of `{name}`: {reason}") from error
+            raise UserError(f"timm could not load the weights of `{name}`: {reason}") from error
     else:
         with _seeded(seed):
             # A plain name goes through the one place that knows the encoders of this package.
@@ -334,10 +271,10 @@ def _open_transformers(
                 model, missing = AutoModel.from_config(config, dtype=torch.float32), []
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise ValueError(f"transformers could not load the encoder `{name}`: {reason}") from error
+        raise UserError(f"transformers could not load the encoder `{name}`: {reason}") from error
     without_pooler = [key for key in missing if "pooler" not in key.split(".")]
     if without_pooler:
-        raise ValueError(
+        raise UserError(
             f"The checkpoint of `{name}` lacks {len(without_pooler)} weights of its encoder, such as "
             f"`{without_pooler[0]}`. Was it saved completely?"
         )

@@ -11,12 +11,14 @@ from typing import TypeVar
 import psutil
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from hf_ssl.data.ordered import batches_of_ranges, evaluation_batches
 from hf_ssl.data.sources import Source
-from hf_ssl.distributed import gather, rank, world_size
+from hf_ssl.distributed import gather_rows, rank, world_size
+from hf_ssl.errors import UserError
 from hf_ssl.evaluation.encoders import Encoder, encoder_folder, encoder_of, load_encoder
+from hf_ssl.evaluation.finite import check_finite
 from hf_ssl.evaluation.random_crops import RandomCrops
 
 __all__ = [
@@ -37,7 +39,6 @@ _logger = logging.getLogger(__name__)
 # Half the memory. On 5,000 images of CIFAR-10 it moves MoCo's probe by up to 0.3 % of the test images, which is what
 # changing the last bits of float32 does at a rate of 30, and BYOL's by up to 0.01 %.
 _AUGMENTED_DTYPE = torch.float16
-_ROWS_PER_GATHER = 65_536  # bounds what a gather puts on a device: 0.5 GB a process at 2,048 features
 
 
 @dataclass
@@ -113,7 +114,7 @@ def _batches(
     if batches.skipped:
         reasons = ", ".join(f"{reason}: {count}" for reason, count in batches.skipped.most_common())
         if num_images == 0 and world_size() == 1:
-            raise ValueError(f"Split `{source.split}` of `{source.name}` has no usable image ({reasons}).")
+            raise UserError(f"Split `{source.split}` of `{source.name}` has no usable image ({reasons}).")
         _logger.warning("Left out images of split `%s` of `%s` (%s).", source.split, source.name, reasons)
 
 
@@ -140,7 +141,7 @@ def features_of_ranges(
         Features of at most `batch_size` rows, of which none may be usable.
 
     Raises:
-        ValueError: If `bf16` is asked for on another device than CUDA.
+        UserError: If a feature is not finite, or `bf16` is asked for on another device than CUDA.
     """
     pin_memory = _device_of(encoder.module).type == "cuda"
     batches = batches_of_ranges(
@@ -152,6 +153,7 @@ def features_of_ranges(
         labels, row_ids = dict.fromkeys(source.labels, empty), empty
         if read.images is not None:
             labels, row_ids = read.images.labels, read.images.row_ids
+        check_finite(computed, encoder.name)
         yield RowFeatures(read.first, read.num_rows, read.skipped, Features(computed, labels, row_ids))
 
 
@@ -161,7 +163,7 @@ def _computed(
     """Features of each batch of pixels, float32, on the CPU; no rows where there are no pixels."""
     device = _device_of(encoder.module)
     if bf16 and device.type != "cuda":
-        raise ValueError(f"`bf16` needs a CUDA device, got `{device.type}`. Leave it out.")
+        raise UserError(f"`bf16` needs a CUDA device, got `{device.type}`. Leave it out.")
     num_ahead = 1 if device.type == "cuda" else 0
     in_flight: deque[tuple[_Batch, Tensor, torch.cuda.Event | None]] = deque()
     with _evaluation_mode(encoder.module):
@@ -218,7 +220,7 @@ def extract_features(
         source: The images.
         batch_size: Images a batch, at least 1.
         num_workers: Worker processes that decode images, at least 0.
-        max_images: Use only the first so many images, at least 1; None for all.
+        max_images: Use a sample of so many images from all over the source, at least 1; None for all.
         bf16: Compute in bfloat16 where autocast does so; CUDA only. The features are float32 in any case.
         description: Text of the progress bar of the main process; None for no bar.
 
@@ -226,7 +228,8 @@ def extract_features(
         Features of all usable images, ordered by row.
 
     Raises:
-        ValueError: If the source has no usable image, or `bf16` is asked for on another device than CUDA.
+        UserError: If the source has no usable image, a feature is not finite, or `bf16` is asked for on another device
+            than CUDA.
     """
     with _progress_bar(source, max_images, description) as bar:
         return _together(encoder, source, _batches(encoder, source, batch_size, num_workers, max_images, bf16, bar))
@@ -256,7 +259,7 @@ def extract_augmented_features(
         batch_size: Images a batch, at least 1.
         num_workers: Worker processes that decode images, at least 0.
         seed: Of all crops and flips, at least 0.
-        max_images: Use only the first so many images, at least 1; None for all.
+        max_images: Use a sample of so many images from all over the source, at least 1; None for all.
         bf16: Compute in bfloat16; CUDA only.
         description: Text of the progress bar, which covers all passes; None for no bar.
 
@@ -264,7 +267,7 @@ def extract_augmented_features(
         (num_passes, images, dim), float16, on the CPU; the images are those of `extract_features`, in its order.
 
     Raises:
-        ValueError: If the features would not fit into free memory, which is tried before hours are spent on them, a
+        UserError: If the features would not fit into free memory, which is tried before hours are spent on them, a
             feature is too large for float16, or as `extract_features` does.
     """
     num_images = _num_images(source, max_images)
@@ -282,7 +285,7 @@ def extract_augmented_features(
             passes[number] = features
             largest = float(features.abs().max())
             if largest > torch.finfo(_AUGMENTED_DTYPE).max:
-                raise ValueError(
+                raise UserError(
                     f"Features of augmented images must fit into float16, but `{encoder.name}` gives {largest:.3g}. "
                     "Normalise its features, or evaluate without augmentation."
                 )
@@ -294,7 +297,7 @@ def _check_memory(num_passes: int, num_images: int, dim: int) -> None:
     one_pass = num_images * dim * _AUGMENTED_DTYPE.itemsize
     free = psutil.virtual_memory().available
     if num_passes * one_pass > free:
-        raise ValueError(
+        raise UserError(
             f"`augmented_passes` must fit into memory, but {num_passes} passes over {num_images:,} images with "
             f"{dim:,} features need {num_passes * one_pass / 2**30:.1f} GiB and {free / 2**30:.1f} GiB are free. "
             f"Lower it to {int(0.8 * free / one_pass)}, or lower `max_images`."
@@ -306,12 +309,13 @@ def _together(encoder: Encoder, source: Source, batches: Iterable[Features]) -> 
     parts = list(batches)
     empty = torch.zeros(0, dtype=torch.int64)
     device = _device_of(encoder.module)
-    row_ids = _gather_rows(torch.cat([part.row_ids for part in parts] or [empty]), device)
+    row_ids = gather_rows(torch.cat([part.row_ids for part in parts] or [empty]), device)
     if len(row_ids) == 0:
-        raise ValueError(f"Split `{source.split}` of `{source.name}` has no usable image. Check its files.")
-    features = _gather_rows(torch.cat([part.features for part in parts] or [torch.zeros(0, encoder.dim)]), device)
+        raise UserError(f"Split `{source.split}` of `{source.name}` has no usable image. Check its files.")
+    features = gather_rows(torch.cat([part.features for part in parts] or [torch.zeros(0, encoder.dim)]), device)
+    check_finite(features, encoder.name)
     labels = {
-        column: _gather_rows(torch.cat([part.labels[column] for part in parts] or [empty]), device)
+        column: gather_rows(torch.cat([part.labels[column] for part in parts] or [empty]), device)
         for column in source.labels
     }
     order = row_ids.argsort(stable=True)
@@ -332,19 +336,3 @@ def _evaluation_mode(module: nn.Module) -> Iterator[None]:
     finally:
         for part, training in modes.items():
             part.training = training
-
-
-def _gather_rows(rows: Tensor, device: torch.device) -> Tensor:
-    """Stack the rows of all processes, which may hold different numbers of them, in rank order on the CPU."""
-    if world_size() == 1:
-        return rows
-    counts = gather(torch.tensor([len(rows)], device=device)).tolist()
-    parts: list[list[Tensor]] = [[] for _ in counts]
-    for start in range(0, max(counts), _ROWS_PER_GATHER):
-        stop = min(start + _ROWS_PER_GATHER, max(counts))
-        padded = torch.zeros(stop - start, *rows.shape[1:], dtype=rows.dtype, device=device)
-        own = rows[start:stop]
-        padded[: len(own)] = own.to(device)
-        for number, chunk in enumerate(gather(padded).cpu().split(stop - start)):
-            parts[number].append(chunk[: max(0, min(counts[number], stop) - start)])
-    return torch.cat([chunk for part in parts for chunk in part])

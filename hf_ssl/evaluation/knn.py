@@ -10,6 +10,8 @@ from collections.abc import Iterator, Mapping
 import torch.nn.functional as F
 from torch import Tensor
 
+from hf_ssl.errors import UserError
+
 _SIMILARITIES_PER_CHUNK = 2**24  # 64 MB of float32 at a time
 
 
@@ -37,7 +39,7 @@ def knn_accuracy(
         Accuracy, fraction in [0, 1].
 
     Raises:
-        ValueError: If a number is out of range, shapes disagree, or no labelled image is left.
+        UserError: If a number is out of range, shapes disagree, or no labelled image is left.
     """
     return knn_accuracies(
         train_features, {"label": train_labels}, test_features, {"label": test_labels}, k, temperature
@@ -66,18 +68,18 @@ def knn_accuracies(
         Accuracy of each column, fraction in [0, 1].
 
     Raises:
-        ValueError: As `knn_accuracy` does.
+        UserError: As `knn_accuracy` does.
     """
     if k < 1:
-        raise ValueError(f"`k` must be at least 1, got {k}.")
+        raise UserError(f"`k` must be at least 1, got {k}.")
     if temperature <= 0:
-        raise ValueError(f"`temperature` must be positive, got {temperature}.")
+        raise UserError(f"`temperature` must be positive, got {temperature}.")
     for features, labels in ((train_features, train_labels), (test_features, test_labels)):
         for column, values in labels.items():
             if len(values) != len(features):
-                raise ValueError(f"`{column}` has {len(values)} labels for {len(features)} images. Give one each.")
+                raise UserError(f"`{column}` has {len(values)} labels for {len(features)} images. Give one each.")
             if not (values >= 0).any():
-                raise ValueError(f"No image has a label in `{column}`. Choose another column or split.")
+                raise UserError(f"No image has a label in `{column}`. Choose another column or split.")
 
     accuracies = {}
     shared = [column for column, labels in train_labels.items() if (labels >= 0).all()]

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hf_ssl.errors import UserError
 from hf_ssl.evaluation.logistic_regression import LogisticRegression, rotated
 
 EPOCHS_OF_AUGMENTED = {"sgd": 100, "byol": 80}
@@ -78,7 +79,7 @@ def linear_probe(
         Accuracy on the test images and the settings that gave it.
 
     Raises:
-        ValueError: If the protocol is unknown, shapes disagree, no test image is labelled, or the training images
+        UserError: If the protocol is unknown, shapes disagree, no test image is labelled, or the training images
             are of one class only.
     """
     return linear_probes(
@@ -146,14 +147,14 @@ def linear_probes(
         Result of each column.
 
     Raises:
-        ValueError: As `linear_probe` does, or if the passes are of other images or features.
+        UserError: As `linear_probe` does, or if the passes are of other images or features.
     """
     if protocol not in PROBES:
         close = difflib.get_close_matches(protocol, PROBES, n=1)
         hint = f"Did you mean `{close[0]}`?" if close else f"Known: {', '.join(PROBES)}."
-        raise ValueError(f"Unknown probe `{protocol}`. {hint}")
+        raise UserError(f"Unknown probe `{protocol}`. {hint}")
     if augmented is not None and augmented.shape[1:] != train_features.shape:
-        raise ValueError(
+        raise UserError(
             f"The augmented features must have shape (passes, {', '.join(map(str, train_features.shape))}), as the "
             f"training features have, got {tuple(augmented.shape)}."
         )
@@ -165,7 +166,7 @@ def linear_probes(
         test_rows = _labelled(test_features, test_labels[column], column, "test")
         classes = labels[train_rows].unique()
         if len(classes) < 2:
-            raise ValueError(
+            raise UserError(
                 f"A probe of `{column}` needs training images of at least two classes, got one. Choose another label "
                 "column, or more images if the data set is sorted by class."
             )
@@ -199,7 +200,7 @@ def held_out(labels: Tensor, seed: int, ratio: float = _HELD_OUT_RATIO) -> Tenso
         True where an image is held out, (images,), bool.
 
     Raises:
-        ValueError: If no class has enough images to hold one out.
+        UserError: If no class has enough images to hold one out.
     """
     generator = np.random.default_rng(seed)
     mask = torch.zeros(len(labels), dtype=torch.bool)
@@ -207,7 +208,7 @@ def held_out(labels: Tensor, seed: int, ratio: float = _HELD_OUT_RATIO) -> Tenso
         members = torch.nonzero(labels == label).flatten().numpy()
         mask[generator.permutation(members)[: int(ratio * len(members))]] = True
     if not mask.any():
-        raise ValueError(
+        raise UserError(
             f"A probe that chooses its settings needs {math.ceil(1 / ratio)} training images of some class, got at "
             f"most {int(torch.bincount(labels).max())}. Use more images, or the probe `sgd`, which chooses nothing."
         )
@@ -217,13 +218,13 @@ def held_out(labels: Tensor, seed: int, ratio: float = _HELD_OUT_RATIO) -> Tenso
 def _labelled(features: Tensor, labels: Tensor, column: str, part: str) -> Tensor:
     """Rows of the images that have a label."""
     if features.ndim != 2 or len(features) != len(labels):
-        raise ValueError(
+        raise UserError(
             f"The {part} features must have shape (images, dim) with one label each, got {tuple(features.shape)} and "
             f"{len(labels)} labels of `{column}`."
         )
     known = labels >= 0
     if not known.any():
-        raise ValueError(f"No {part} image has a label in `{column}`. Choose another label column or split.")
+        raise UserError(f"No {part} image has a label in `{column}`. Choose another label column or split.")
     return known
 
 

@@ -16,6 +16,7 @@ from hf_ssl.data.sources import Source
 from hf_ssl.diagnostics.alignment import alignment, uniformity
 from hf_ssl.diagnostics.rank import effective_rank
 from hf_ssl.diagnostics.spectrum import covariance_spectrum, rank_me
+from hf_ssl.errors import UserError
 from hf_ssl.evaluation.features import Encoder, Features, extract_augmented_features, extract_features
 
 MAX_IMAGES = 2000
@@ -72,7 +73,7 @@ def take_portrait(
         gallery: Keep pictures of the data set, which whoever sees the portrait then sees.
 
     Raises:
-        ValueError: If the split has no two usable images.
+        UserError: If the split has no two usable images.
     """
     source = sample_of(source)
     options: dict[str, Any] = {"batch_size": batch_size, "num_workers": num_workers}
@@ -80,7 +81,7 @@ def take_portrait(
     for name, encoder in encoders.items():
         found = extract_features(encoder, source, description=f"portrait, {name}", **options)
         if len(found.features) < 2:
-            raise ValueError(f"A portrait needs two images, but split `{source.split}` of `{source.name}` has one.")
+            raise UserError(f"A portrait needs two images, but split `{source.split}` of `{source.name}` has one.")
         crops = extract_augmented_features(encoder, source, 2, max_images=_NUM_PAIRS, **options)
         numbers[name] = {"dim": found.features.shape[1], **numbers_of(found.features, *crops.float())}
         eigenvalues = covariance_spectrum(found.features).numpy()

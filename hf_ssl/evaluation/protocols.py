@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from hf_ssl.errors import UserError
 from hf_ssl.evaluation.clustering import K_MEANS, clustering_scores, k_means
 from hf_ssl.evaluation.features import Features
 from hf_ssl.evaluation.knn import knn_accuracies
@@ -90,7 +91,7 @@ def measure(
         Measurements in the order of `protocols`, then of `labels`.
 
     Raises:
-        ValueError: If a protocol is unknown, or as the protocols do.
+        UserError: If a protocol is unknown, or as the protocols do.
     """
     measurements = []
     for protocol in protocols:
@@ -166,12 +167,12 @@ def check_protocol(protocol: str) -> None:
     """Refuse a name that is not in `PROTOCOLS`.
 
     Raises:
-        ValueError: Names the nearest protocol, or all.
+        UserError: Names the nearest protocol, or all.
     """
     if protocol not in PROTOCOLS:
         close = difflib.get_close_matches(protocol, PROTOCOLS, n=1)
         hint = f"Did you mean `{close[0]}`?" if close else f"Known: {', '.join(PROTOCOLS)}."
-        raise ValueError(f"Unknown protocol `{protocol}`. {hint}")
+        raise UserError(f"Unknown protocol `{protocol}`. {hint}")
 
 
 def most_frequent_class_accuracy(train: Features, test: Features, label: str) -> float:

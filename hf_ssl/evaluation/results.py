@@ -6,7 +6,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from matplotlib.figure import Figure
+
+from hf_ssl.errors import UserError
+from hf_ssl.evaluation.comparison import BASELINES, Comparison
 from hf_ssl.evaluation.protocols import BEST_EPOCH, metric_of, title_of
+from hf_ssl.figures.accuracy import accuracy_bars
 from hf_ssl.tokens import record_without_tokens
 
 Table = dict[str, dict[str, dict[str, float]]]
@@ -14,6 +19,59 @@ Table = dict[str, dict[str, dict[str, float]]]
 
 _CHANCE = "most frequent class"
 _IDENTITY = ("dataset", "dataset_config", "split", "label", "protocol")
+
+
+def table_of(comparison: Comparison) -> Table:
+    """The numbers of a comparison as a table."""
+    table: Table = {}
+    for title, measurements in comparison.measurements.items():
+        for one in measurements:
+            table.setdefault(one.protocol, {}).setdefault(title, {})[one.label] = one.value
+    return table
+
+
+def entries_of(comparison: Comparison, about: Mapping[str, Any], train_split: str) -> list[dict[str, Any]]:
+    """What goes into `results.json`: the encoder's numbers, beside each what its baselines reached.
+
+    Args:
+        comparison: The numbers.
+        about: JSON-able values that all entries begin with: `dataset`, `dataset_config`, `split` and `command`.
+        train_split: The split that labels were learnt from.
+    """
+    *others, _ = comparison.measurements
+    names = {title: name for name, title in BASELINES.items()}
+    entries = []
+    for place, one in enumerate(comparison.own):
+        is_accuracy = metric_of(one.protocol) == "accuracy"
+        baselines = {"most_frequent_class": comparison.chance[one.label]} if is_accuracy else {}
+        baselines |= {names[title]: comparison.measurements[title][place].value for title in others}
+        entries.append(
+            {
+                **about,
+                "train_split": train_split if "train_images" in one.settings else None,
+                "label": one.label,
+                "protocol": one.protocol,
+                "metric": metric_of(one.protocol),
+                "value": one.value,
+                "settings": one.settings,
+                "baselines": baselines,
+                "num_images": one.num_images,
+            }
+        )
+    return entries
+
+
+def draw_table(table: Table, chance: Mapping[str, float], title: str) -> Figure:
+    """The accuracies of a table as bars; other scores and epochs chosen on the test split are left out."""
+    drawn = [protocol for protocol in table if metric_of(protocol) == "accuracy" and not protocol.endswith(BEST_EPOCH)]
+    titles = {protocol: title_of(protocol) for protocol in drawn}
+    if len(chance) > 1:
+        panels = {titles[protocol]: table[protocol] for protocol in drawn}
+        return accuracy_bars(panels, dict.fromkeys(panels, chance), title)
+    (label,) = chance
+    encoders = list(next(iter(table.values())))
+    bars = {name: {titles[protocol]: table[protocol][name][label] for protocol in drawn} for name in encoders}
+    return accuracy_bars({label: bars}, {label: dict.fromkeys(titles.values(), chance[label])}, title)
 
 
 def update_results(path: Path, entries: Sequence[Mapping[str, Any]]) -> None:
@@ -27,7 +85,7 @@ def update_results(path: Path, entries: Sequence[Mapping[str, Any]]) -> None:
             perhaps `dataset_config`.
 
     Raises:
-        ValueError: If the file exists and holds no results.
+        UserError: If the file exists and holds no results.
     """
     results = _read(path)
     for entry in record_without_tokens(list(entries)):  # a command may name an address with a password
@@ -41,6 +99,17 @@ def update_results(path: Path, entries: Sequence[Mapping[str, Any]]) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.write_text(json.dumps({"results": results}, indent=2) + "\n", encoding="utf-8")
     temporary.replace(path)
+
+
+def heading_of(comparison: Comparison, dataset: str, split: str, train_split: str) -> str:
+    """What stands above the table: what was scored, on how many images."""
+    own = comparison.own
+    scored = f"{own[0].num_images:,} images of split {split}"
+    learnt = [one.settings["train_images"] for one in own if "train_images" in one.settings]
+    if not learnt:
+        return f"{dataset}: clusters (%) of {scored}"
+    what = "accuracy" if all(metric_of(one.protocol) == "accuracy" for one in own) else "scores"
+    return f"{dataset}: {what} (%) on {scored}, from {learnt[0]:,} labelled images of split {train_split}"
 
 
 def table_text(table: Table, chance: Mapping[str, float]) -> str:
@@ -84,7 +153,7 @@ def _read(path: Path) -> list[dict[str, Any]]:
     try:
         return list(json.loads(path.read_text(encoding="utf-8"))["results"])
     except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise ValueError(f"`{path}` is no file of results. Move it away or name another by `--output`.") from error
+        raise UserError(f"`{path}` is no file of results. Move it away or name another by `--output`.") from error
 
 
 def _key(entry: Mapping[str, Any]) -> tuple[Any, ...]:

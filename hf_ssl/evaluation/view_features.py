@@ -7,13 +7,15 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from hf_ssl.data.draws import NUM_DRAWS, draw_view
 from hf_ssl.data.sources import Source
 from hf_ssl.data.stream import evaluation_batches
 from hf_ssl.data.views import find_recipe, make_view
+from hf_ssl.errors import UserError
 from hf_ssl.evaluation.encoders import Encoder
+from hf_ssl.evaluation.finite import check_finite
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ def extract_view_features(
         image_size: Height and width of a view, in pixels; the encoder's preprocessing resizes it if it expects others.
         batch_size: Views in a forward pass, about.
         num_workers: Worker processes that decode and augment, at least 0.
-        max_images: Use only the first so many images, at least 1; None for all.
+        max_images: Use a sample of so many images from all over the source, at least 1; None for all.
         seed: Of all draws, at least 0.
         description: Text of a progress bar; None for no bar.
 
@@ -82,7 +84,7 @@ def extract_view_features(
         (images, num_views, dim), float32, on the CPU; images that cannot be read are left out.
 
     Raises:
-        ValueError: If the recipe is unknown or no image is usable.
+        UserError: If the recipe is unknown, no image is usable or a feature is not finite.
     """
     find_recipe(recipe)
     views = ManyViews(encoder.transform.of_crops(), recipe, image_size, num_views, seed)
@@ -104,5 +106,7 @@ def extract_view_features(
             parts.append(features.float().cpu().unflatten(0, (-1, num_views)).clone())
             bar.update(len(parts[-1]))
     if not parts:
-        raise ValueError(f"Split `{source.split}` of `{source.name}` has no usable image. Check its files.")
-    return torch.cat(parts)
+        raise UserError(f"Split `{source.split}` of `{source.name}` has no usable image. Check its files.")
+    features = torch.cat(parts)
+    check_finite(features, encoder.name)
+    return features

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from hf_ssl.errors import UserError
 from hf_ssl.figures.metrics_log import curve_of, read_metrics
 
 _COLOUR = "#0072B2"
@@ -28,13 +29,13 @@ def training_curves(metrics_path: Path) -> Figure:
         The figure; save it by `figure.savefig(path)`.
 
     Raises:
-        ValueError: If the file holds none of these numbers.
+        UserError: If the file holds none of these numbers.
     """
     lines = read_metrics(metrics_path)
     curves = {name: curve_of(lines, name, scale=100 if name in ("knn", "accuracy") else 1) for name in _PANELS}
     curves = {name: curve for name, curve in curves.items() if curve[0]}
     if not curves:
-        raise ValueError(f"`{metrics_path}` holds no numbers to draw. Train for at least one log step.")
+        raise UserError(f"`{metrics_path}` holds no numbers to draw. Train for at least one log step.")
     num_columns = min(3, len(curves))
     num_rows = -(-len(curves) // num_columns)
     figure = Figure(figsize=(3.6 * num_columns, 2.6 * num_rows), dpi=150, layout="constrained")

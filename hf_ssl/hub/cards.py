@@ -13,6 +13,7 @@ BEST_EPOCH = "-best"
 """Ending of protocols whose epoch was chosen on the split that they are scored on."""
 
 _MARK = "<!-- Written by hf_ssl, checksum {checksum}. An edited card is left as it is. -->\n"
+_IN_MEMORY = ("in-memory data set", "streamed data set")  # what the records of runs call objects of `datasets`
 _CAPTIONS = {
     "training": "How the run went, by optimizer step (`metrics.jsonl`).",
     "confusion": "What the images of each class were taken for.",
@@ -57,20 +58,32 @@ def _title_of(picture: Path) -> str:
 
 
 def hub_id_of_data(data: Mapping[str, Any]) -> str | None:
-    """The data set's Hub id; None for a local one and for those that the package draws itself."""
+    """The data set's Hub id; None for a local one, one in memory, and those that the package draws itself."""
     name = data["dataset"]
+    if data.get("in_memory"):
+        return None
     hub_id = re.fullmatch(r"[\w-][\w.-]*/[\w.-]+(?<!\.parquet)(?<!\.tar)", name)
     return name if hub_id and not Path(name).exists() else None
 
 
 def name_of_data(data: Mapping[str, Any]) -> str:
-    """The data set as a card names it: of a local one the folder alone."""
+    """The data set as a card names it: of a local one only the folder."""
     name = data["dataset"]
+    if data.get("in_memory") or name.startswith(_IN_MEMORY):
+        return name
     local = ("/" in name or "\\" in name) and hub_id_of_data(data) is None
     if not local:
         return name
     folder = [part for part in re.split(r"[/\\]", name) if part][-1]
     return f"{folder} (local)"
+
+
+def reference_text(reference: str) -> str:
+    """A reference to weights as a card shows it: a link to a repository of the Hub, or a path as code."""
+    on_hub = re.fullmatch(r"(?:hf_hub:|hf-hub:)?([\w-][\w.-]*/[\w.-]+)(?:/pretraining)?(?:@\S+)?", reference)
+    if on_hub is None or Path(reference).exists():
+        return setting_text(reference)
+    return f"[{on_hub[1]}](https://huggingface.co/{on_hub[1]})"
 
 
 def license_of(card: Path) -> str | None:

@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers.utils import logging
 
+from hf_ssl.errors import UserError
 from hf_ssl.hub import handler
 from hf_ssl.hub.cards import is_edited
 from hf_ssl.hub.model_card import write_model_card
@@ -60,7 +61,7 @@ def export_encoder(encoder: nn.Module, config: SSLConfig, folder: Path) -> None:
         folder: Where to write; made if missing.
 
     Raises:
-        RuntimeError: If the weights are not those of the config's architecture, so that nothing could load them.
+        UserError: If the weights are not those of the config's architecture, so that nothing could load them.
     """
     encoder = getattr(encoder, "_orig_mod", encoder)
     weights = {name: as_published(value) for name, value in plain_state_dict(encoder).items()}
@@ -103,7 +104,8 @@ def export_run(model: SSLPreTrainedModel, run_dir: Path) -> Path:
         if (new / "run.json").is_file():
             write_model_card(new, shown_as=encoder_folder)
     with replacing(run_dir / "pretraining") as new, _no_progress_bar():
-        model.save_pretrained(new, state_dict={k: v.contiguous() for k, v in plain_state_dict(model).items()})
+        weights = {name: value.contiguous() for name, value in plain_state_dict(model).items()}
+        model.save_pretrained(new, state_dict=weights, readme=False)  # the encoder's card tells of both
     return encoder_folder
 
 
@@ -133,7 +135,7 @@ def _check_loadable(weights: dict[str, Tensor], config: SSLConfig) -> None:
         if name not in weights or expected.get(name) != weights[name].shape
     )  # fmt: skip
     if wrong:
-        raise RuntimeError(
+        raise UserError(
             f"The encoder cannot be exported as `{config.architecture}`: {len(wrong)} weights differ from timm's, "
             f"such as `{wrong[0]}`. Export the encoder that `build_encoder` made, without wrappers."
         )

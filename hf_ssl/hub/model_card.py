@@ -5,13 +5,16 @@ does not say.
 """
 
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import jinja2
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from safetensors import safe_open
+from transformers import PreTrainedConfig
 
+from hf_ssl.errors import UserError
 from hf_ssl.hub.cards import (
     BEST_EPOCH,
     duration_text,
@@ -22,9 +25,11 @@ from hf_ssl.hub.cards import (
     marked,
     name_of_data,
     read_json,
+    reference_text,
     setting_text,
 )
 from hf_ssl.methods import METHODS
+from hf_ssl.methods.base import SSLConfig, SSLPreTrainedModel
 
 _TEMPLATE = Path(__file__).with_name("model_card_template.md")
 _PROTOCOLS = {"knn": "weighted k-NN", "linear": "linear probe"}
@@ -48,7 +53,7 @@ def write_model_card(
         The card's path.
 
     Raises:
-        ValueError: If the folder has no `run.json`.
+        UserError: If the folder has no `run.json`.
     """
     path = encoder_folder / "README.md"
     if not is_edited(path):
@@ -58,35 +63,47 @@ def write_model_card(
 
 
 def render_model_card(
-    encoder_folder: Path, repo_id: str | None = None, *, license: str | None = None, shown_as: Path | None = None
+    encoder_folder: Path,
+    repo_id: str | None = None,
+    *,
+    license: str | None = None,
+    shown_as: Path | None = None,
+    model: SSLPreTrainedModel | None = None,
 ) -> str:
-    """The text that `write_model_card` writes; same arguments and errors."""
+    """The text that `write_model_card` writes; same arguments and errors.
+
+    Where there is no `run.json`, `model` tells the method and its settings, and the card says that nothing is known
+    of the training.
+    """
     run = read_json(encoder_folder / "run.json")
+    if not run and model is not None:
+        run = {"method": _name_of(type(model)), "config": own_settings(model.config)}  # pyright: ignore[reportArgumentType]
     if not run:
-        raise ValueError(
+        raise UserError(
             f"`{encoder_folder}` has no `run.json`, which the model card is made of. Export the run again."
         )
     folder = shown_as or encoder_folder
     repo_id = repo_id or run.get("training", {}).get("repo_id")
-    license = license or license_of(encoder_folder / "README.md")
+    license = license or license_of(encoder_folder / "README.md") or run.get("license")
+    license = license or run.get("training", {}).get("license")
     results = read_json(encoder_folder / "results.json").get("results", [])
     embedding = read_json(encoder_folder / "embedding.json")
     metadata = _metadata(run, results, repo_id or folder.parent.name, license)
     _check_metadata(metadata)
-    method = METHODS[run["method"]]
+    data = run.get("data")
     facts = {
+        **describe_method(type(model) if model else METHODS.get(run["method"]), run["method"]),
         "run": run,
-        "base_model": run.get("base_model"),
+        "recorded": data is not None,
+        "start": _start_of(run),
+        "collapse": _collapse_of(run),
         "config": read_json(encoder_folder / "config.json"),
         "batch_norm": _has_batch_norm(encoder_folder / "model.safetensors"),
-        "method": method.__name__.removesuffix("ForPreTraining"),
-        "idea": (method.__doc__ or "").strip().splitlines()[0],
-        "paper": method.paper,
         "source": repo_id or folder.as_posix(),
         "on_hub": repo_id is not None,
         "pretraining": repo_id or (folder.parent / "pretraining").as_posix(),
-        "data": name_of_data(run["data"]),
-        "hub_data": hub_id_of_data(run["data"]),
+        "data": _data_text(data) if data else None,
+        "hub_data": hub_id_of_data(data) if data else None,
         "license": license,
         "results": results,
         "metric": results[0]["metric"] if len({result["metric"] for result in results}) == 1 else "score",
@@ -107,13 +124,70 @@ def render_model_card(
     return marked(text)
 
 
+def describe_method(method: type[SSLPreTrainedModel] | None, name: str = "") -> dict[str, Any]:
+    """What a card says of a method: its name, its idea in a sentence, and its paper.
+
+    Args:
+        method: Class of the method; None for one that this process does not know.
+        name: What to call that one.
+    """
+    if method is None:
+        return {"method": name, "idea": "", "paper": None}
+    # The docstring of a base class describes that one.
+    idea = (vars(method).get("__doc__") or "").strip().split("\n\n")[0]
+    name = method.__name__.removesuffix("ForPreTraining")
+    return {"method": name, "idea": " ".join(idea.split()), "paper": method.paper}
+
+
+def own_settings(config: SSLConfig) -> dict[str, Any]:
+    """A config's settings, without those that every config of transformers has."""
+    inherited = {field.name for field in fields(PreTrainedConfig)}
+    return {field.name: getattr(config, field.name) for field in fields(config) if field.name not in inherited}
+
+
+def _name_of(method: type[SSLPreTrainedModel]) -> str:
+    return method.config_class.model_type.removeprefix("hf_ssl_")
+
+
+def _data_text(data: Mapping[str, Any]) -> str:
+    """The training data within a sentence."""
+    name = name_of_data(data)
+    if not data.get("in_memory"):
+        return name
+    return f"a {name}" if name.startswith("streamed") else f"an {name}"
+
+
+def _start_of(run: Mapping[str, Any]) -> str:
+    """Where the weights came from, and those from which they came in turn."""
+    base_model, origin = run.get("base_model"), run.get("origin")
+    if not origin:
+        if base_model:
+            return f"timm's published weights, {reference_text(base_model)}"
+        return "timm's published weights" if run.get("training", {}).get("encoder_pretrained") else "random weights"
+    starts: list[str] = []
+    while origin:
+        reference = origin.get("encoder") or origin.get("method")
+        if reference:
+            starts.append(reference_text(reference))
+        origin = origin.get("former")
+    if base_model and reference_text(base_model) not in starts:
+        starts.append(reference_text(base_model))
+    return ", which came from ".join(f"weights of {start}" for start in starts)
+
+
+def _collapse_of(run: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What the run's alarm saw; its report goes on with advice for the next run, which a card does not need."""
+    collapse = run.get("collapse")
+    return collapse and {**collapse, "seen": collapse["report"].partition(" What usually cures it")[0]}
+
+
 def _metadata(run: Mapping[str, Any], results: list[dict[str, Any]], name: str, license: str | None) -> ModelCardData:
     """What the Hub indexes.
 
     Results go into `model-index`. The newer `.eval_results/*.yaml` is for data sets that are registered on the Hub as
     benchmarks, by the task ids that these define; k-NN and probes of frozen features are no such task of any.
     """
-    dataset = hub_id_of_data(run["data"])
+    dataset = hub_id_of_data(run["data"]) if "data" in run else None
     # An epoch chosen on the test split makes the number too high for an index that compares models.
     results = [result for result in results if not result["protocol"].endswith(BEST_EPOCH)]
     base_model = run.get("base_model")
@@ -135,11 +209,11 @@ def _check_metadata(written: ModelCardData) -> None:
     read = ModelCard(f"---\n{written.to_yaml()}\n---\n").data
     for name in ("library_name", "pipeline_tag", "tags", "license", "datasets", "base_model", "model_name"):
         if read.get(name) != written.get(name):
-            raise ValueError(
+            raise UserError(
                 f"The card's `{name}` would be read as {read.get(name)!r} instead of {written.get(name)!r}. Change it."
             )
     if [vars(one) for one in read.get("eval_results", [])] != [vars(one) for one in written.get("eval_results", [])]:
-        raise ValueError("`results.json` holds numbers that the card's metadata cannot. Measure the encoder again.")
+        raise UserError("`results.json` holds numbers that the card's metadata cannot. Measure the encoder again.")
 
 
 def _eval_result(result: Mapping[str, Any]) -> EvalResult:

@@ -1,14 +1,19 @@
 """Push a run to the Hugging Face Hub: the encoder as the repository's root, the whole method in `pretraining/`."""
 
 import shlex
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
 from safetensors import safe_open
+from torch import Tensor
 
+from hf_ssl.errors import UserError
 from hf_ssl.hub.cards import is_edited
 from hf_ssl.hub.model_card import render_model_card
-from hf_ssl.hub.push import check_repo_id, push_files, url_of
+from hf_ssl.hub.names import check_refs, check_repo_id, url_of
+from hf_ssl.hub.push import push_files
+from hf_ssl.methods.base import SSLPreTrainedModel
 
 _NEEDED = ("encoder/config.json", "encoder/model.safetensors", "pretraining/config.json")
 
@@ -44,10 +49,12 @@ def publish(
         Address of what was pushed.
 
     Raises:
-        ValueError: If the repository's name cannot be used, or the folder is not that of a run or lacks a part.
-        RuntimeError: If the Hub cannot be reached or refuses; the sentence ends with the command that tries again.
+        UserError: If the name of the repository, branch or tag cannot be used, or the folder is not that of a run or
+            lacks a part.
+        UserError: If the Hub cannot be reached or refuses; the sentence ends with the command that tries again.
     """
     check_repo_id(repo_id)
+    check_refs(revision, tag)
     files_to_push(run_dir, repo_id, license=license)  # finds what is missing before anything is sent
     _check_same_encoder(run_dir)
     if dry_run:
@@ -59,12 +66,14 @@ def publish(
         revision=revision,
         tag=tag,
         message=message or "Publish the run",
-        is_stale=_is_stale,
+        is_stale=is_stale,
         retry=_command(run_dir, repo_id, private, revision=revision, tag=tag, message=message, license=license),
     )
 
 
-def files_to_push(run_dir: Path, repo_id: str, *, license: str | None = None) -> dict[str, Path | bytes]:
+def files_to_push(
+    run_dir: Path, repo_id: str, *, license: str | None = None, model: SSLPreTrainedModel | None = None
+) -> dict[str, Path | bytes]:
     """What a push consists of: a local file, or the content of one, by its path in the repository.
 
     The card names the repository; one that was edited by hand is pushed as it is.
@@ -73,23 +82,25 @@ def files_to_push(run_dir: Path, repo_id: str, *, license: str | None = None) ->
         run_dir: Folder of the run.
         repo_id: Repository that the card's examples load.
         license: Licence of the weights for the card.
+        model: The method, of whose training nothing is recorded. Without it the folder needs the record of a run.
 
     Raises:
-        ValueError: If the folder is not that of a run, or lacks a part.
+        UserError: If the folder is not that of a run, or lacks a part.
     """
     for name in _NEEDED:
         if not (run_dir / name).is_file():
-            raise ValueError(
-                f"`{run_dir}` cannot be published: it has no `{name}`. Give a folder that `scripts/pretrain.py` wrote."
+            raise UserError(
+                f"`{run_dir}` cannot be published: it has no `{name}`. Give a folder that `hf-ssl pretrain` wrote."
             )
     encoder = run_dir / "encoder"
     files: dict[str, Path | bytes] = {}
     for path in _files_in(encoder):
         files[path.relative_to(encoder).as_posix()] = path
     for path in _files_in(run_dir / "pretraining"):
-        files[path.relative_to(run_dir).as_posix()] = path
+        if path.name != "README.md" or is_edited(path):  # it names a folder of this machine
+            files[path.relative_to(run_dir).as_posix()] = path
     if not is_edited(encoder / "README.md"):
-        files["README.md"] = render_model_card(encoder, repo_id, license=license).encode()
+        files["README.md"] = render_model_card(encoder, repo_id, license=license, model=model).encode()
     return files
 
 
@@ -99,34 +110,49 @@ def _files_in(folder: Path) -> list[Path]:
 
 def _check_same_encoder(run_dir: Path) -> None:
     """Each folder is replaced as a whole, but a process may be killed between the two."""
-    method: dict[str, Path] = {}
-    for shard in sorted((run_dir / "pretraining").glob("*.safetensors")):
-        with safe_open(shard, "pt") as weights:
-            method |= dict.fromkeys(weights.keys(), shard)
     with safe_open(run_dir / "encoder" / "model.safetensors", "pt") as encoder:
-        for name in encoder.keys():  # noqa: SIM118
-            shard = method.get(f"encoder.{name}")
-            if shard is not None:
-                with safe_open(shard, "pt") as weights:
-                    same = torch.equal(encoder.get_tensor(name), weights.get_tensor(f"encoder.{name}").to("cpu"))
-            if shard is None or not same:
-                raise RuntimeError(
-                    f"`{run_dir}/encoder` and `{run_dir}/pretraining` are not of the same step (`{name}` differs). "
-                    "Resume the run, which writes both again."
-                )
+        weights = ((f"encoder.{name}", encoder.get_tensor(name)) for name in encoder.keys())  # noqa: SIM118
+        name = first_difference(weights, run_dir / "pretraining")
+    if name is not None:
+        raise UserError(
+            f"`{run_dir}/encoder` and `{run_dir}/pretraining` are not of the same step "
+            f"(`{name.removeprefix('encoder.')}` differs). Resume the run, which writes both again."
+        )
 
 
-def _is_stale(path: str) -> bool:
+def first_difference(weights: Iterable[tuple[str, Tensor]], folder: Path) -> str | None:
+    """Name of the first weight that the safetensors files of a folder lack, or hold with other values; None if none.
+
+    Args:
+        weights: Names and values, on any device.
+        folder: Folder with the files. What they hold in half precision is compared in it.
+    """
+    shards: dict[str, Path] = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, "pt") as file:
+            shards |= dict.fromkeys(file.keys(), path)
+    for name, value in weights:
+        if name not in shards:
+            return name
+        with safe_open(shards[name], "pt") as file:
+            stored = file.get_tensor(name)
+        if not torch.equal(value.cpu().to(stored.dtype), stored):
+            return name
+    return None
+
+
+def is_stale(path: str) -> bool:
+    """Whether hf_ssl wrote a file of a model repository, so that a push which lacks it removes it."""
     top, _, rest = path.partition("/")
     if rest:
         return top == "pretraining" or (top == "figures" and path.endswith(".png"))
-    written = {"results.json", "embedding.json", "metrics.jsonl", "assignments.parquet"}
+    written = {"run.json", "results.json", "embedding.json", "metrics.jsonl", "assignments.parquet"}
     written |= {"resnet_cifar.py", "preprocessor_config.json"}
     return path in written or path.endswith(".png")
 
 
 def _command(run_dir: Path, repo_id: str, private: bool, **flags: str | None) -> str:
-    words = ["python", "scripts/publish.py", str(run_dir), "--repo_id", repo_id]
+    words = ["hf-ssl", "publish", str(run_dir), "--repo_id", repo_id]
     words += ["--private"] if private else []
     for name, value in flags.items():
         words += [f"--{name}", value] if value else []

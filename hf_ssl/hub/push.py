@@ -16,12 +16,10 @@ from pathlib import Path
 from typing import Literal
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
-from huggingface_hub import constants as hub_constants
 from huggingface_hub.errors import (
     DisabledRepoError,
     GatedRepoError,
     HfHubHTTPError,
-    HFValidationError,
     HTTPError,  # pyright: ignore[reportPrivateImportUsage]
     LocalEntryNotFoundError,
     OfflineModeIsEnabled,
@@ -29,10 +27,12 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 from huggingface_hub.hf_api import RepoFile
-from huggingface_hub.utils import get_session, hf_raise_for_status, parse_ratelimit_headers, validate_repo_id
+from huggingface_hub.utils import get_session, hf_raise_for_status, parse_ratelimit_headers
 
 from hf_ssl import __version__
+from hf_ssl.errors import UserError
 from hf_ssl.hub.cards import is_edited
+from hf_ssl.hub.names import check_refs, check_repo_id, url_of
 from hf_ssl.tokens import has_token, without_tokens
 
 logger = logging.getLogger(__name__)
@@ -92,14 +92,15 @@ def push_files(
         Address of what was pushed.
 
     Raises:
-        ValueError: If the repository's name cannot be used.
-        RuntimeError: If the Hub cannot be reached or refuses; the sentence ends with the command that tries again.
+        UserError: If the name of the repository, branch or tag cannot be used.
+        UserError: If the Hub cannot be reached or refuses; the sentence ends with the command that tries again.
     """
     check_repo_id(repo_id)
+    check_refs(revision, tag)
     again = without_tokens(f"The local files are intact; then: {retry}")
     token = get_token()
     if token is None:
-        raise RuntimeError(f"No Hub token was found. Run `hf auth login` or set `HF_TOKEN`. {again}")
+        raise UserError(f"No Hub token was found. Run `hf auth login` or set `HF_TOKEN`. {again}")
     api = HfApi(token=token, library_name="hf_ssl", library_version=__version__)
     files_of = files if callable(files) else lambda _: files
 
@@ -120,26 +121,9 @@ def push_files(
     try:
         return _with_retries(push)
     except _CannotPushError as error:
-        raise RuntimeError(without_tokens(str(error))) from None
+        raise UserError(without_tokens(str(error))) from None
     except (HTTPError, OSError, json.JSONDecodeError) as error:
-        raise RuntimeError(f"{without_tokens(_sentence_about(error, repo_id, repo_type))} {again}") from None
-
-
-def check_repo_id(repo_id: str) -> None:
-    """Refuse a name that no repository can have; raises `ValueError`."""
-    try:
-        validate_repo_id(repo_id)
-    except HFValidationError:
-        raise ValueError(
-            f"`repo_id` must be `org/name` of letters, digits, `-`, `_` and `.`, at most 96 of them, got `{repo_id}`."
-        ) from None
-
-
-def url_of(repo_id: str, repo_type: str = "model", revision: str | None = None) -> str:
-    """Address of a repository, or of a branch of it."""
-    prefix = hub_constants.REPO_TYPES_URL_PREFIXES.get(repo_type, "")
-    branch = f"/tree/{revision}" if revision and revision != "main" else ""
-    return f"{hub_constants.ENDPOINT}/{prefix}{repo_id}{branch}"
+        raise UserError(f"{without_tokens(_sentence_about(error, repo_id, repo_type))} {again}") from None
 
 
 def _commit_difference(

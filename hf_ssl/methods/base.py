@@ -4,77 +4,19 @@ A method is one file with one `SSLConfig` and one `SSLPreTrainedModel`; the trai
 line and the contract tests know methods through these classes alone.
 """
 
-import difflib
+import importlib
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, Self
 
-import torch
-from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
-from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import ModelOutput  # pyright: ignore[reportPrivateImportUsage]
 
-from hf_ssl.modules.encoder import build_encoder, hidden_size_of
-
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
-
-# Keys that transformers itself writes into a config.json or passes on loading, beside the fields of PreTrainedConfig.
-_KEYS_OF_TRANSFORMERS = frozenset(
-    {"model_type", "torch_dtype", "auto_map", "name_or_path", "num_labels", "attn_implementation", "output_attentions"}
-)
-
-
-@strict
-class SSLConfig(PreTrainedConfig):
-    """Settings that every method shares: the encoder and the images that it expects.
-
-    Args:
-        architecture: timm name of the encoder.
-        model_args: Further arguments of `timm.create_model` as a JSON object, such as `{"patch_size": 4}`.
-        image_size: Height and width of a view, in pixels, at least 8.
-        image_mean: Mean of each channel, subtracted from images in [0, 1].
-        image_std: Standard deviation of each channel, positive; images are divided by it.
-    """
-
-    model_type = "hf_ssl"
-
-    architecture: str = "resnet50"
-    model_args: dict[str, Any] | None = None
-    image_size: int = 224
-    image_mean: list[float] | tuple[float, ...] = IMAGENET_MEAN
-    image_std: list[float] | tuple[float, ...] = IMAGENET_STD
-
-    def __post_init__(self, **kwargs: Any) -> None:
-        """Refuse settings that no field declares: transformers would keep them as silent attributes."""
-        own = [field.name for field in fields(self)]
-        for name in kwargs:
-            if name not in _KEYS_OF_TRANSFORMERS and not name.startswith("_"):
-                close = difflib.get_close_matches(name, own, n=1)
-                hint = f"Did you mean `{close[0]}`?" if close else "Remove it."
-                raise TypeError(f"`{type(self).__name__}` has no setting `{name}`. {hint}")
-        super().__post_init__(**kwargs)
-
-    def validate_images(self) -> None:
-        """Check the image settings once, when the config is made."""
-        if self.image_size < 8:
-            raise ValueError(f"`image_size` must be at least 8 pixels, got {self.image_size}.")
-        if len(self.image_mean) != 3 or len(self.image_std) != 3:
-            raise ValueError(
-                f"`image_mean` and `image_std` need one value per channel (3), got {len(self.image_mean)} and "
-                f"{len(self.image_std)}."
-            )
-        if min(self.image_std) <= 0:
-            raise ValueError(f"`image_std` must be positive, got {min(self.image_std)}.")
-
-    def adapt_to_data(self, num_images: int | None) -> None:
-        """Fill in what only the data set tells; called before the model of a new run is built.
-
-        Args:
-            num_images: Images of the training split; None if only reading them all would tell.
-        """
+from hf_ssl.errors import UserError, near_name
+from hf_ssl.modules.pretrained import SSLConfig, SSLImageProcessor, WithEncoder
 
 
 @dataclass
@@ -129,7 +71,7 @@ class Paper:
         )
 
 
-class SSLPreTrainedModel(PreTrainedModel, ABC):
+class SSLPreTrainedModel(WithEncoder, ABC):
     """Base of every method: one online encoder, the heads of the method, and its frozen branch.
 
     Subclasses build their modules in `__init__`, end it with `self.post_init()`, and define `forward`. State rule:
@@ -138,40 +80,32 @@ class SSLPreTrainedModel(PreTrainedModel, ABC):
 
     Attributes:
         config_class: The method's config.
-        paper: The publication.
-        recipes: Named settings, `{recipe: {flag: value}}`, of the original papers and codes. Keys may name fields of
-            the config, the data settings or the training settings. The command line starts from `paper-imagenet`.
+        paper: The publication, if there is one.
+        recipes: Named settings, `{recipe: {flag: value}}`, of the original papers and codes, if there are any. Keys
+            may name fields of the config, the data settings or the training settings.
         view_recipe: Augmentation used unless the recipe or the user names another, a name in `data/views.py`.
         batch_norm: `sync` for BatchNorm statistics over all processes, `local` for those of each process, unless the
             training settings say otherwise.
         frozen_modules: Names of submodules that gradient descent must not move.
         frozen_parameters: Names of single parameters that it must not move either.
         constant_lr_modules: Names of submodules whose learning rate does not follow the schedule.
+        least_images: Images that the loss needs in one forward pass of all processes; 2 where it compares the images
+            of a batch with each other.
         needs_indices: Whether `forward` needs the stable number of each image.
         needs_labels: Whether `forward` needs labels.
     """
 
     config_class: ClassVar[type[SSLConfig]]  # pyright: ignore[reportIncompatibleVariableOverride]
-    paper: ClassVar[Paper]
-    recipes: ClassVar[Mapping[str, Mapping[str, Any]]]
+    paper: ClassVar[Paper | None] = None
+    recipes: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     view_recipe: ClassVar[str] = "moco_v2"
     batch_norm: ClassVar[str] = "sync"
     frozen_modules: tuple[str, ...] = ()
     frozen_parameters: tuple[str, ...] = ()
     constant_lr_modules: tuple[str, ...] = ()
+    least_images: ClassVar[int] = 1
     needs_indices: bool = False
     needs_labels: bool = False
-
-    base_model_prefix = "encoder"
-    main_input_name = "pixel_values"
-    input_modalities = ("image",)  # pyright: ignore[reportAssignmentType]
-    supports_gradient_checkpointing = True
-    accepts_loss_kwargs = False
-
-    def __init__(self, config: SSLConfig):
-        """Build the encoder; subclasses add their heads and call `post_init`."""
-        super().__init__(config)
-        self.encoder = build_encoder(config.architecture, config.model_args)
 
     @abstractmethod
     def forward(self, pixel_values: Tensor, indices: Tensor | None = None, labels: Tensor | None = None) -> SSLOutput:
@@ -191,11 +125,6 @@ class SSLPreTrainedModel(PreTrainedModel, ABC):
             step: Optimizer steps done so far, at least 1.
             num_steps: Optimizer steps of the whole run.
         """
-
-    @property
-    def hidden_size(self) -> int:
-        """Width of the representation h."""
-        return hidden_size_of(self.encoder)
 
     def encode(self, view: Tensor) -> Tensor:
         """Representation h of a batch of views.
@@ -233,25 +162,31 @@ class SSLPreTrainedModel(PreTrainedModel, ABC):
         return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
 
     def post_init(self) -> None:
-        """Finish construction: freeze what gradients must not move."""
+        """Finish construction: freeze what gradients must not move.
+
+        Raises:
+            UserError: If the method names modules or parameters that it does not have.
+        """
         super().post_init()
         self._freeze()
+        self._named("constant_lr_modules", dict(self.named_modules()))
 
     def _freeze(self) -> None:
-        for name in self.frozen_modules:
-            self.get_submodule(name).requires_grad_(False)
-        for name in self.frozen_parameters:
-            self.get_parameter(name).requires_grad_(False)
+        for module in self._named("frozen_modules", dict(self.named_modules())):
+            module.requires_grad_(False)
+        for parameter in self._named("frozen_parameters", dict(self.named_parameters())):
+            parameter.requires_grad_(False)
 
-    def _init_weights(self, module: nn.Module) -> None:
-        # timm has initialised the encoder and PyTorch the heads; the target is a copy of both, which a second draw
-        # would break. Only what no checkpoint holds is made again after loading (tables of Swin, RoPE, ...).
-        init = getattr(module, "init_non_persistent_buffers", None)
-        if init is not None:
-            init()
-
-    def _set_gradient_checkpointing(self, enable: bool = True, **_: Any) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
-        self.encoder.set_grad_checkpointing(enable)  # pyright: ignore[reportCallIssue]
+    def _named(self, attribute: str, known: Mapping[str, Any]) -> list[Any]:
+        """The modules or parameters that an attribute of the class names."""
+        names = getattr(self, attribute)
+        for name in names:
+            if name not in known:
+                raise UserError(
+                    f"`{attribute}` of `{type(self).__name__}` names `{name}`, which the model does not have."
+                    f"{near_name(name, known)}"
+                )
+        return [known[name] for name in names]
 
     @classmethod
     def from_pretrained(cls, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Self:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -261,29 +196,134 @@ class SSLPreTrainedModel(PreTrainedModel, ABC):
         otherwise: a moving average in half precision stands still.
 
         Raises:
-            ValueError: If the checkpoint lacks weights, which transformers would leave at random, or has other shapes.
+            UserError: If the checkpoint lacks weights, which transformers would leave at random, or has other shapes.
         """
-        kwargs.setdefault("dtype", torch.float32)
-        loaded: Any = super().from_pretrained(
-            *args, output_loading_info=True, **{"ignore_mismatched_sizes": True, **kwargs}
-        )
+        loaded: Any = super().from_pretrained(*args, output_loading_info=True, **kwargs)
         model, info = loaded
-        mismatched = sorted(info["mismatched_keys"])
-        if mismatched:
-            name, saved, built = mismatched[0]
-            raise ValueError(
-                f"The checkpoint has other shapes than the config for {len(mismatched)} weights of `{cls.__name__}`, "
-                f"such as `{name}`: {tuple(saved)} instead of {tuple(built)}. Load it with its own config."
-            )
-        missing = sorted(info["missing_keys"])
-        if missing:
-            raise ValueError(
-                f"The checkpoint lacks {len(missing)} weights of `{cls.__name__}`, such as `{missing[0]}`. "
-                "Was it saved by another method?"
-            )
         model._freeze()
-        for tensor in (*model.parameters(), *model.buffers()):
-            # They lie as in the file, rarely on a boundary of 64 bytes, and on others CPU kernels round differently:
-            # training would not go on bit for bit.
-            tensor.data = tensor.data.clone()
         return (model, info) if output_loading_info else model  # pyright: ignore[reportReturnType]
+
+    def save_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, save_directory: str | Path, *, push_to_hub: bool = False, readme: bool = True, **kwargs: Any
+    ) -> None:
+        """Write the whole method, a `README.md` that says how to load it, and the file that names its preprocessing.
+
+        A `README.md` that somebody edited is left as it is.
+
+        Args:
+            save_directory: Where to write; made if missing.
+            push_to_hub: Also publish it, by `push_to_hub`; `repo_id` and its other arguments may be given as well.
+                Without `repo_id` the repository is called like the folder.
+            readme: Write the `README.md`.
+            **kwargs: Further arguments of `PreTrainedModel.save_pretrained`, or of `push_to_hub`.
+
+        Raises:
+            UserError: If it cannot be pushed.
+        """
+        pushed = {name: kwargs.pop(name) for name in _PUSHED if name in kwargs} if push_to_hub else {}
+        super().save_pretrained(save_directory, **kwargs)
+        if kwargs.get("is_main_process", True):
+            SSLImageProcessor.write(Path(save_directory))
+            if readme:
+                _hub_objects().write_readme(self, Path(save_directory))
+            if push_to_hub:
+                self.push_to_hub(**{"repo_id": Path(save_directory).name, **pushed})
+
+    def push_to_hub(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        revision: str | None = None,
+        tag: str | None = None,
+        commit_message: str | None = None,
+        license: str | None = None,
+    ) -> str:
+        """Publish what `hf-ssl publish` publishes: the encoder as the root, the method in `pretraining/`, the card.
+
+        A method that was loaded from the folder of a run, and is still the same, is published as that run: its card
+        tells the training and the results. Of any other the card tells the method and how to load it.
+
+        Args:
+            repo_id: Repository, `org/name`, or `name` for one of the token's user; made if missing.
+            private: Make it a private one.
+            revision: Branch to push to; made from `main` if missing. Without it `main`.
+            tag: Name for what is pushed, such as `v1.0`; a tag that names something else is an error.
+            commit_message: Title of the commit.
+            license: Licence of the weights for the card, such as `apache-2.0`; none is assumed.
+
+        Returns:
+            Address of what was pushed.
+
+        Raises:
+            UserError: If a name cannot be used, or the Hub cannot be reached or refuses.
+        """
+        return _hub_objects().push_method(
+            self,
+            repo_id,
+            private=bool(private),
+            revision=revision,
+            tag=tag,
+            message=commit_message,
+            license=license,
+        )
+
+
+_PUSHED = tuple(set(inspect.signature(SSLPreTrainedModel.push_to_hub).parameters) - {"self"})
+
+
+def _hub_objects() -> Any:
+    """The room of the Hub stands above this one, so it is imported when an object asks for it."""
+    return importlib.import_module("hf_ssl.hub.objects")
+
+
+def check_method_class(model_class: Any) -> None:
+    """Check what can be known of a method before a model is made.
+
+    Args:
+        model_class: Class of the method.
+
+    Raises:
+        UserError: If it does not keep the contract of `SSLPreTrainedModel`.
+    """
+    if not (isinstance(model_class, type) and issubclass(model_class, SSLPreTrainedModel)):
+        raise UserError(f"A method must be a subclass of `SSLPreTrainedModel`, got {model_class!r}.")
+    fault = _fault_of_config_class(getattr(model_class, "config_class", None)) or _fault_of_method(model_class)
+    if fault is not None:
+        raise UserError(f"The method `{model_class.__name__}` cannot be trained: {fault}.")
+
+
+def _fault_of_config_class(config_class: Any) -> str | None:
+    if not (isinstance(config_class, type) and issubclass(config_class, SSLConfig)):
+        got = getattr(config_class, "__name__", config_class)
+        return f"`config_class` must be a subclass of `SSLConfig`, got `{got}`"
+    if config_class is SSLConfig or "model_type" not in vars(config_class):
+        return (
+            f"its config `{config_class.__name__}` must have a `model_type` of its own, such as "
+            "`hf_ssl_mine`, by which the saved method is found"
+        )
+    return None
+
+
+def _fault_of_method(model_class: type[SSLPreTrainedModel]) -> str | None:
+    if model_class.forward is SSLPreTrainedModel.forward:
+        return "it has no `forward`, which computes the loss"
+    arguments = inspect.signature(model_class.forward).parameters
+    takes_all = any(argument.kind is argument.VAR_KEYWORD for argument in arguments.values())
+    lacking = [name for name in ("pixel_values", "indices", "labels") if name not in arguments and not takes_all]
+    if lacking:
+        return f"its `forward` must take `pixel_values`, `indices` and `labels`, and lacks `{'`, `'.join(lacking)}`"
+    if inspect.isabstract(model_class):
+        return f"it does not define `{'`, `'.join(sorted(model_class.__abstractmethods__))}`"
+    if model_class.paper is not None and not isinstance(model_class.paper, Paper):
+        return f"`paper` must be a `Paper` or None, got {model_class.paper!r}"
+    recipes: Any = model_class.recipes
+    if not isinstance(recipes, Mapping) or not all(_is_recipe(name, recipe) for name, recipe in recipes.items()):
+        return '`recipes` must be a dictionary of dictionaries, such as `{"mine": {"learning_rate": 0.1}}`'
+    if model_class.batch_norm not in ("sync", "local"):
+        return f"`batch_norm` must be `sync` or `local`, got `{model_class.batch_norm}`"
+    return None
+
+
+def _is_recipe(name: Any, recipe: Any) -> bool:
+    return isinstance(name, str) and isinstance(recipe, Mapping) and all(isinstance(flag, str) for flag in recipe)

@@ -7,6 +7,7 @@ import torch
 from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
 
+from hf_ssl.errors import UserError
 from hf_ssl.methods.base import Paper, SSLConfig, SSLOutput, SSLPreTrainedModel
 from hf_ssl.modules.encoder import build_encoder
 from hf_ssl.modules.heads import mlp
@@ -53,15 +54,15 @@ class BYOLConfig(SSLConfig):
         widths = ("projector_hidden_dim", "projection_dim", "predictor_hidden_dim")
         for name in (*widths, "projector_layers", "predictor_layers"):
             if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
+                raise UserError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
         if not 0 <= self.ema_momentum <= 1:
-            raise ValueError(f"`ema_momentum` must be in [0, 1], got {self.ema_momentum}.")
+            raise UserError(f"`ema_momentum` must be in [0, 1], got {self.ema_momentum}.")
         if self.symmetrize and self.predictor != "linear":
-            raise ValueError(
+            raise UserError(
                 f"`symmetrize` needs `predictor` linear, got {self.predictor}. Set it, or leave `symmetrize` off."
             )
         if self.use_ema and not self.stop_gradient:
-            raise ValueError(
+            raise UserError(
                 "`stop_gradient` must be true with `use_ema`, got false: a moving average receives no gradient. Turn "
                 "`use_ema` off, or leave `stop_gradient` on."
             )
@@ -69,6 +70,9 @@ class BYOLConfig(SSLConfig):
 
 class BYOLForPreTraining(SSLPreTrainedModel):
     """An online network learns to predict the projection of another view by a moving average of itself.
+
+    Use it when: many images show nearly the same thing, so that other images would be wrong negatives: it needs none,
+    and suffers less from small batches than `end_to_end`. It keeps a second network and gains from long training.
 
     Relations: SimSiam is BYOL without the moving average (`use_ema` off); DirectPred is BYOL with a linear predictor
     that is set, not learned, and `predictor` linear is the baseline that it is compared with; MoCo keeps the moving

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from hf_ssl.distributed import gather_with_gradient, rank
+from hf_ssl.errors import UserError
 from hf_ssl.methods.base import Paper, SSLConfig, SSLOutput, SSLPreTrainedModel
 from hf_ssl.modules.heads import mlp
 from hf_ssl.modules.losses import nt_xent
@@ -46,20 +47,23 @@ class ContrastiveClusteringConfig(SSLConfig):
     def validate_contrastive_clustering(self) -> None:
         """Check the settings of Contrastive Clustering once, when the config is made."""
         if self.num_clusters is not None and self.num_clusters < 2:
-            raise ValueError(f"`num_clusters` must be at least 2, got {self.num_clusters}.")
+            raise UserError(f"`num_clusters` must be at least 2, got {self.num_clusters}.")
         for name in ("projector_hidden_dim", "projection_dim"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {value}.")
+                raise UserError(f"`{name}` must be at least 1, got {value}.")
         for name in ("temperature", "cluster_temperature"):
             if not getattr(self, name) > 0:
-                raise ValueError(f"`{name}` must be positive, got {getattr(self, name)}.")
+                raise UserError(f"`{name}` must be positive, got {getattr(self, name)}.")
         if not self.entropy_weight >= 0:
-            raise ValueError(f"`entropy_weight` must be 0 or more, got {self.entropy_weight}.")
+            raise UserError(f"`entropy_weight` must be 0 or more, got {self.entropy_weight}.")
 
 
 class ContrastiveClusteringForPreTraining(SSLPreTrainedModel):
     """Contrast images with each other and clusters with each other: rows and columns of one table of assignments.
+
+    Use it when: you want groups instead of features, and know roughly how many there are (`--num_clusters`). Each
+    batch should hold several images of each group.
 
     Relations: the end-to-end contrast between images, and the same loss once more between the columns of the table
     (image, cluster), which describe a cluster by the images in it. `assign` puts images into clusters; the other
@@ -137,16 +141,17 @@ class ContrastiveClusteringForPreTraining(SSLPreTrainedModel):
     view_recipe = "simclr"
     # The official code trains on one GPU: statistics over all processes keep that with several.
     batch_norm = "sync"
+    least_images = 2
 
     def __init__(self, config: ContrastiveClusteringConfig):
         """Build encoder and heads.
 
         Raises:
-            ValueError: If the number of clusters is not given.
+            UserError: If the number of clusters is not given.
         """
         super().__init__(config)
         if config.num_clusters is None:
-            raise ValueError(
+            raise UserError(
                 "`num_clusters` is needed: how many clusters the images fall into, such as `--num_clusters 10`."
             )
         width = config.projector_hidden_dim or self.hidden_size
@@ -166,7 +171,7 @@ class ContrastiveClusteringForPreTraining(SSLPreTrainedModel):
             labels: Not used.
 
         Raises:
-            ValueError: If there are more clusters than images.
+            UserError: If there are more clusters than images.
         """
         config = self.config
         h = [self.encode(view) for view in self.split_views(pixel_values)]
@@ -176,7 +181,7 @@ class ContrastiveClusteringForPreTraining(SSLPreTrainedModel):
         tables = [gather_with_gradient(self._probabilities(h_i)) for h_i in h]
         num_images, num_clusters = tables[0].shape
         if num_clusters > num_images:
-            raise ValueError(
+            raise UserError(
                 f"`num_clusters` {num_clusters} is more than the {num_images} images of a forward pass (batch size "
                 "times processes). Raise the batch size well above it."
             )
@@ -210,10 +215,10 @@ class ContrastiveClusteringForPreTraining(SSLPreTrainedModel):
             (batch, clusters), float32, rows sum to 1.
 
         Raises:
-            RuntimeError: If the model is in training mode, where an image's cluster depends on the other images.
+            UserError: If the model is in training mode, where an image's cluster depends on the other images.
         """
         if self.training:
-            raise RuntimeError("`assign` needs the model in evaluation mode. Call `model.eval()` first.")
+            raise UserError("`assign` needs the model in evaluation mode. Call `model.eval()` first.")
         return self._probabilities(self.encode(view))
 
     def _probabilities(self, h: Tensor) -> Tensor:

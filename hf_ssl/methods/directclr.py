@@ -6,6 +6,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from hf_ssl.distributed import gather_with_gradient, rank
+from hf_ssl.errors import UserError
 from hf_ssl.methods.base import Paper, SSLConfig, SSLOutput, SSLPreTrainedModel
 from hf_ssl.modules.losses import cross_view_info_nce
 
@@ -27,13 +28,16 @@ class DirectCLRConfig(SSLConfig):
     def validate_directclr(self) -> None:
         """Check the settings of DirectCLR once, when the config is made."""
         if self.subvector_dim < 1:
-            raise ValueError(f"`subvector_dim` must be at least 1, got {self.subvector_dim}.")
+            raise UserError(f"`subvector_dim` must be at least 1, got {self.subvector_dim}.")
         if not self.temperature > 0:
-            raise ValueError(f"`temperature` must be positive, got {self.temperature}.")
+            raise UserError(f"`temperature` must be positive, got {self.temperature}.")
 
 
 class DirectCLRForPreTraining(SSLPreTrainedModel):
     """Contrast the first entries of the representation directly, without a projector; the rest learns by residuals.
+
+    Use it when: you want to do without a projector, or to study dimensional collapse. On ImageNet `end_to_end` with
+    its nonlinear projector is more accurate.
 
     Relations: the end-to-end contrast without a projector and without negatives of the same view. The sub-vector does
     what a low-rank diagonal projector would: it collapses in part, and spares the rest of the representation.
@@ -114,16 +118,17 @@ class DirectCLRForPreTraining(SSLPreTrainedModel):
     }
     view_recipe = "byol"
     batch_norm = "sync"
+    least_images = 2
 
     def __init__(self, config: DirectCLRConfig):
         """Build the encoder, which is all.
 
         Raises:
-            ValueError: If the sub-vector is longer than the representation.
+            UserError: If the sub-vector is longer than the representation.
         """
         super().__init__(config)
         if config.subvector_dim > self.hidden_size:
-            raise ValueError(
+            raise UserError(
                 f"`subvector_dim` {config.subvector_dim} is more than the {self.hidden_size} entries that "
                 f"`{config.architecture}` gives. Lower it; the paper takes 360 of 2048."
             )

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hf_ssl.distributed import broadcast, mean_over_processes
+from hf_ssl.errors import UserError
 from hf_ssl.methods.base import Paper, SSLConfig, SSLOutput, SSLPreTrainedModel
 from hf_ssl.modules.encoder import build_encoder
 from hf_ssl.modules.heads import mlp
@@ -81,35 +82,36 @@ class DirectPredConfig(SSLConfig):
         """Check the settings of DirectPred once, when the config is made."""
         for name in ("projector_layers", "projector_hidden_dim", "projection_dim", "freq"):
             if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
+                raise UserError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
         if not self.epsilon >= 0:
-            raise ValueError(f"`epsilon` must be at least 0, got {self.epsilon}.")
+            raise UserError(f"`epsilon` must be at least 0, got {self.epsilon}.")
         if not self.exponent > 0:
-            raise ValueError(f"`exponent` must be positive, got {self.exponent}.")
+            raise UserError(f"`exponent` must be positive, got {self.exponent}.")
         if self.rho is not None and not 0 <= self.rho < 1:
-            raise ValueError(f"`rho` must be in [0, 1) or None, got {self.rho}.")
+            raise UserError(f"`rho` must be in [0, 1) or None, got {self.rho}.")
         if not -1 < self.offset < 1:
-            raise ValueError(f"`offset` must be in (-1, 1), got {self.offset}.")
+            raise UserError(f"`offset` must be in (-1, 1), got {self.offset}.")
         if not 0 <= self.ema_momentum <= 1:
-            raise ValueError(f"`ema_momentum` must be in [0, 1], got {self.ema_momentum}.")
+            raise UserError(f"`ema_momentum` must be in [0, 1], got {self.ema_momentum}.")
 
     def validate_rule(self) -> None:
         """Refuse settings that the chosen rule would ignore."""
         if self.rule != "directset" and self.exponent != 0.5:
-            raise ValueError(
-                f"`exponent` needs `rule` directset, got {self.rule}. Set it, or leave `exponent` at 0.5."
-            )
+            raise UserError(f"`exponent` needs `rule` directset, got {self.rule}. Set it, or leave `exponent` at 0.5.")
         if self.rule == "directcopy" and (self.offset != 0 or self.epsilon_form != "code"):
-            raise ValueError(
+            raise UserError(
                 "`rule` directcopy has no eigenvalues: leave `offset` at 0 and `epsilon_form` at code, "
                 f"got {self.offset} and {self.epsilon_form}."
             )
         if self.rule != "directcopy" and self.copy_norm != "spectral":
-            raise ValueError(f"`copy_norm` needs `rule` directcopy, got {self.rule}. Set it, or leave it at spectral.")
+            raise UserError(f"`copy_norm` needs `rule` directcopy, got {self.rule}. Set it, or leave it at spectral.")
 
 
 class DirectPredForPreTraining(SSLPreTrainedModel):
     """BYOL's linear predictor is computed from the correlation of the projections instead of being learned.
+
+    Use it when: you want BYOL with a predictor that needs no learning rate of its own, mainly for small images, or
+    want to study why training without negatives does not collapse.
 
     Relations: BYOL with `predictor` linear is the baseline whose training dynamics DirectPred makes a short cut to;
     `rule` directcopy does without the eigendecomposition.
@@ -346,7 +348,7 @@ class DirectPredForPreTraining(SSLPreTrainedModel):
             num_steps: Optimizer steps of the whole run.
 
         Raises:
-            RuntimeError: If the correlation is not finite and its eigenvectors are taken.
+            UserError: If the correlation is not finite and its eigenvectors are taken.
         """
         config = self.config
         if (step - 1) % config.freq == 0:
@@ -405,13 +407,13 @@ def spectral_predictor(
         Symmetric, (dim, dim), float64.
 
     Raises:
-        RuntimeError: If the correlation is not finite.
+        UserError: If the correlation is not finite.
     """
     # Apple's GPUs have no float64.
     device = "cpu" if correlation.device.type == "mps" else correlation.device
     correlation = correlation.to(device, torch.float64)
     if not correlation.isfinite().all():
-        raise RuntimeError(
+        raise UserError(
             "The correlation of the projections is not finite, so no predictor follows from it. Was it loaded from a "
             "run that had diverged? Resume from an earlier checkpoint."
         )

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from hf_ssl.distributed import gather_with_gradient, rank
+from hf_ssl.errors import UserError
 from hf_ssl.methods.base import Paper, SSLConfig, SSLOutput, SSLPreTrainedModel
 from hf_ssl.modules.heads import mlp
 from hf_ssl.modules.losses import cross_view_info_nce, nt_xent
@@ -45,13 +46,16 @@ class EndToEndConfig(SSLConfig):
         for name in ("projector_hidden_dim", "projection_dim"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {value}.")
+                raise UserError(f"`{name}` must be at least 1, got {value}.")
         if not self.temperature > 0:
-            raise ValueError(f"`temperature` must be positive, got {self.temperature}.")
+            raise UserError(f"`temperature` must be positive, got {self.temperature}.")
 
 
 class EndToEndForPreTraining(SSLPreTrainedModel):
     """Two views of an image must find each other among the other images of the batch; no second network, no memory.
+
+    Use it when: batches can be large (512 images or more): the other images of the batch are the negatives, so small
+    batches learn less. For these take `moco`.
 
     Relations: MoCo takes its negatives from a queue of keys that a moving average made, where here the batch is the
     dictionary and gradient reaches the keys. `symmetric` off is mechanism (a) of MoCo's paper, with one network for
@@ -134,6 +138,7 @@ class EndToEndForPreTraining(SSLPreTrainedModel):
     }
     view_recipe = "simclr"
     batch_norm = "sync"
+    least_images = 2
 
     def __init__(self, config: EndToEndConfig):
         """Build encoder and projector."""

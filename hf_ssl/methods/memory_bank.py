@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hf_ssl.distributed import gather, world_size
+from hf_ssl.errors import UserError
 from hf_ssl.methods.base import Paper, SSLConfig, SSLOutput, SSLPreTrainedModel
 from hf_ssl.modules.losses import info_nce
 
@@ -45,11 +46,11 @@ class MemoryBankConfig(SSLConfig):
         for name in ("bank_size", "num_negatives", "projection_dim"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {value}.")
+                raise UserError(f"`{name}` must be at least 1, got {value}.")
         if not self.temperature > 0:
-            raise ValueError(f"`temperature` must be positive, got {self.temperature}.")
+            raise UserError(f"`temperature` must be positive, got {self.temperature}.")
         if not 0 <= self.bank_momentum <= 1:
-            raise ValueError(f"`bank_momentum` must be in [0, 1], got {self.bank_momentum}.")
+            raise UserError(f"`bank_momentum` must be in [0, 1], got {self.bank_momentum}.")
 
     def adapt_to_data(self, num_images: int | None) -> None:
         """Give every image of the data set an entry.
@@ -58,17 +59,17 @@ class MemoryBankConfig(SSLConfig):
             num_images: Images of the training split; None if only reading them all would tell.
 
         Raises:
-            ValueError: If that number is missing, or above a `bank_size` that is set.
+            UserError: If that number is missing, or above a `bank_size` that is set.
         """
         if self.bank_size is None and num_images is None:
-            raise ValueError(
+            raise UserError(
                 "`bank_size` is missing: a memory bank has one entry for each image, and the data set does not say "
                 "how many it has. Give their number."
             )
         if self.bank_size is None:
             self.bank_size = num_images
         elif num_images is not None and self.bank_size < num_images:
-            raise ValueError(
+            raise UserError(
                 f"`bank_size` must be at least the number of images, {num_images}, got {self.bank_size}. Raise it, or "
                 "leave it out."
             )
@@ -76,6 +77,9 @@ class MemoryBankConfig(SSLConfig):
 
 class MemoryBankForPreTraining(SSLPreTrainedModel):
     """An image must find the entry that it left in a bank, which has one for every image of the data set.
+
+    Use it when: you need the baseline that came before `moco`, on a fixed data set whose images have stable numbers.
+    The negatives are up to one epoch old, and the bank keeps a vector for every image.
 
     Relations: MoCo takes its keys from a moving average of the network, fresh and in a queue; here the moving average
     is that of each image's own features, which are as old as the last visit to the image, up to one epoch. Every image
@@ -173,11 +177,11 @@ class MemoryBankForPreTraining(SSLPreTrainedModel):
         """Build encoder, projector and bank.
 
         Raises:
-            ValueError: If `bank_size` is not known.
+            UserError: If `bank_size` is not known.
         """
         super().__init__(config)
         if config.bank_size is None:
-            raise ValueError(
+            raise UserError(
                 "`bank_size` is missing: a memory bank has one entry for each image. Set it to their number, or call "
                 "`adapt_to_data` of the config."
             )
@@ -203,7 +207,7 @@ class MemoryBankForPreTraining(SSLPreTrainedModel):
             labels: Not used.
 
         Raises:
-            ValueError: If `indices` are missing or, on the CPU, out of range; on an accelerator the check would wait
+            UserError: If `indices` are missing or, on the CPU, out of range; on an accelerator the check would wait
                 for it, and the device's own stops the run.
         """
         views = self.split_views(pixel_values)
@@ -227,13 +231,13 @@ class MemoryBankForPreTraining(SSLPreTrainedModel):
 
     def _checked(self, indices: Tensor | None) -> Tensor:
         if indices is None:
-            raise ValueError(
+            raise UserError(
                 "`indices` are missing: a memory bank needs the stable number of each image. Give (batch,) integers."
             )
         size = len(self.bank)
         if indices.device.type == "cpu" and not ((indices >= 0) & (indices < size)).all():
             wrong = indices[(indices < 0) | (indices >= size)][0].item()
-            raise ValueError(
+            raise UserError(
                 f"`indices` must be in [0, {size}), one for each entry of the bank, got {wrong}. Raise `bank_size` to "
                 "the number of images, or number them from 0."
             )

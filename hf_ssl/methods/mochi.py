@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from hf_ssl.diagnostics.negatives import false_negative_share, matching_probabilities
 from hf_ssl.distributed import gather, rank, shared_uniform, world_size
+from hf_ssl.errors import UserError
 from hf_ssl.methods.base import Paper, SSLConfig, SSLOutput, SSLPreTrainedModel
 from hf_ssl.modules.batch_norm import split_batch_norm
 from hf_ssl.modules.heads import mlp
@@ -71,23 +72,23 @@ class MoCHiConfig(SSLConfig):
         """Check the settings of MoCHi once, when the config is made."""
         for name in ("projection_dim", "queue_size", "bn_splits", "num_hard_negatives"):
             if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
+                raise UserError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
         for name in ("num_mixed_negatives", "num_mixed_queries", "start_step"):
             if getattr(self, name) < 0:
-                raise ValueError(f"`{name}` must be 0 or more, got {getattr(self, name)}.")
+                raise UserError(f"`{name}` must be 0 or more, got {getattr(self, name)}.")
         if self.projector_hidden_dim is not None and self.projector_hidden_dim < 1:
-            raise ValueError(f"`projector_hidden_dim` must be at least 1, got {self.projector_hidden_dim}.")
+            raise UserError(f"`projector_hidden_dim` must be at least 1, got {self.projector_hidden_dim}.")
         if not self.temperature > 0:
-            raise ValueError(f"`temperature` must be positive, got {self.temperature}.")
+            raise UserError(f"`temperature` must be positive, got {self.temperature}.")
         if not 0 <= self.ema_momentum <= 1:
-            raise ValueError(f"`ema_momentum` must be in [0, 1], got {self.ema_momentum}.")
+            raise UserError(f"`ema_momentum` must be in [0, 1], got {self.ema_momentum}.")
         if self.num_hard_negatives > self.queue_size:
-            raise ValueError(
+            raise UserError(
                 f"`num_hard_negatives` must be at most `queue_size`, {self.queue_size}, got "
                 f"{self.num_hard_negatives}. Lower it or raise `queue_size`."
             )
         if self.num_mixed_negatives > 0 and self.num_hard_negatives < 2:
-            raise ValueError(
+            raise UserError(
                 f"`num_mixed_negatives` mixes two different hard negatives, but `num_hard_negatives` is "
                 f"{self.num_hard_negatives}. Raise it to 2 or more, or set `num_mixed_negatives` to 0."
             )
@@ -183,6 +184,9 @@ def _pair_lengths(keys: Tensor, first: Tensor, second: Tensor, share: Tensor, ch
 
 class MoCHiForPreTraining(SSLPreTrainedModel):
     """MoCo that adds mixtures of each query's hardest negatives, so that the task stays hard late in training.
+
+    Use it when: `moco` works on your images, but its task becomes easy early in training: mixed negatives keep it
+    hard, at the price of slower steps.
 
     Relations: MoCo version 2 and a harder softmax; without mixtures (`num_mixed_negatives` and `num_mixed_queries` 0)
     it is MoCo. Synthetic negatives are made anew for every query, get no gradient and are never stored.
@@ -353,11 +357,11 @@ class MoCHiForPreTraining(SSLPreTrainedModel):
                 oracle.
 
         Raises:
-            ValueError: If the keys of one step are more than the queue holds, or an oracle gets no labels.
+            UserError: If the keys of one step are more than the queue holds, or an oracle gets no labels.
         """
         config = self.config
         if self.needs_labels and labels is None:
-            raise ValueError(
+            raise UserError(
                 f"`class_oracle` {config.class_oracle} looks at labels, but `forward` got none. Pass `labels`, or set "
                 "`class_oracle` to off."
             )

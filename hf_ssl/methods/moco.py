@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hf_ssl.distributed import rank
+from hf_ssl.errors import UserError
 from hf_ssl.methods.base import Paper, SSLConfig, SSLOutput, SSLPreTrainedModel
 from hf_ssl.modules.batch_norm import split_batch_norm
 from hf_ssl.modules.heads import mlp
@@ -52,17 +53,20 @@ class MoCoConfig(SSLConfig):
         """Check the settings of MoCo once, when the config is made."""
         for name in ("projection_dim", "queue_size", "bn_splits"):
             if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
+                raise UserError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
         if self.projector_hidden_dim is not None and self.projector_hidden_dim < 1:
-            raise ValueError(f"`projector_hidden_dim` must be at least 1, got {self.projector_hidden_dim}.")
+            raise UserError(f"`projector_hidden_dim` must be at least 1, got {self.projector_hidden_dim}.")
         if not self.temperature > 0:
-            raise ValueError(f"`temperature` must be positive, got {self.temperature}.")
+            raise UserError(f"`temperature` must be positive, got {self.temperature}.")
         if not 0 <= self.ema_momentum <= 1:
-            raise ValueError(f"`ema_momentum` must be in [0, 1], got {self.ema_momentum}.")
+            raise UserError(f"`ema_momentum` must be in [0, 1], got {self.ema_momentum}.")
 
 
 class MoCoForPreTraining(SSLPreTrainedModel):
     """A query must find the key of its image, made by a moving average of the network, among many past keys.
+
+    Use it when: memory allows only small batches (256 images or fewer): the negatives wait in a queue, so their number
+    does not depend on the batch. A safe first choice for a ResNet.
 
     Relations: BYOL with negatives in place of the predictor. Its batch norm works on small groups and keys are
     shuffled between them, where others synchronise it. Several processes equal one with the whole batch where
@@ -196,7 +200,7 @@ class MoCoForPreTraining(SSLPreTrainedModel):
             labels: Not used.
 
         Raises:
-            ValueError: If the keys of one step are more than the queue holds.
+            UserError: If the keys of one step are more than the queue holds.
         """
         views = self.split_views(pixel_values)
         # Each pair is (view of the queries, view of the keys).

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hf_ssl.distributed import gather, rank
+from hf_ssl.errors import UserError
 from hf_ssl.methods.base import Paper, SSLConfig, SSLOutput, SSLPreTrainedModel
 from hf_ssl.modules.heads import mlp
 from hf_ssl.modules.losses import cross_view_info_nce
@@ -56,15 +57,18 @@ class MoCoV3Config(SSLConfig):
         widths = ("projector_hidden_dim", "projection_dim", "predictor_hidden_dim")
         for name in ("projector_layers", "predictor_layers", *widths):
             if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
+                raise UserError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
         if not self.temperature > 0:
-            raise ValueError(f"`temperature` must be positive, got {self.temperature}.")
+            raise UserError(f"`temperature` must be positive, got {self.temperature}.")
         if not 0 <= self.ema_momentum <= 1:
-            raise ValueError(f"`ema_momentum` must be in [0, 1], got {self.ema_momentum}.")
+            raise UserError(f"`ema_momentum` must be in [0, 1], got {self.ema_momentum}.")
 
 
 class MoCoV3ForPreTraining(SSLPreTrainedModel):
     """A predicted query must find the key of its image, made by a moving average, among those of the same batch.
+
+    Use it when: the encoder is a vision transformer, or batches of a thousand images and more are possible: it has no
+    queue, so its negatives come from the batch.
 
     Relations: MoCo without the queue, so that batches are large, and with BYOL's predictor; BYOL with negatives.
     Statistics of BatchNorm are those of all processes, where MoCo shuffles keys.
@@ -195,13 +199,14 @@ class MoCoV3ForPreTraining(SSLPreTrainedModel):
     }
     view_recipe = "moco_v3"
     batch_norm = "sync"
+    least_images = 2
     frozen_modules = ("target_encoder", "target_projector")
 
     def __init__(self, config: MoCoV3Config):
         """Build encoder, heads and target.
 
         Raises:
-            ValueError: If the encoder has no patch embedding to freeze, or no position embedding to replace.
+            UserError: If the encoder has no patch embedding to freeze, or no position embedding to replace.
         """
         super().__init__(config)
         if config.freeze_patch_embed:
@@ -298,7 +303,7 @@ def _draw_patch_embed(encoder: nn.Module, architecture: str) -> None:
     """Draw the projection of patches, uniform after Glorot as the matrix that it is, with biases of zero."""
     patch_embed = getattr(encoder, "patch_embed", None)
     if not isinstance(patch_embed, PatchEmbed):
-        raise ValueError(
+        raise UserError(
             "`freeze_patch_embed` needs an encoder with a patch embedding, such as vit_small_patch16_224, got "
             f"{architecture}."
         )
@@ -316,13 +321,13 @@ def _set_position_embedding(encoder: nn.Module, architecture: str) -> None:
     """
     patch_embed, embedding = getattr(encoder, "patch_embed", None), getattr(encoder, "pos_embed", None)
     if not isinstance(patch_embed, PatchEmbed) or not isinstance(embedding, nn.Parameter) or embedding.ndim != 3:
-        raise ValueError(
+        raise UserError(
             "`sincos_position_embedding` needs an encoder with a learned position embedding, such as "
             f"vit_small_patch16_224, got {architecture}."
         )
     num_tokens, width = embedding.shape[1:]
     if width % 4:
-        raise ValueError(
+        raise UserError(
             f"`sincos_position_embedding` needs a width that is a multiple of 4, and {architecture} has {width}. "
             "Choose another encoder."
         )

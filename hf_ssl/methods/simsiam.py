@@ -4,6 +4,7 @@ import torch
 from huggingface_hub.dataclasses import strict
 from torch import Tensor
 
+from hf_ssl.errors import UserError
 from hf_ssl.methods.base import Paper, SSLConfig, SSLOutput, SSLPreTrainedModel
 from hf_ssl.modules.heads import mlp
 from hf_ssl.modules.losses import negative_cosine
@@ -38,11 +39,14 @@ class SimSiamConfig(SSLConfig):
         widths = ("projector_hidden_dim", "projection_dim", "predictor_hidden_dim")
         for name in (*widths, "projector_layers", "predictor_layers"):
             if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
+                raise UserError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
 
 
 class SimSiamForPreTraining(SSLPreTrainedModel):
     """One network predicts its own projection of another view, which is held constant by a stop-gradient.
+
+    Use it when: memory is scarce or training short: one network, no negatives, no queue, and batches of 64 to 512
+    images suffice. Watch the collapse warning on unusual data.
 
     Relations: BYOL without the moving average, with BatchNorm at the projector's output and a bottleneck in the
     predictor; needs neither negatives (MoCo) nor a second network.

@@ -1,11 +1,13 @@
 """The measures of this package as modules of `evaluate`: `hf_ssl.metrics.load("knn_accuracy")`, without network.
 
 Each folder `NAME` holds one module, which `evaluate.load` also reads by its path, or from a Space that
-`scripts/publish_metric.py` made of it.
+`hf-ssl publish_metric` made of it.
 """
 
 from pathlib import Path
 from typing import Any
+
+from hf_ssl.errors import UserError
 
 __all__ = ["METRICS", "load", "path_of"]
 
@@ -17,10 +19,10 @@ def path_of(name: str) -> Path:
     """The folder of a module, which `evaluate.load` takes.
 
     Raises:
-        ValueError: If there is no such module.
+        UserError: If there is no such module.
     """
     if name not in METRICS:
-        raise ValueError(f"Unknown metric `{name}`. Known: {', '.join(METRICS)}.")
+        raise UserError(f"Unknown metric `{name}`. Known: {', '.join(METRICS)}.")
     return Path(__file__).parent / name
 
 
@@ -35,12 +37,12 @@ def load(name: str, **options: Any) -> Any:
         An `evaluate.EvaluationModule` with `compute`, `add` and `add_batch`.
 
     Raises:
-        ValueError: If there is no such module.
-        RuntimeError: If `evaluate` is not installed.
+        UserError: If there is no such module.
+        UserError: If `evaluate` is not installed.
     """
     path = path_of(name)
     try:
         import evaluate
     except ImportError:
-        raise RuntimeError("Metrics need the package evaluate: `pip install hf_ssl[metrics]`.") from None
+        raise UserError("Metrics need the package evaluate: `pip install hf_ssl[metrics]`.") from None
     return evaluate.load(str(path), **options)

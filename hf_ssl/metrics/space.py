@@ -5,6 +5,8 @@ from pathlib import Path
 
 import yaml
 
+from hf_ssl.errors import UserError
+
 _APP = '''"""The card of this metric as a page; `evaluate.load` reads the module beside it."""
 
 from pathlib import Path
@@ -27,11 +29,11 @@ def space_files(module: Path, repo_id: str) -> dict[str, bytes]:
         repo_id: Name of the Space, `org/name`; `evaluate` finds the module by it, so `name` must be the metric's.
 
     Raises:
-        ValueError: If the Space has another name than the metric.
+        UserError: If the Space has another name than the metric.
     """
     name = module.stem
     if repo_id.count("/") != 1 or not repo_id.endswith(f"/{name}"):
-        raise ValueError(f"The Space of this metric must be called `{name}`, got `{repo_id}`. Give `ORG/{name}`.")
+        raise UserError(f"The Space of this metric must be called `{name}`, got `{repo_id}`. Give `ORG/{name}`.")
     source = module.read_text(encoding="utf-8")
     return {
         module.name: source.encode(),

@@ -4,6 +4,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from hf_ssl.errors import UserError
+
 
 def random_queue(dim: int, size: int) -> Tensor:
     """Keys to start from: random directions.
@@ -33,11 +35,11 @@ def enqueue(queue: Tensor, position: Tensor, keys: Tensor) -> Tensor:
         The columns that were written, (batch,), int64: where whatever belongs to the keys goes.
 
     Raises:
-        ValueError: If the keys are more than the queue holds.
+        UserError: If the keys are more than the queue holds.
     """
     size, batch_size = queue.shape[1], keys.shape[0]
     if batch_size > size:
-        raise ValueError(
+        raise UserError(
             f"The queue holds {size} keys but one step brings {batch_size} (batch size times processes, twice that if "
             "symmetric). Raise `queue_size` or lower the batch size."
         )

@@ -1,25 +1,31 @@
 """Settings of a training run: length, optimizer, precision, checkpoints, logging, publishing."""
 
-from dataclasses import dataclass
 from typing import Literal
+
+from hf_ssl.errors import UserError
+from hf_ssl.settings import checked
 
 ALTERNATIVES = (("num_epochs", "num_steps"), ("warmup_epochs", "warmup_steps"))
 
 
-@dataclass
+@checked
 class TrainingSettings:
     """How a method is trained; what is trained is in its config, on what in `DataSettings`.
 
     Args:
         output_dir: Folder of this run; must be empty or absent unless `resume` is given.
-        recipe: Named defaults of the method, which every other flag overrides.
+        recipe: Named defaults of the method, which every other flag overrides; `auto` chooses them from the number and
+            size of the images and the device, and says what it chose.
         batch_size: Images of one process in one forward pass.
         num_epochs: Passes over the data set; needs a data set of known size.
         num_steps: Optimizer steps, instead of `num_epochs`.
+        max_hours: Hours that the run may take: its length is fitted to the speed of the first steps. With `num_epochs`
+            or `num_steps` given too, whichever is shorter.
         gradient_accumulation_steps: Forward passes whose gradients make one optimizer step.
-        seed: Seed of weights, order of images, augmentation and everything else that is random.
+        seed: Seed of weights, order of images, augmentation and everything else that is random, in [0, 2^31).
         optimizer: Optimizer.
-        base_learning_rate: Learning rate for 256 images a step.
+        base_learning_rate: Learning rate for 256 images a step. A recipe's own is for random weights; where weights
+            are loaded a tenth of it is taken, with a warm-up over a tenth of the run.
         learning_rate_scaling: `linear` multiplies the learning rate by images a step / 256, `none` takes it as it is.
         weight_decay: Weight decay (decoupled for AdamW).
         optimizer_momentum: Momentum of SGD and LARS, in [0, 1).
@@ -38,7 +44,11 @@ class TrainingSettings:
         channels_last: Keep images and convolutions in the memory layout that is faster for them.
         compile: Compile the encoder with `torch.compile`; pays for long runs.
         activation_checkpointing: Save memory by computing the encoder's activations twice.
-        encoder_pretrained: Start from timm's published weights of the encoder instead of random ones.
+        pretrained: Start from the weights that timm has published for `encoder`. Only a plain timm name needs it:
+            everything else that `encoder` can name brings its weights.
+        start_from: Start from a method that was trained before: a run, its `pretraining/` folder, or a repository such
+            as `org/moco-r50`. The same method takes its heads, target, queue and statistics too, another one its
+            encoder; the schedule begins anew.
         cpu: Train on the CPU although there is an accelerator.
         log_every: Optimizer steps between two lines of `metrics.jsonl`.
         diagnostics_every: Optimizer steps between two diagnoses of the batch in hand (spectra, alignment, uniformity,
@@ -53,20 +63,22 @@ class TrainingSettings:
         knn_every: Optimizer steps between two k-NN evaluations; 0 for none.
         knn_split: Labelled split that k-NN classifies, with the training split as its memory; at the end of a run
             `test` or `validation` if not given.
-        knn_images: Images of either split that this k-NN uses at most.
+        knn_images: Images of either split that this k-NN uses at most, from all over the split.
         gallery: Show images of the data set beside their nearest neighbours on the model card, which is published with
             the encoder; without it only those of `shapes` and `digits` are shown.
         push_to_hub: Publish the encoder to the Hugging Face Hub at the end.
         push_checkpoints: Publish it at every checkpoint too.
         repo_id: Hub repository, such as `org/directpred-r50`.
         private: Create the repository as a private one.
+        license: Licence of the weights for the model card, such as `apache-2.0`; none is assumed.
     """
 
-    output_dir: str = ""
+    output_dir: str
     recipe: str | None = None
     batch_size: int = 64
     num_epochs: float | None = None
     num_steps: int | None = None
+    max_hours: float | None = None
     gradient_accumulation_steps: int = 1
     seed: int = 0
     optimizer: Literal["sgd", "lars", "adamw"] = "sgd"
@@ -87,7 +99,8 @@ class TrainingSettings:
     channels_last: bool = True
     compile: bool = False
     activation_checkpointing: bool = False
-    encoder_pretrained: bool = False
+    pretrained: bool = False
+    start_from: str | None = None
     cpu: bool = False
     log_every: int = 20
     diagnostics_every: int | None = None
@@ -104,30 +117,27 @@ class TrainingSettings:
     push_checkpoints: bool = False
     repo_id: str | None = None
     private: bool = False
+    license: str | None = None
 
-    def __post_init__(self) -> None:
+    def validate_training(self) -> None:
         """Check every setting that can be checked without data."""
         if not self.output_dir:
-            raise ValueError("`output_dir` is needed: the folder of this run, such as `--output_dir runs/first`.")
+            raise UserError("`output_dir` is needed: the folder of this run, such as `runs/first`.")
         self._check_numbers()
         for one, other in ALTERNATIVES:
             if getattr(self, one) is not None and getattr(self, other) is not None:
-                raise ValueError(f"`{one}` and `{other}` exclude each other. Give one of them.")
+                raise UserError(f"`{one}` and `{other}` exclude each other. Give one of them.")
         if self.knn_every and not self.knn_split:
-            raise ValueError("`knn_every` needs `knn_split`, a labelled split such as `--knn_split test`.")
+            raise UserError("`knn_every` needs `knn_split`, a labelled split such as `--knn_split test`.")
         if (self.push_to_hub or self.push_checkpoints) and not self.repo_id:
-            raise ValueError("`push_to_hub` needs `repo_id`, such as `--repo_id org/directpred-r50`.")
-        if self.mixed_precision not in ("auto", "no", "bf16", "fp16"):
-            raise ValueError(f"`mixed_precision` must be one of auto, no, bf16, fp16, got `{self.mixed_precision}`.")
-        if self.on_collapse not in ("warn", "stop"):
-            raise ValueError(f"`on_collapse` must be warn or stop, got `{self.on_collapse}`.")
+            raise UserError("`push_to_hub` needs `repo_id`, such as `--repo_id org/directpred-r50`.")
 
     def _check_numbers(self) -> None:
         at_least_one = ("batch_size", "gradient_accumulation_steps", "log_every", "checkpoint_every")
         at_least_one += ("keep_checkpoints", "knn_images", "num_steps")
         not_negative = ("seed", "knn_every", "weight_decay", "predictor_weight_decay", "warmup_epochs", "warmup_steps")
         not_negative += ("predictor_lr_multiplier", "diagnostics_every")
-        positive = ("num_epochs", "base_learning_rate", "lars_trust_coefficient", "max_grad_norm")
+        positive = ("num_epochs", "max_hours", "base_learning_rate", "lars_trust_coefficient", "max_grad_norm")
         for names, rule, holds in (
             (at_least_one, "at least 1", lambda value: value >= 1),
             (not_negative, "0 or more", lambda value: value >= 0),
@@ -136,6 +146,8 @@ class TrainingSettings:
             for name in names:
                 value = getattr(self, name)
                 if value is not None and not holds(value):
-                    raise ValueError(f"`{name}` must be {rule}, got {value}.")
+                    raise UserError(f"`{name}` must be {rule}, got {value}.")
+        if self.seed >= 2**31:
+            raise UserError(f"`seed` must be below 2^31 (2,147,483,648), got {self.seed}.")
         if not 0 <= self.optimizer_momentum < 1:
-            raise ValueError(f"`optimizer_momentum` must be in [0, 1), got {self.optimizer_momentum}.")
+            raise UserError(f"`optimizer_momentum` must be in [0, 1), got {self.optimizer_momentum}.")

@@ -1,5 +1,6 @@
 """From a data set to what a method's `forward` takes, by the way that the settings name."""
 
+import logging
 from typing import Any
 
 import torch
@@ -8,12 +9,16 @@ from torch import Tensor
 from hf_ssl.data.cache import CachedDraws, CachedViews, check_recipe, fill_cache
 from hf_ssl.data.device_colour import DeviceColour
 from hf_ssl.data.device_views import Normalize, send
+from hf_ssl.data.in_memory import is_shuffled
 from hf_ssl.data.settings import DataSettings
 from hf_ssl.data.sources import Source
 from hf_ssl.data.stream import Batch, TrainingStream
 from hf_ssl.data.views import Crops, Views
+from hf_ssl.errors import UserError
 from hf_ssl.methods.base import SSLPreTrainedModel
 from hf_ssl.training.arguments import TrainingSettings
+
+logger = logging.getLogger(__name__)
 
 
 def open_stream(
@@ -42,15 +47,21 @@ def open_stream(
         The stream.
 
     Raises:
-        ValueError: If source, method and settings do not fit together.
+        UserError: If source, method and settings do not fit together.
     """
     if model.needs_indices and not source.has_indices:
-        raise ValueError(
+        raise UserError(
             f"`{type(model).__name__}` needs a stable number of each image, which the stream `{source.name}` does not "
             "carry. Name a column of it with `index_column`, or give the images as a folder or as parquet files."
         )
-    recipe, image_size = data.view_recipe or model.view_recipe, model.config.image_size
-    views, finish = Views(recipe, image_size), None
+    if rank == 0 and is_shuffled(source.records):
+        logger.warning(
+            "`%s` was shuffled before it was given, so a run that resumes sees other images than one that was never "
+            "stopped. Leave out its `shuffle`: training shuffles by `shuffle_window`.",
+            source.name,
+        )
+    image_size = model.config.image_size
+    views, finish = Views(data.find_recipe(model.view_recipe), image_size), None
     if data.cache == "uint8":
         check_recipe(views.recipe)
         cache = fill_cache(

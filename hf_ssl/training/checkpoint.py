@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from hf_ssl.distributed import rank, world_size
+from hf_ssl.errors import UserError
 
 logger = logging.getLogger(__name__)
 
@@ -80,7 +81,7 @@ def find_checkpoint(output_dir: Path, resume: str | None) -> Path | None:
         None to start from the beginning.
 
     Raises:
-        ValueError: If `resume` names no complete checkpoint, or newer ones than it lie in `output_dir`.
+        UserError: If `resume` names no complete checkpoint, or newer ones than it lie in `output_dir`.
     """
     if resume is None:
         return None
@@ -93,10 +94,10 @@ def find_checkpoint(output_dir: Path, resume: str | None) -> Path | None:
     if not is_complete(chosen):
         chosen = next(reversed(complete_checkpoints(chosen)), chosen)
     if not is_complete(chosen):
-        raise ValueError(f"`resume` must be `auto` or the folder of a complete checkpoint, got `{resume}`.")
+        raise UserError(f"`resume` must be `auto` or the folder of a complete checkpoint, got `{resume}`.")
     newer = [path for path in own if step_of(path) > step_of(chosen)]
     if newer:
-        raise ValueError(
+        raise UserError(
             f"`{output_dir}` holds checkpoints after step {step_of(chosen)}, such as `{newer[-1]}`. Delete them, or "
             "resume into another `output_dir`."
         )
@@ -161,7 +162,7 @@ def save_checkpoint(
 def _complete(partial: Path, final: Path, state: dict[str, Any]) -> None:
     missing = [number for number in range(world_size()) if not (partial / _process_file(number)).is_file()]
     if missing:
-        raise RuntimeError(
+        raise UserError(
             f"The state of process {missing[0]} did not arrive in `{partial}`. `output_dir` must be on a file system "
             "that all machines share."
         )
@@ -188,7 +189,7 @@ def load_checkpoint(
         identity: What the checkpoint must share with this run.
 
     Raises:
-        ValueError: If the checkpoint belongs to another method, number of processes, data set or other settings.
+        UserError: If the checkpoint belongs to another method, number of processes, data set or other settings.
     """
     state = json.loads((checkpoint / _STATE).read_text())
     check_identity(checkpoint, state["identity"], identity)
@@ -215,14 +216,14 @@ def check_identity(checkpoint: Path, then: Mapping[str, Any], now: Mapping[str, 
         now: Those of this run.
 
     Raises:
-        ValueError: If they differ; names the first difference and the cure.
+        UserError: If they differ; names the first difference and the cure.
     """
     now = json.loads(json.dumps(now))
     cure = "Resume with what it was, or start another run in another `output_dir`."
     if then["method"] != now["method"]:
-        raise ValueError(f"`{checkpoint}` is of method `{then['method']}`, this run trains `{now['method']}`. {cure}")
+        raise UserError(f"`{checkpoint}` is of method `{then['method']}`, this run trains `{now['method']}`. {cure}")
     if then["num_processes"] != now["num_processes"]:
-        raise ValueError(
+        raise UserError(
             f"`{checkpoint}` was written by {then['num_processes']} processes, this run has {now['num_processes']}; "
             f"another number would see other images. {cure}"
         )
@@ -232,7 +233,7 @@ def check_identity(checkpoint: Path, then: Mapping[str, Any], now: Mapping[str, 
         if then.get(name) != now.get(name)
     ]
     if changed:
-        raise ValueError(f"These settings changed since `{checkpoint}` was written: {', '.join(changed)}. {cure}")
+        raise UserError(f"These settings changed since `{checkpoint}` was written: {', '.join(changed)}. {cure}")
 
 
 def random_state(device: torch.device) -> dict[str, Any]:

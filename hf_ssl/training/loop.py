@@ -3,7 +3,7 @@
 import json
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +17,23 @@ from hf_ssl.data.settings import DataSettings
 from hf_ssl.data.sources import Source
 from hf_ssl.methods.base import SSLOutput, SSLPreTrainedModel
 from hf_ssl.modules.batch_norm import synchronize_batch_norm
-from hf_ssl.modules.encoder import build_encoder
 from hf_ssl.training.arguments import TrainingSettings
 from hf_ssl.training.batches import inputs_of, open_stream
+from hf_ssl.training.briefing import briefing
 from hf_ssl.training.checkpoint import Restored, find_checkpoint, load_checkpoint
+from hf_ssl.training.limits import check_batch, check_disk, memory_errors_explained
 from hf_ssl.training.monitor import check_tracker, open_knn
 from hf_ssl.training.optimizers import build_optimizer, set_learning_rate
 from hf_ssl.training.output import locked_output_dir, prepare_output_dir
-from hf_ssl.training.plan import make_plan
-from hf_ssl.training.processes import average_batch_norm, prepare, start_accelerator, with_precision
-from hf_ssl.training.record import describe_run, identity_of
+from hf_ssl.training.plan import Plan, make_plan
+from hf_ssl.training.processes import (
+    average_batch_norm,
+    own_accelerate_state,
+    prepare,
+    start_accelerator,
+    with_precision,
+)
+from hf_ssl.training.record import Start, describe_run, identity_of
 from hf_ssl.training.recorder import Recorder
 
 logger = logging.getLogger(__name__)
@@ -64,6 +71,7 @@ def train(
     data: DataSettings,
     settings: TrainingSettings,
     *,
+    start: Start | None = None,
     on_checkpoint: Callable[[int, SSLPreTrainedModel], None] | None = None,
 ) -> TrainingResult:
     """Pretrain a method, from the beginning or from a checkpoint, and leave the trained weights in `model`.
@@ -77,19 +85,20 @@ def train(
         source: The images.
         data: How they become batches.
         settings: How the method is trained.
+        start: Where the weights of `model` come from, if not from chance; `run.json` and the card tell it.
         on_checkpoint: Called on the first process with step and model after each checkpoint but the last.
 
     Returns:
         How the run ended.
 
     Raises:
-        ValueError: If settings, data and checkpoint do not fit together.
-        RuntimeError: If processes are missing, another run uses the folder, or a loss or weight is not finite.
+        UserError: If settings, data and checkpoint do not fit together.
+        UserError: If processes are missing, another run uses the folder, or a loss or weight is not finite.
     """
     check_tracker(settings.report_to)
     prepare_output_dir(settings)
-    with locked_output_dir(settings):
-        return _train(model, source, data, settings, on_checkpoint)
+    with locked_output_dir(settings), own_accelerate_state():
+        return _train(model, source, data, settings, start, on_checkpoint)
 
 
 def _train(
@@ -97,21 +106,18 @@ def _train(
     source: Source,
     data: DataSettings,
     settings: TrainingSettings,
+    start: Start | None,
     on_checkpoint: Callable[[int, SSLPreTrainedModel], None] | None,
 ) -> TrainingResult:
     settings = with_precision(settings)
     accelerator = start_accelerator(settings)
-    logger.info(
-        "Training on %s, precision %s, memory layout %s, %s.",
-        accelerator.device,
-        {"no": "float32"}.get(settings.mixed_precision, settings.mixed_precision),
-        "channels last" if settings.channels_last else "contiguous",
-        "compiled" if settings.compile else "eager",
-    )
-    plan = make_plan(source, settings, accelerator.num_processes)
-    run = describe_run(model, source, data, settings, plan, accelerator.num_processes, accelerator.device)
     checkpoint = find_checkpoint(Path(settings.output_dir), settings.resume)
-    network, optimizer = _set_up(accelerator, model, settings, plan.learning_rate, fresh=checkpoint is None)
+    plan = make_plan(source, settings, accelerator.num_processes)
+    if checkpoint is not None and settings.max_hours is not None:
+        plan = plan_of_record(plan, Path(settings.output_dir))
+    check_batch(model, settings, accelerator.num_processes)
+    run = describe_run(model, source, data, settings, plan, accelerator.num_processes, accelerator.device, start)
+    network, optimizer = _set_up(accelerator, model, settings, plan.learning_rate)
     restored = Restored(step=0, seconds=0.0, position=None)
     if checkpoint is not None:
         restored = load_checkpoint(
@@ -120,6 +126,8 @@ def _train(
         continue_record(run, Path(settings.output_dir), restored, plan.num_steps)
     stream = None
     if restored.step < plan.num_steps:
+        check_disk(model, settings)
+        logger.info(briefing(model, source, data, settings, plan, accelerator, start))
         rank, world_size = accelerator.process_index, accelerator.num_processes
         stream = open_stream(model, source, data, settings, accelerator.device, rank, world_size, restored.position)
     knn = open_knn(source, data, settings) if settings.knn_every else None
@@ -127,14 +135,14 @@ def _train(
     config = model.config
     normalize = Normalize(config.image_mean, config.image_std, accelerator.device, settings.channels_last)
     step = restored.step
-    with recorder:
+    with recorder, memory_errors_explained(settings):
         for batch in recorder.batches(stream) if stream is not None else ():
             with accelerator.accumulate(network):
                 output: SSLOutput = network(**inputs_of(batch, normalize, accelerator.device))  # buffers may change
                 accelerator.backward(output.loss)
                 if accelerator.sync_gradients and settings.max_grad_norm is not None:
                     accelerator.clip_grad_norm_(network.parameters(), settings.max_grad_norm)
-                set_learning_rate(optimizer, plan.learning_rate, plan.factor(step))
+                set_learning_rate(optimizer, plan.learning_rate, recorder.plan.factor(step))
                 optimizer.step()
                 optimizer.zero_grad()
             recorder.add_loss(output, step + 1)
@@ -142,7 +150,7 @@ def _train(
                 continue
             step += 1
             if not accelerator.optimizer_step_was_skipped:  # fp16 met an overflow
-                model.after_optimizer_step(step, plan.num_steps)
+                model.after_optimizer_step(step, recorder.plan.num_steps)
             if recorder.after_step(step, output, batch.epoch):
                 break
     average_batch_norm(model)
@@ -151,7 +159,7 @@ def _train(
     accelerator.end_training()
     return TrainingResult(
         step=step,
-        num_steps=plan.num_steps,
+        num_steps=recorder.plan.num_steps,
         signal=recorder.stopped_by,
         is_main_process=accelerator.is_main_process,
         last_checkpoint=recorder.last_checkpoint,
@@ -159,32 +167,20 @@ def _train(
     )
 
 
-def load_timm_weights(model: SSLPreTrainedModel) -> None:
-    """Start the encoder, and its target if there is one, from timm's published weights.
-
-    Raises:
-        ValueError: If timm has no weights of this architecture or cannot get them.
-    """
-    config = model.config
-    try:
-        published = build_encoder(config.architecture, config.model_args, pretrained=True).state_dict()
-    except (RuntimeError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ValueError(
-            f"`encoder_pretrained`: timm cannot load weights of `{config.architecture}`: {reason}"
-        ) from error
-    for name in ("encoder", "target_encoder"):
-        if hasattr(model, name):
-            model.get_submodule(name).load_state_dict(published)
+def plan_of_record(plan: Plan, output_dir: Path) -> Plan:
+    """The plan with the length that the run was given when its first steps had been measured, if they had."""
+    record = output_dir / "run.json"
+    training = json.loads(record.read_text())["training"] if record.exists() else {}
+    if not training.get("fits_hours"):
+        return plan
+    return replace(plan, num_steps=training["num_steps"], warmup_steps=training["warmup_steps"], fits_hours=True)
 
 
 def _set_up(
-    accelerator: Accelerator, model: SSLPreTrainedModel, settings: TrainingSettings, learning_rate: float, fresh: bool
+    accelerator: Accelerator, model: SSLPreTrainedModel, settings: TrainingSettings, learning_rate: float
 ) -> tuple[nn.Module, Any]:
     """The network that the loop calls, and its optimizer: everything that is not in the model's config."""
     set_seed(settings.seed, device_specific=True)
-    if fresh and settings.encoder_pretrained:
-        load_timm_weights(model)
     model.train()
     if settings.activation_checkpointing:
         model.encoder.set_grad_checkpointing(True)  # pyright: ignore[reportCallIssue]

@@ -17,6 +17,7 @@ from hf_ssl.data.sources import Source
 from hf_ssl.data.stream import Batch, TrainingStream
 from hf_ssl.diagnostics import effective_rank, feature_std
 from hf_ssl.distributed import gather, mean_over_processes
+from hf_ssl.errors import UserError
 from hf_ssl.evaluation.features import encoder_of, extract_features
 from hf_ssl.evaluation.protocols import Measurement, measure, with_classes_of
 from hf_ssl.methods.base import SSLOutput, SSLPreTrainedModel
@@ -63,12 +64,12 @@ class LossMonitor:
         """Stop all processes together if any had a loss that is not finite.
 
         Raises:
-            RuntimeError: Names step, process and the last checkpoint.
+            UserError: Names step, process and the last checkpoint.
         """
         found = [(step, number) for number, step in enumerate(gather(self._first_bad).tolist()) if step >= 0]
         if found:
             step, number = min(found)
-            raise RuntimeError(
+            raise UserError(
                 f"The loss was not finite at step {step} on process {number}. {_advice(last_good)} Lower "
                 "`base_learning_rate`, or give `max_grad_norm`."
             )
@@ -78,12 +79,12 @@ def check_weights(model: SSLPreTrainedModel, step: int, last_good: Path | None) 
     """Refuse to save weights or buffers that are no numbers, on all processes together.
 
     Raises:
-        RuntimeError: If any process has some.
+        UserError: If any process has some.
     """
     finite = [value.isfinite().all() for value in model.state_dict().values() if value.is_floating_point()]
     bad = gather((~torch.stack(finite).all()).long()[None])
     if bad.any():
-        raise RuntimeError(
+        raise UserError(
             f"Weights were not finite after step {step} on process {int(bad.argmax())}. {_advice(last_good)} Lower "
             "`base_learning_rate`, or give `max_grad_norm`."
         )
@@ -144,6 +145,10 @@ class Clock:
         self._seconds += elapsed
         self.total += elapsed
 
+    def now(self) -> float:
+        """Seconds of training so far, those since `resume` included; not to be called while paused."""
+        return self.total + time.perf_counter() - self._resumed_at
+
     def resume(self) -> None:
         """Count again."""
         self._resumed_at = time.perf_counter()
@@ -171,7 +176,7 @@ class KNN:
         max_images: Images of either split at most.
 
     Raises:
-        ValueError: If the splits have no label column in common.
+        UserError: If the splits have no label column in common.
     """
 
     def __init__(
@@ -179,7 +184,7 @@ class KNN:
     ):
         shared = [label for label in test_source.labels if label in train_source.labels]
         if not shared:
-            raise ValueError(
+            raise UserError(
                 f"k-NN needs a label column that splits `{train_source.split}` and `{test_source.split}` of "
                 f"`{test_source.name}` share, but they have none. Give `--label_column`, or leave out `knn_every`."
             )
@@ -199,10 +204,12 @@ class KNN:
         encoder = encoder_of(model.encoder, config.image_size, config.image_mean, config.image_std)
         device = next(model.parameters()).device
         before = random_state(device)
-        with averaged_batch_norm(model):
-            train = extract_features(encoder, self.train_source, **self._options)
-            test = extract_features(encoder, self.test_source, **self._options)
-        set_random_state(before, device)
+        try:
+            with averaged_batch_norm(model):
+                train = extract_features(encoder, self.train_source, **self._options)
+                test = extract_features(encoder, self.test_source, **self._options)
+        finally:
+            set_random_state(before, device)
         test = with_classes_of(test, self.test_source.labels, self.train_source.labels)
         return measure(train, test, [self.label], ["knn"])[0]
 
@@ -219,7 +226,7 @@ def open_knn(source: Source, data: DataSettings, settings: TrainingSettings) -> 
         None without `knn_split`.
 
     Raises:
-        ValueError: If that split cannot be opened or has no label.
+        UserError: If that split cannot be opened or has no label.
     """
     if settings.knn_split is None:
         return None
@@ -236,10 +243,10 @@ def check_tracker(report_to: str) -> None:
     """Refuse a tracker whose package is missing; Accelerate would ignore it silently.
 
     Raises:
-        ValueError: Names the package.
+        UserError: Names the package.
     """
     if report_to != "none" and importlib.util.find_spec(report_to) is None:
-        raise ValueError(f"`report_to` {report_to} needs a package: `pip install {report_to}`.")
+        raise UserError(f"`report_to` {report_to} needs a package: `pip install {report_to}`.")
 
 
 class StopSignal:

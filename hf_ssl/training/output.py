@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from hf_ssl.errors import UserError
 from hf_ssl.training.arguments import TrainingSettings
 
 try:
@@ -26,13 +27,13 @@ def prepare_output_dir(settings: TrainingSettings) -> None:
     Only the first process looks: the others would see what it has already written.
 
     Raises:
-        ValueError: If the folder is not empty and `resume` is not given, or cannot be written.
+        UserError: If the folder is not empty and `resume` is not given, or cannot be written.
     """
     if not _is_first_process():
         return
     folder = Path(settings.output_dir)
     if settings.resume is None and folder.is_dir() and not _holds_no_step(folder):
-        raise ValueError(
+        raise UserError(
             f"`output_dir` `{folder}` is not empty. Give `--resume auto` to continue the run in it, or another folder."
         )
     try:
@@ -40,7 +41,7 @@ def prepare_output_dir(settings: TrainingSettings) -> None:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise ValueError(
+        raise UserError(
             f"`output_dir` `{folder}` cannot be written: {error.strerror}. Give another folder."
         ) from error
 
@@ -48,7 +49,7 @@ def prepare_output_dir(settings: TrainingSettings) -> None:
 def _holds_no_step(folder: Path) -> bool:
     """Whether a folder is empty, or what is left of a run that was refused before its first log line."""
     return all(
-        path.name in (_LOCK, "run.json") or (path.name == "metrics.jsonl" and path.stat().st_size == 0)
+        path.name in (_LOCK, "run.json", "recipe.json") or (path.name == "metrics.jsonl" and path.stat().st_size == 0)
         for path in folder.iterdir()
     )
 
@@ -60,7 +61,7 @@ def locked_output_dir(settings: TrainingSettings) -> Iterator[None]:
     The lock is the operating system's: it ends with the process, however that ends, and its workers do not inherit it.
 
     Raises:
-        RuntimeError: If another process holds the lock.
+        UserError: If another process holds the lock.
     """
     if not _is_first_process() or fcntl is None:
         yield
@@ -70,7 +71,7 @@ def locked_output_dir(settings: TrainingSettings) -> Iterator[None]:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             if error.errno in (errno.EACCES, errno.EAGAIN):
-                raise RuntimeError(
+                raise UserError(
                     f"Another process still trains in `{settings.output_dir}`. Wait for it or end it, then resume."
                 ) from None
             logger.warning("`%s` is on a file system without locks: start one run at a time there.", file.name)

@@ -1,10 +1,18 @@
 """Length of a run and its learning rate, in optimizer steps of all processes together."""
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 
 from hf_ssl.data.sources import Source
+from hf_ssl.errors import UserError
 from hf_ssl.training.arguments import TrainingSettings
 from hf_ssl.training.optimizers import learning_rate_factor, scaled_learning_rate
+
+UNKNOWN_LENGTH = 2**31 - 1
+"""`num_steps` of a run whose length follows from `max_hours`, before its speed is known."""
+
+_SHARE_OF_WARMUP = 10  # a run that turns out short warms up for a tenth of it at most
+_SPARE = 0.97  # of the hours: speed varies
 
 
 @dataclass(frozen=True)
@@ -18,6 +26,7 @@ class Plan:
         global_batch_size: Images of one optimizer step.
         learning_rate: Peak learning rate.
         lr_schedule: See `TrainingSettings`.
+        fits_hours: Whether the length was fitted to `max_hours`.
     """
 
     num_steps: int
@@ -26,6 +35,20 @@ class Plan:
     global_batch_size: int
     learning_rate: float
     lr_schedule: str
+    fits_hours: bool = False
+
+    def fitted(self, step: int, seconds_per_step: float, seconds_left: float) -> "Plan":
+        """The plan with the length that its time allows, at most the length that it had.
+
+        Args:
+            step: Optimizer steps done.
+            seconds_per_step: Measured speed.
+            seconds_left: Until `max_hours` are over.
+        """
+        possible = step + math.floor(_SPARE * seconds_left / seconds_per_step)
+        num_steps = min(self.num_steps, max(step + 1, possible))
+        warmup_steps = min(self.warmup_steps, max(step, num_steps // _SHARE_OF_WARMUP))
+        return replace(self, num_steps=num_steps, warmup_steps=min(warmup_steps, num_steps - 1), fits_hours=True)
 
     def factor(self, step: int) -> float:
         """Fraction of the peak learning rate for the step after `step` finished ones."""
@@ -41,13 +64,13 @@ def make_plan(source: Source, settings: TrainingSettings, num_processes: int) ->
         num_processes: Processes that train together.
 
     Raises:
-        ValueError: If the length is unknown, the data set smaller than one batch, or the warm-up longer than the run.
+        UserError: If the length is unknown, the data set smaller than one batch, or the warm-up longer than the run.
     """
     images_at_once = settings.batch_size * num_processes
     steps_per_epoch = None
     if source.num_images is not None:
         if source.num_images < images_at_once:
-            raise ValueError(
+            raise UserError(
                 f"Split `{source.split}` of `{source.name}` has {source.num_images} images, fewer than one batch of "
                 f"{images_at_once} (`batch_size` times processes). Lower `batch_size`."
             )
@@ -55,14 +78,16 @@ def make_plan(source: Source, settings: TrainingSettings, num_processes: int) ->
         steps_per_epoch = (source.num_images // images_at_once) / settings.gradient_accumulation_steps
     num_steps = settings.num_steps
     if num_steps is None and settings.num_epochs is None:
-        raise ValueError("The length of the run is missing. Give `num_steps` or `num_epochs`.")
+        if settings.max_hours is None:
+            raise UserError("The length of the run is missing. Give `num_steps`, `num_epochs` or `max_hours`.")
+        num_steps = UNKNOWN_LENGTH
     if num_steps is None:
         num_steps = max(1, _steps_of(settings.num_epochs, "num_epochs", "num_steps", steps_per_epoch, source))
     warmup_steps = settings.warmup_steps
     if warmup_steps is None:
         warmup_steps = _steps_of(settings.warmup_epochs, "warmup_epochs", "warmup_steps", steps_per_epoch, source)
     if warmup_steps >= num_steps:
-        raise ValueError(
+        raise UserError(
             f"The warm-up of {warmup_steps} steps must be shorter than the run of {num_steps}. Lower `warmup_steps`, "
             "or train longer."
         )
@@ -81,7 +106,7 @@ def _steps_of(epochs: float | None, setting: str, instead: str, steps_per_epoch:
     if not epochs:
         return 0
     if steps_per_epoch is None:
-        raise ValueError(
+        raise UserError(
             f"`{source.name}` does not say how many images it has, so `{setting}` has no length. Give `{instead}`."
         )
     return int(epochs * steps_per_epoch)

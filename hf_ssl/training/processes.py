@@ -10,7 +10,8 @@ from pathlib import Path
 
 import psutil
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
+from accelerate.state import AcceleratorState, GradientState
 from accelerate.utils import (
     DistributedDataParallelKwargs,
     DistributedType,
@@ -20,6 +21,7 @@ from accelerate.utils import (
 from torch import Tensor, nn
 
 from hf_ssl.distributed import mean_over_processes
+from hf_ssl.errors import UserError
 from hf_ssl.training.arguments import TrainingSettings
 
 _SHARDED = {DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM}
@@ -42,6 +44,23 @@ def with_precision(settings: TrainingSettings) -> TrainingSettings:
     return replace(settings, mixed_precision="bf16" if capable else "no")
 
 
+@contextmanager
+def own_accelerate_state() -> Iterator[None]:
+    """Leave Accelerate's state in this process as it was found.
+
+    It lives in class attributes: without this, a second run in the same Python could not have another precision, and
+    would accumulate gradients as the first one did.
+    """
+    states = (PartialState, AcceleratorState, GradientState)
+    former = [(state, dict(state._shared_state)) for state in states]
+    try:
+        yield
+    finally:
+        for state, values in former:
+            state._shared_state.clear()
+            state._shared_state.update(values)
+
+
 def start_accelerator(settings: TrainingSettings) -> Accelerator:
     """Create the `Accelerator` of a run and refuse set-ups that would train something else than asked for.
 
@@ -49,14 +68,14 @@ def start_accelerator(settings: TrainingSettings) -> Accelerator:
     each train alone.
 
     Raises:
-        ValueError: If parameters would be sharded, or launcher and settings contradict each other.
-        RuntimeError: If fewer processes train together than were launched or requested.
+        UserError: If parameters would be sharded, or launcher and settings contradict each other.
+        UserError: If fewer processes train together than were launched or requested.
     """
     settings = with_precision(settings)
     _check_launcher(settings, os.environ)
     cpu = settings.cpu or not torch.accelerator.is_available()
     if settings.mixed_precision == "fp16" and cpu:
-        raise ValueError("`mixed_precision` fp16 needs a GPU. On the CPU give `--mixed_precision bf16` or `no`.")
+        raise UserError("`mixed_precision` fp16 needs a GPU. On the CPU give `--mixed_precision bf16` or `no`.")
     accelerator = Accelerator(
         cpu=cpu,
         mixed_precision=settings.mixed_precision,
@@ -71,7 +90,7 @@ def start_accelerator(settings: TrainingSettings) -> Accelerator:
         ),
     )
     if accelerator.distributed_type in _SHARDED:
-        raise ValueError(_no_sharding(accelerator.distributed_type.value))
+        raise UserError(_no_sharding(accelerator.distributed_type.value))
     check_num_processes(accelerator.num_processes, os.environ, requested_processes(), sys.argv)
     return accelerator
 
@@ -86,16 +105,16 @@ def _no_sharding(kind: str) -> str:
 def _check_launcher(settings: TrainingSettings, environment: Mapping[str, str]) -> None:
     for variable, kind in _SHARDING_VARIABLES.items():
         if environment.get(variable, "false").lower() in ("true", "1", "yes"):
-            raise ValueError(_no_sharding(kind))
+            raise UserError(_no_sharding(kind))
     precision = environment.get("ACCELERATE_MIXED_PRECISION", "no")
     if precision not in ("no", settings.mixed_precision):
-        raise ValueError(
+        raise UserError(
             f"`accelerate launch` was told mixed precision {precision}, the script `{settings.mixed_precision}`. Give "
             f"`--mixed_precision {precision}` to the script."
         )
     backend = environment.get("ACCELERATE_DYNAMO_BACKEND", "no")
     if backend.lower() != "no":
-        raise ValueError("`accelerate launch` was told a dynamo backend. Give `--compile` to the script instead.")
+        raise UserError("`accelerate launch` was told a dynamo backend. Give `--compile` to the script instead.")
 
 
 def requested_processes() -> int | None:
@@ -151,16 +170,17 @@ def check_num_processes(
         arguments: Command line of the script, for the advice.
 
     Raises:
-        RuntimeError: If the numbers differ; says what to type.
+        UserError: If the numbers differ; says what to type.
     """
     launched = int(environment.get("WORLD_SIZE", "1"))
     expected = max(launched, requested or 1)
     if num_processes >= expected:
         return
-    script = Path(arguments[0]).name if arguments else "pretrain.py"
-    raise RuntimeError(
+    name = Path(arguments[0]).name if arguments else "pretrain.py"
+    script = f".../{name}" if name.endswith(".py") and name != "__main__.py" else "-m hf_ssl"
+    raise UserError(
         f"At least {expected} processes were requested, but {num_processes} would run. Type "
-        f"`ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes {expected} .../{script} ...` "
+        f"`ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes {expected} {script} ...` "
         "(without `ACCELERATE_USE_CPU` on GPUs)."
     )
 

@@ -4,23 +4,21 @@ import dataclasses
 import json
 import os
 import platform
-import shlex
 import subprocess
-import sys
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import psutil
-import timm
 import torch
 from transformers import PreTrainedConfig
 
 import hf_ssl
 from hf_ssl.data.settings import DataSettings
 from hf_ssl.data.sources import Source
+from hf_ssl.invocation import command_line
 from hf_ssl.methods.base import SSLConfig, SSLPreTrainedModel
 from hf_ssl.tokens import record_without_tokens
 from hf_ssl.training.arguments import TrainingSettings
@@ -42,9 +40,25 @@ _FREE = {
     "diagnostics_every",
     "on_collapse",
 }
-_FREE |= {"knn_split", "knn_images", "gallery", "push_to_hub", "push_checkpoints", "repo_id", "private", "cpu"}
+_FREE |= {"knn_split", "knn_images", "gallery", "push_to_hub", "push_checkpoints", "repo_id", "private", "license"}
+_FREE |= {"cpu", "max_hours", "fits_hours"}
 _FREE |= {"num_epochs", "num_steps", "warmup_epochs", "warmup_steps"}  # compared as the steps that they come to
-_EXACT_DATA = ("view_recipe", "views_on", "cache", "shuffle_window", "fingerprint")
+_FREE |= {"pretrained", "start_from"}  # where it began
+_EXACT_DATA = ("view_recipe", "view_settings", "views_on", "cache", "shuffle_window", "fingerprint")
+
+
+class Start(Protocol):
+    """Where the weights of a run come from: an `EncoderStart` or a `MethodStart`."""
+
+    @property
+    def base_model(self) -> str | None:
+        """Hub id for the card."""
+        ...
+
+    @property
+    def origin(self) -> dict[str, Any] | None:
+        """What `run.json` says about it."""
+        ...
 
 
 def method_of(model: SSLPreTrainedModel) -> str:
@@ -69,6 +83,7 @@ def describe_run(
     plan: Plan,
     num_processes: int,
     device: torch.device,
+    start: Start | None = None,
 ) -> dict[str, Any]:
     """The content of `run.json` at the start of a run; it is published, so tokens in addresses are not in it."""
     training = dataclasses.asdict(settings)
@@ -76,11 +91,13 @@ def describe_run(
     record = {
         "method": method_of(model),
         "recipe": settings.recipe,
-        "base_model": timm_weights_of(model.config.architecture) if settings.encoder_pretrained else None,
+        "base_model": start.base_model if start is not None else None,
+        "origin": start.origin if start is not None else None,
+        "license": settings.license,
         **beginning_of_run(device),
         "config": config_fields(model.config),  # pyright: ignore[reportArgumentType]
         "data": {
-            **dataclasses.asdict(data),
+            **data.described(),
             "view_recipe": data.view_recipe or model.view_recipe,
             "num_images": source.num_images,
             "fingerprint": source.fingerprint,
@@ -113,32 +130,12 @@ def beginning_of_run(device: torch.device) -> dict[str, Any]:
     }
 
 
-def timm_weights_of(architecture: str) -> str | None:
-    """Hub id of the weights that timm loads for an architecture, such as `timm/resnet50.a1_in1k`; None if unknown."""
-    config = timm.get_pretrained_cfg(architecture)
-    return config.hf_hub_id if config is not None else None  # pyright: ignore[reportAttributeAccessIssue]
-
-
 def identity_of(run: Mapping[str, Any]) -> dict[str, Any]:
     """The part of `run.json` that a resumed run must share to continue bit for bit."""
     training = {name: value for name, value in run["training"].items() if name not in _FREE}
     steps = {name: run["training"][name] for name in ("num_steps", "warmup_steps")}
     data = {name: run["data"][name] for name in _EXACT_DATA}
     return {"method": run["method"], **run["config"], **training, **steps, **data}
-
-
-def command_line() -> str:
-    """The command that started this process, as the user typed it but for folders of programs."""
-    try:
-        launcher = psutil.Process(os.getppid()).cmdline()
-    except (psutil.Error, OSError):
-        launcher = []
-    for position, word in enumerate(launcher[:3]):
-        program = {"accelerate.commands.launch": "accelerate launch"}.get(word, Path(word).name)
-        if program.split()[0] in ("accelerate", "accelerate-launch", "torchrun"):
-            prefix = "ACCELERATE_USE_CPU=true " if os.environ.get("ACCELERATE_USE_CPU", "") == "true" else ""
-            return f"{prefix}{program} {shlex.join(launcher[position + 1 :])}"
-    return shlex.join(["python", *sys.argv])
 
 
 class MetricsLog:

@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from torch import Tensor
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from hf_ssl.data.stream import Batch, TrainingStream
 from hf_ssl.figures.diagnostics import diagnosis_curves
@@ -21,6 +21,7 @@ from hf_ssl.figures.metrics_log import read_metrics
 from hf_ssl.methods.base import SSLOutput, SSLPreTrainedModel
 from hf_ssl.training.alarm import CollapseAlarm, advice
 from hf_ssl.training.arguments import TrainingSettings
+from hf_ssl.training.briefing import SpeedCheck
 from hf_ssl.training.checkpoint import Restored, save_checkpoint, write_json
 from hf_ssl.training.diagnosis import diagnose, steps_between_diagnoses
 from hf_ssl.training.energy import EnergyMeter
@@ -34,7 +35,7 @@ from hf_ssl.training.monitor import (
     collapse_figures,
     mean_figures,
 )
-from hf_ssl.training.plan import Plan
+from hf_ssl.training.plan import UNKNOWN_LENGTH, Plan
 from hf_ssl.training.processes import averaged_batch_norm
 from hf_ssl.training.record import MetricsLog, finish, flat_settings, identity_of
 
@@ -87,6 +88,7 @@ class Recorder:
         self.energy = EnergyMeter(accelerator.device, accelerator.is_local_main_process)
         self.former_energy = {name: run["progress"][name] for name in _ENERGY if name in run["progress"]}
         self.trains = restored.step < plan.num_steps
+        self.speed = SpeedCheck(restored.step, accelerator.device)
         self.stop = StopSignal()
         self.stopped_by = 0
         self.collapse: str | None = None
@@ -103,7 +105,7 @@ class Recorder:
             accelerator.init_trackers("hf_ssl", config=flat_settings(run), init_kwargs=options)
         self._write_run(restored.step)
         self.bar = tqdm(
-            total=plan.num_steps,
+            total=None if plan.num_steps == UNKNOWN_LENGTH else plan.num_steps,
             initial=restored.step,
             unit="step",
             dynamic_ncols=True,
@@ -143,9 +145,10 @@ class Recorder:
             Whether to stop: at the last step, on a signal, or on a collapse if the settings say so.
 
         Raises:
-            RuntimeError: If a loss or weight was not finite, on all processes.
+            UserError: If a loss or weight was not finite, on all processes.
         """
         self.bar.update()
+        self._look_at_speed(step)
         last = step == self.plan.num_steps
         logs = last or step % self.settings.log_every == 0
         saves = last or step % self.settings.checkpoint_every == 0
@@ -162,9 +165,10 @@ class Recorder:
         figures = self._figures(step, output, epoch) if logs else {}
         stops = self._stops_on_collapse(figures, output) if logs and can_collapse else False
         if evaluates and self.knn is not None:
-            figures |= {"step": step, "knn": round(self.knn(self.model).value, 6)}
+            knn = self.knn
+            figures |= self._watched(step, "k-NN", lambda: {"knn": round(knn(self.model).value, 6)})
         if diagnoses:
-            figures |= {"step": step, **self._diagnose(step, output)}
+            figures |= self._watched(step, "The diagnosis", lambda: self._diagnose(step, output))
         if figures and self.accelerator.is_main_process:
             self._log(step, figures)
         if diagnoses:
@@ -173,6 +177,35 @@ class Recorder:
             self._save(step, last)
         self.clock.resume()
         return last or self.stopped_by != 0 or stops
+
+    def _look_at_speed(self, step: int) -> None:
+        """Say after the first steps what the run needs, and give it its length if that depends on its speed."""
+        if step == self.speed.first_step:
+            logger.info(self.speed.memory_text())
+        seconds = self.speed.seconds_per_step(step, self.clock.now)
+        if seconds is None:
+            return
+        hours = self.settings.max_hours
+        if hours is not None and not self.plan.fits_hours:
+            slowest = max(gather_object([seconds]))
+            left = hours * 3600 - self.clock.now()
+            # All processes take the first one's clock.
+            self.plan = self.plan.fitted(step, slowest, gather_object([left])[0])
+            changed = {name: getattr(self.plan, name) for name in ("num_steps", "warmup_steps", "fits_hours")}
+            self.run["training"] |= changed
+            self.diagnostics_every = steps_between_diagnoses(self.settings.diagnostics_every, self.plan.num_steps)
+            self.bar.total = self.plan.num_steps
+            logger.info("`max_hours` %g is enough for %s steps.", hours, f"{self.plan.num_steps:,}")
+            self._write_run(step)
+        logger.info(self.speed.time_text(step, self.plan.num_steps, seconds))
+
+    def _watched(self, step: int, what: str, look: Callable[[], dict[str, float]]) -> dict[str, float]:
+        """Figures of something that only watches the run: where it fails, a line in the log."""
+        try:
+            return {"step": step, **look()}
+        except Exception as error:  # whatever it is, it is no reason to lose a run
+            logger.warning("%s failed at step %d; training goes on. %s: %s", what, step, type(error).__name__, error)
+            return {}
 
     def _figures(self, step: int, output: SSLOutput, epoch: int) -> dict[str, Any]:
         """One log line; all processes take part in the means."""

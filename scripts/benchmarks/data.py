@@ -18,12 +18,12 @@ import numpy as np
 import peers
 import psutil
 import torch
+from hf_ssl.cli import errors_for_users, near_name, parse_settings
 from machine import describe_machine
 from PIL import Image
 from torch import Tensor
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
-from hf_ssl.cli import errors_for_users, near_name, parse_settings
 from hf_ssl.data.decode import decode as decode_record
 from hf_ssl.data.device_views import Normalize
 from hf_ssl.data.draws import numbers_of

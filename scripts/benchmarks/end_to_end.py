@@ -24,12 +24,12 @@ from typing import Any, Literal
 import peers
 import step
 import torch
+from hf_ssl.cli import errors_for_users, parse_settings
 from machine import describe_machine
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
-from hf_ssl.cli import errors_for_users, parse_settings
 from hf_ssl.data.reader import Reader
 from hf_ssl.data.settings import DataSettings
 from hf_ssl.methods import METHODS

@@ -25,11 +25,11 @@ from typing import Any
 import step
 import torch
 import torch.distributed as dist
+from hf_ssl.cli import errors_for_users
 from torch.multiprocessing.spawn import spawn
 from torch.nn.parallel import DistributedDataParallel
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
-from hf_ssl.cli import errors_for_users
 from hf_ssl.distributed import world_size
 from hf_ssl.modules.batch_norm import synchronize_batch_norm
 

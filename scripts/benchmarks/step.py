@@ -32,12 +32,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from hf_ssl.cli import errors_for_users, near_name
 from machine import describe_machine
 from torch import Tensor, nn
 from torch.nn import functional as F
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
-from hf_ssl.cli import errors_for_users, near_name
 from hf_ssl.methods import METHODS
 from hf_ssl.methods.base import SSLPreTrainedModel
 from hf_ssl.methods.directpred import iterated_predictor, spectral_predictor

@@ -1,5 +1,6 @@
 import itertools
 from collections import Counter
+from dataclasses import replace
 
 import cv2
 import datasets
@@ -10,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from hf_ssl.data.ordered import UNKNOWN_LABEL, batches_of_ranges
+from hf_ssl.data.ordered import UNKNOWN_LABEL, batches_of_ranges, sampled_rows
 from hf_ssl.data.sources import open_source
 from hf_ssl.data.stream import evaluation_batches
 
@@ -93,16 +94,59 @@ def test_a_batch_of_bad_images_is_counted_and_left_out(source):
     assert batches.skipped.total() == 3
 
 
-@pytest.mark.parametrize("max_images", [0, 1, 5, 7, 100])
-def test_max_images_counts_records_of_the_data_set(source, max_images):
-    for world_size in (1, 2):
-        rows = []
+@pytest.mark.parametrize("max_images", [0, 1, 5, 7, 22, 23, 100])
+def test_a_sample_is_the_same_for_all_processes_batches_and_workers(source, max_images):
+    expected = [n for n in sampled_rows(NUMBER, max_images).tolist() if n in GOOD] if max_images else []
+    for world_size, batch_size, num_workers in ((1, 5, 0), (2, 3, 0), (1, 64, 2)):
+        rows, pixels, kinds = [], [], []
         for rank in range(world_size):
-            batches = evaluation_batches(
-                source, _transform, 5, rank=rank, world_size=world_size, max_images=max_images
-            )
-            rows += [row for batch in batches for row in batch.row_ids.tolist()]
-        assert sorted(rows) == [n for n in GOOD if n < max_images]
+            share = {"rank": rank, "world_size": world_size, "num_workers": num_workers}
+            for batch in evaluation_batches(source, _transform, batch_size, max_images=max_images, **share):
+                rows += batch.row_ids.tolist()
+                pixels += batch.pixel_values[:, 0, 0, 0].tolist()
+                kinds += batch.labels["kind"].tolist()
+        assert sorted(rows) == expected
+        assert pixels == rows and kinds == [row % 2 for row in rows]  # pictures and labels are those of the rows
+
+
+@pytest.mark.parametrize(("num_rows", "max_images"), [(1000, 100), (1000, 333), (5, 5), (5, 9), (10**7, 7)])
+def test_a_sample_has_one_row_of_each_part(num_rows, max_images):
+    rows = sampled_rows(num_rows, max_images)
+    number = min(num_rows, max_images)
+    assert len(rows) == number and rows.tolist() == sorted(set(rows.tolist()))
+    assert all(part * num_rows // number <= row < (part + 1) * num_rows // number for part, row in enumerate(rows))
+
+
+@pytest.mark.parametrize("labels", [np.arange(1000) // 100, np.arange(1000) % 10])
+def test_a_sample_meets_classes_in_sequence_and_classes_in_turn(labels):
+    counts = np.bincount(labels[sampled_rows(1000, 200)], minlength=10)
+    assert counts.min() >= 10 and counts.max() <= 30
+
+
+def test_the_sample_of_a_split_goes_through_tables_of_all_files(tmp_path):
+    files = [cv2.imencode(".png", np.full((2, 2), n % 250, np.uint8))[1].tobytes() for n in range(700)]
+    pictures = [{"bytes": file, "path": None} for file in files]
+    rows = [(0, 90), (90, 91), (91, 500), (500, 700)]
+    for number, (start, stop) in enumerate(rows):
+        table = pa.table({"image": pictures[start:stop], "label": list(range(start, stop))})
+        pq.write_table(table, tmp_path / f"train-{number}.parquet", row_group_size=70)
+    found = list(evaluation_batches(open_source(str(tmp_path)), _transform, 32, max_images=150))
+    rows = torch.cat([batch.row_ids for batch in found])
+    assert rows.tolist() == sampled_rows(700, 150).tolist()
+    assert torch.cat([batch.pixel_values for batch in found])[:, 0, 0, 0].tolist() == (rows % 250).tolist()
+
+
+@pytest.mark.parametrize(("num_images", "message"), [(None, "length is not known"), (NUMBER, "too long to read")])
+def test_a_stream_is_sampled_as_far_as_it_is_read_and_says_so_once(source, caplog, num_images, message):
+    stream = replace(source, name=f"stream of {num_images}", num_images=num_images)
+    stream = replace(stream, records=stream.records.select_columns(["image", "label", "kind"]))
+    assert not stream.has_indices
+    expected = [0, 1] if num_images is None else [row for row in sampled_rows(20, 2).tolist() if row in GOOD]
+    for _ in range(2):
+        (batch,) = evaluation_batches(stream, _transform, 5, max_images=2)
+        assert batch.row_ids.tolist() == expected
+    (record,) = caplog.records
+    assert message in record.getMessage() and stream.name in record.getMessage()
 
 
 def test_it_can_be_read_again_and_moves_no_generator(source):

@@ -1,4 +1,3 @@
-import inspect
 import io
 import os
 import tarfile
@@ -16,6 +15,7 @@ from hf_ssl.data.decode import decode
 from hf_ssl.data.local import INDEX_COLUMN
 from hf_ssl.data.settings import DataSettings
 from hf_ssl.data.sources import open_source
+from hf_ssl.settings import descriptions_of
 
 
 def _png(number):
@@ -138,7 +138,7 @@ def test_a_named_column_numbers_the_images_of_a_stream(tmp_path, monkeypatch):
     assert not open_source(str(tmp_path)).has_indices
     with pytest.raises(ValueError, match="`index_column` must hold integers, but `text`"):
         open_source(str(tmp_path), index_column="text")
-    with pytest.raises(ValueError, match="`index_column` `id` is no column of .* It has: `image`, `label`, `text`"):
+    with pytest.raises(ValueError, match="`index_column` `id` must be a column of .* has: `image`, `label`, `text`"):
         open_source(str(tmp_path), index_column="id")
 
 
@@ -303,11 +303,11 @@ def test_fingerprint_follows_the_content_and_not_the_place(tmp_path):
 
 
 def test_wrong_columns_name_the_columns_found(parquet_folder, tmp_path):
-    with pytest.raises(ValueError, match="`image_column` `picture` is no column of .* It has: `image`, `label`."):
+    with pytest.raises(ValueError, match="`image_column` `picture` must be a column of .* has: `image`, `label`."):
         open_source(str(parquet_folder), image_column="picture")
     with pytest.raises(ValueError, match="must name images, bytes or paths, but `label`"):
         open_source(str(parquet_folder), image_column="label")
-    with pytest.raises(ValueError, match="`label_column` `species` is no column of .* It has: `image`, `label`."):
+    with pytest.raises(ValueError, match="`label_column` `species` must be a column of .* has: `image`, `label`."):
         open_source(str(parquet_folder), label_column="species")
     with pytest.raises(ValueError, match="must hold integers or class labels, but `image`"):
         open_source(str(parquet_folder), label_column="image")
@@ -359,4 +359,4 @@ def test_settings_open_what_they_name(parquet_folder):
     assert settings.open().num_images == 16
     assert settings.open(split="test").num_images == 5
     for name in DataSettings.__dataclass_fields__:
-        assert f"\n    {name}: " in inspect.cleandoc(DataSettings.__doc__)
+        assert descriptions_of(DataSettings)[name]

@@ -34,13 +34,23 @@ def _data(number, bad):
     return {0: b"", 1: b"text", 2: _png(number)[:-30]}[number // 9 % 3] if bad and _is_bad(number) else _png(number)
 
 
+def _rows(numbers, bad=False):
+    rows = {"image": [{"bytes": _data(n, bad), "path": None} for n in numbers], "label": [n % 3 for n in numbers]}
+    return datasets.Dataset.from_dict(rows).cast_column("image", datasets.Image())
+
+
+def _object(kind):
+    """The 90 pictures as an object of `datasets`: rows put in order by `select`, or a stream of six shards."""
+    if kind == "stream":
+        return _rows(range(90)).to_iterable_dataset(num_shards=6)
+    return _rows(range(89, -1, -1), bad=kind == "object_bad").select(range(89, -1, -1))
+
+
 def _write_parquet(folder, count, files, group, bad=False):
     folder.mkdir()
     for file in range(files):
         numbers = range(count * file // files, count * (file + 1) // files)
-        rows = {"image": [{"bytes": _data(n, bad), "path": None} for n in numbers], "label": [n % 3 for n in numbers]}
-        dataset = datasets.Dataset.from_dict(rows).cast_column("image", datasets.Image())
-        dataset.to_parquet(folder / f"train-{file}.parquet", batch_size=group)
+        _rows(numbers, bad).to_parquet(folder / f"train-{file}.parquet", batch_size=group)
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +80,8 @@ _opened = {}
 
 def _stream(places, kind="parquet", *, views=None, batch_size=BATCH, seed=3, num_workers=0, **options):
     if kind not in _opened:
-        _opened[kind] = open_source(kind if kind == "digits" else str(places / kind))
+        found = _object(kind) if kind in OBJECTS else kind if kind == "digits" else str(places / kind)
+        _opened[kind] = open_source(found)
     options = {"window_size": WINDOW, "max_skipped_ratio": 0.5, **options}
     views = views or Views("shapes", 8)
     return TrainingStream(_opened[kind], views, batch_size, seed=seed, num_workers=num_workers, **options)
@@ -102,7 +113,8 @@ def _without_state(position):
     return {**position, "reader": {**position["reader"], "state": position["reader"]["state"] is None}}
 
 
-KINDS = ["parquet", "parquet_bad", "folder", "folder_bad", "tar", "tar_bad"]
+OBJECTS = ["object", "object_bad", "stream"]
+KINDS = ["parquet", "parquet_bad", "folder", "folder_bad", "tar", "tar_bad", *OBJECTS]
 NUM_BATCHES = 34  # three epochs of 90 (or 80 good) pictures and some
 
 
@@ -138,7 +150,7 @@ def test_resuming_anywhere_and_again_changes_nothing(places, uninterrupted, kind
     _assert_same(next(iter(stream)), next(expected))
 
 
-@pytest.mark.parametrize("kind", ["parquet_bad", "folder_bad"])
+@pytest.mark.parametrize("kind", ["parquet_bad", "folder_bad", "object_bad"])
 def test_resuming_with_another_number_of_workers_changes_nothing(places, uninterrupted, kind):
     expected = uninterrupted(kind)
     for num_workers, stop in ((2, 16), (1, 3)):
@@ -192,15 +204,16 @@ def test_an_epoch_shows_every_good_image_once_and_the_batches_are_full(places, k
 
 
 def test_indices_are_the_places_in_the_data_set(places):
-    for kind in ("parquet_bad", "folder_bad"):
+    for kind in ("parquet_bad", "folder_bad", "object_bad"):
         for batch in islice(_stream(places, kind, views=_Numbers()), 15):
             assert batch.indices.dtype == torch.int64
             assert batch.indices.tolist() == batch.views[:, 0].int().tolist()
     assert next(iter(_stream(places, "tar"))).indices is None
 
 
-@pytest.mark.parametrize("kind", ["parquet", "parquet_bad"])
-@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize(
+    ("kind", "num_workers"), [("parquet", 0), ("parquet", 2), ("parquet_bad", 0), ("object", 2), ("stream", 0)]
+)
 def test_labels_come_along_if_asked_for(places, kind, num_workers):
     assert next(iter(_stream(places, kind))).labels is None
     stream = _stream(places, kind, views=_Numbers(), num_workers=num_workers, with_labels=True)
@@ -234,7 +247,7 @@ def test_an_index_column_that_does_not_number_the_images_is_refused(tmp_path):
         next(iter(stream))
 
 
-@pytest.mark.parametrize("kind", ["parquet", "folder", "tar"])
+@pytest.mark.parametrize("kind", ["parquet", "folder", "tar", "object", "stream"])
 def test_order_depends_on_epoch_and_seed_and_is_shuffled(places, kind):
     first, second = (
         sum(_numbers(_stream(places, kind, views=_Numbers(), batch_size=90, seed=s), 2), []) for s in (0, 1)
@@ -251,7 +264,8 @@ def test_order_depends_on_epoch_and_seed_and_is_shuffled(places, kind):
 
 
 @pytest.mark.parametrize(
-    ("kind", "world_size"), [("parquet", 2), ("parquet", 3), ("folder", 2), ("tar", 3), ("tar", 2)]
+    ("kind", "world_size"),
+    [("parquet", 2), ("parquet", 3), ("folder", 2), ("tar", 3), ("tar", 2), ("object", 3), ("stream", 2)],
 )
 def test_ranks_are_disjoint_and_complete_in_every_epoch(places, kind, world_size):
     shown = [[] for _ in range(3)]

@@ -15,7 +15,7 @@ from PIL import Image
 from hf_ssl.data.shapes import shapes
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-COMMAND = [sys.executable, "-m", "hf_ssl.demo.command", "demo", "random:test_resnet", "--dataset", "shapes"]
+COMMAND = [sys.executable, "-m", "hf_ssl", "demo", "random:test_resnet", "--dataset", "shapes"]
 UPLOADED = 50  # an image of the sample
 
 

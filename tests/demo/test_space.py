@@ -12,18 +12,16 @@ from pathlib import Path
 import pytest
 import yaml
 
-from hf_ssl.demo import command, space
+from hf_ssl.commands import main
+from hf_ssl.demo import space
 from hf_ssl.hub.push import push_files
 
 STUB = b"---\nsdk: gradio\n---\n\nCheck out the configuration reference at "
 STUB += b"https://huggingface.co/docs/hub/spaces-config-reference\n"
 
 
-def run(monkeypatch, *words):
-    monkeypatch.setattr(sys, "argv", ["hf-ssl", "demo", *words])
-    with pytest.raises(SystemExit) as ended:
-        command.main()
-    return ended.value.code
+def run(*words):
+    return main(["demo", *words])
 
 
 @pytest.fixture
@@ -35,15 +33,15 @@ def encoder(tmp_path):
     return tmp_path / "encoder"
 
 
-def test_a_space_runs_from_its_own_files(online, hub_server, encoder, tmp_path, monkeypatch):
+def test_a_space_runs_from_its_own_files(online, hub_server, encoder, tmp_path, capsys):
     files = {path.name: path for path in encoder.iterdir()}
     push_files(files, "org/tiny", message="Encoder", retry="again")
     commit = online.repos["org/tiny"].commit("main").sha
     push_files({"README.md": STUB}, "org/demo", repo_type="space", space_sdk="gradio", message="Stub", retry="again")
     online.edit("spaces/org/demo", "README.md", STUB + b"\n")  # what the Hub makes with a Space is nobody's edit
     words = ["org/tiny", "--dataset", "shapes", "--max_images", "10", "--num_workers", "0", "--space", "org/demo"]
-    monkeypatch.setattr(sys, "argv", ["hf-ssl", "demo", *words])
-    command.main()
+    assert run(*words) == 0
+    assert capsys.readouterr().out == f"Pushed to {hub_server.url}/spaces/org/demo\n"
 
     pushed = online.files("spaces/org/demo")
     card = yaml.safe_load(pushed["README.md"].decode().split("---")[1])
@@ -77,8 +75,8 @@ def test_a_space_runs_from_its_own_files(online, hub_server, encoder, tmp_path, 
         process.communicate()
 
 
-def test_a_local_encoder_must_be_published_first(encoder, monkeypatch, capsys):
-    assert run(monkeypatch, str(encoder), "--dataset", "shapes", "--space", "org/demo") == 2
+def test_a_local_encoder_must_be_published_first(encoder, capsys):
+    assert run(str(encoder), "--dataset", "shapes", "--space", "org/demo") == 2
     assert "is a folder here. Publish it first" in capsys.readouterr().err
 
 
@@ -92,31 +90,31 @@ def test_pins_are_those_of_the_package():
     [
         (["--dataset", "photos", "--space", "org/demo"], "Add `--publish_images`"),
         (["--dataset", "shapes", "--space", "a/b/c"], "`repo_id` must be"),
-        (["--dataset", "shapes", "--private"], "`--private` is for a Space"),
-        (["--dataset", "shapes", "--port", "99999"], "`--port` must be in"),
-        (["--dataset", "shapes", "--host", "203.0.113.7"], "`--host` must be an address of this machine"),
-        (["--dataset", "shapes", "--max_images", "1"], "`--max_images` must be at least 2"),
+        (["--dataset", "shapes", "--private"], "`private` is for a Space"),
+        (["--dataset", "shapes", "--port", "99999"], "`port` must be in"),
+        (["--dataset", "shapes", "--host", "203.0.113.7"], "`host` must be an address of this machine"),
+        (["--dataset", "shapes", "--max_images", "1"], "`max_images` must be at least 2"),
         (["--dataset", "shapse"], "Did you mean `shapes`?"),
         (["--dataset", "shapes", "--prot", "1"], "Did you mean `--port`?"),
     ],
 )
-def test_wrong_input_gets_one_sentence(words, message, monkeypatch, capsys):
-    assert run(monkeypatch, "random:test_resnet", *words) == 2
+def test_wrong_input_gets_one_sentence(words, message, capsys):
+    assert run("random:test_resnet", *words) == 2
     assert message in capsys.readouterr().err
 
 
-def test_an_unknown_encoder_gets_one_sentence(monkeypatch, capsys):
-    assert run(monkeypatch, "test_resnte", "--dataset", "shapes") == 2
+def test_an_unknown_encoder_gets_one_sentence(capsys):
+    assert run("test_resnte", "--dataset", "shapes") == 2
     assert "timm knows no encoder of that name" in capsys.readouterr().err
 
 
-def test_a_taken_port_is_told_before_anything_is_computed(hub_server, monkeypatch, capsys):
+def test_a_taken_port_is_told_before_anything_is_computed(hub_server, capsys):
     port = str(hub_server.server_address[1])
-    assert run(monkeypatch, "random:test_resnet", "--dataset", "shapes", "--port", port) == 2
-    assert f"`--port` {port} of `127.0.0.1` cannot be used: Address already in use" in capsys.readouterr().err
+    assert run("random:test_resnet", "--dataset", "shapes", "--port", port) == 2
+    assert f"`port` {port} of `127.0.0.1` cannot be used: Address already in use" in capsys.readouterr().err
 
 
 def test_missing_gradio_is_one_sentence(monkeypatch, capsys):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert run(monkeypatch, "random:test_resnet", "--dataset", "shapes") == 2
+    assert run("random:test_resnet", "--dataset", "shapes") == 2
     assert "pip install 'hf_ssl[demo]'" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Every code block of the README and of the guides runs as it stands there, or says why it does not.
+"""README and guides: every code block runs as it stands there or says why it does not, and every link leads somewhere.
 
 A comment before a block decides: `<!-- run -->`, `<!-- file: PATH -->` (the block is written to that file) or
 `<!-- not run: REASON -->`. The blocks of a document run in its order in one folder, against a Hub on this machine.
@@ -6,8 +6,10 @@ Flags at the end of a command make it small; they are here, so that the text sho
 """
 
 import io
+import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -19,23 +21,31 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from hf_ssl.commands.methods import MethodsSettings
+from hf_ssl.commands.methods import run as list_methods
+
 ROOT = Path(__file__).parents[2]
-DOCUMENTS = ["README.md", "scripts/README.md"]
+GUIDES = sorted(str(page.relative_to(ROOT)) for page in (ROOT / "scripts" / "guides").glob("*.md"))
+DOCUMENTS = ["README.md", *GUIDES]
 BLOCK = re.compile(
     r"(?:^<!-- (?P<order>[^\n]*?) -->\n+)?^```(?P<language>\w+)\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL
 )
-# What keeps a command small; the last of two equal flags counts.
+WORDS_OF_README = 900
+# What keeps a command small, by what is found in its line; the last of two equal flags counts.
 TINY = {
-    "scripts/pretrain.py": "--encoder test_resnet --image_size 32 --num_epochs 1 --warmup_epochs 0 --batch_size 16 "
-    "--num_workers 1 --checkpoint_every 2 --log_every 1 --shuffle_window 64 --cpu true",
-    "scripts/evaluate.py": "--num_workers 1",
-    "--dataset shapes": "--batch_size 256 --knn_images 200",
-    "--augmented_passes": "--augmented_passes 2",
-    "scripts/analyze.py": "--num_workers 1 --views 2 --view_images 32",
-    "scripts/extract_features.py": "--num_workers 1",
-    "scripts/ablate.py": "--batch_size 16 --num_workers 1",
-    "scripts/finetune.py": "--num_steps 4 --eval_every 2 --batch_size 4 --num_workers 1 --cpu true",
+    r"(hf-ssl|hf_ssl|pretrain\.py) .*--output_dir": "--num_workers 0 --batch_size 16",
+    r"pretrain(\.py)? --": "--num_steps 4 --warmup_steps 0 --checkpoint_every 2 --log_every 1 --shuffle_window 64 --cpu",
+    r"pretrain(\.py)? (?!.*--help)(?!.*--(start_from|encoder) (runs|ORG)/)": "--encoder test_resnet --image_size 32",
+    r"pretrain .*--dataset shapes": "--knn_images 100",
+    r"hf-ssl (evaluate|extract|analyze)|hf_ssl extract": "--num_workers 0",
+    r"evaluate .*--dataset shapes": "--max_images 200",
+    r"--augmented_passes": "--augmented_passes 2",
+    r"analyze": "--views 2 --view_images 32",
+    r"study methods": "--num_steps 4 --eval_images 32",
+    r"finetune": "--num_steps 4 --eval_every 2 --batch_size 4 --cpu",
+    r"simulate sweep": "--size 8",
 }
+TINY_PYTHON = {"hf_ssl.pretrain(": "hf_ssl.pretrain(num_steps=4, warmup_steps=0, log_every=1, num_workers=0, cpu=True, "}
 
 
 class Block(NamedTuple):
@@ -46,23 +56,12 @@ class Block(NamedTuple):
     code: str
 
 
-# What a document says was done before it starts.
-BEFORE = {
-    "README.md": [
-        Block(
-            "README.md",
-            0,
-            "run",
-            "bash",
-            "accelerate launch --quiet scripts/pretrain.py --method directpred --recipe quickstart --dataset shapes "
-            "--output_dir runs/quickstart",
-        )
-    ]
-}
+def text_of(document: str) -> str:
+    return (ROOT / document).read_text(encoding="utf-8")
 
 
 def blocks_of(document: str) -> list[Block]:
-    text = (ROOT / document).read_text(encoding="utf-8")
+    text = text_of(document)
     return [
         Block(
             document,
@@ -77,19 +76,49 @@ def blocks_of(document: str) -> list[Block]:
 
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_every_block_says_whether_it_runs(document):
+    assert text_of(document).count("\n```") == 2 * len(blocks_of(document))
     for block in blocks_of(document):
         assert re.fullmatch(r"run|file: \S+|not run: \S.+", block.order), f"{document}:{block.line}: {block.order!r}"
 
 
-def with_small_settings(code: str) -> str:
-    """The commands with the flags of `TINY` at their ends, before comments."""
-    lines = code.replace("\\\n", " ").splitlines()
-    for number, line in enumerate(lines):
-        command, hash_, comment = line.partition("  #")
-        flags = " ".join(flags for part, flags in TINY.items() if part in line)
-        if flags:
-            lines[number] = f"{command} {flags}{hash_}{comment}"
-    return "\n".join(lines)
+@pytest.mark.parametrize("document", [*DOCUMENTS, "scripts/README.md"])
+def test_links_and_pictures_exist(document):
+    text = text_of(document)
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if not target.startswith("https://"):
+            path, _, anchor = target.partition("#")
+            assert (ROOT / document).parent.joinpath(path).exists(), f"{document}: {target}"
+            assert not anchor, f"{document}: {target} may break when a heading changes"
+
+
+def test_readme_fits_a_screen():
+    words = [word for word in text_of("README.md").split() if any(map(str.isalnum, word))]
+    assert len(words) <= WORDS_OF_README
+
+
+def test_readme_has_the_table_of_methods():
+    assert str(list_methods(MethodsSettings(markdown=True))) in text_of("README.md")
+
+
+@pytest.mark.parametrize("index", ["README.md", "scripts/README.md"])
+def test_every_guide_is_listed(index):
+    for guide in GUIDES:
+        assert f"({os.path.relpath(guide, Path(index).parent)})" in text_of(index)
+
+
+def test_pictures_are_small():
+    for picture in (ROOT / "scripts" / "guides" / "pictures").iterdir():
+        assert picture.suffix == ".png" and picture.stat().st_size < 100_000, picture
+
+
+def with_small_settings(code: str) -> list[str]:
+    """The command lines with the flags of `TINY` at their ends."""
+    lines = []
+    for line in code.replace("\\\n", " ").splitlines():
+        command = line.partition("  #")[0].strip()
+        flags = [flags for part, flags in TINY.items() if re.search(part, command)]
+        lines.append(" ".join([command, *flags]))
+    return lines
 
 
 def pictures(number: int, seed: int) -> list[Image.Image]:
@@ -135,9 +164,82 @@ def card_of(splits: dict[str, list], image_column: str) -> bytes:
     return f"---\ndataset_info:\n  features:\n{columns}\n{names}\n  splits:\n{lengths}\n---\n".encode()
 
 
+class Runner:
+    """Runs blocks: see runner.py. What needs a shell, such as `accelerate launch`, runs in one."""
+
+    def __init__(self, environment: dict[str, str]):
+        self.environment = environment
+        program = [sys.executable, str(Path(__file__).with_name("runner.py"))]
+        self.process = subprocess.Popen(
+            program, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    def close(self) -> None:
+        self.process.communicate()
+
+    def run(self, block: Block, folder: Path) -> None:
+        code = block.code
+        if block.language == "python":
+            for part, small in TINY_PYTHON.items():
+                code = code.replace(part, small)
+            self._run({"code": code}, block, folder)
+            return
+        for line in with_small_settings(code):
+            if line.startswith("hf-ssl "):
+                self._run({"arguments": shlex.split(line)[1:]}, block, folder)
+            else:
+                self._run_in_shell(line, block, folder)
+
+    def _run(self, order: dict, block: Block, folder: Path) -> None:
+        output = folder / "output.txt"
+        output.unlink(missing_ok=True)
+        assert self.process.stdin is not None and self.process.stdout is not None
+        self.process.stdin.write(json.dumps({**order, "folder": str(folder), "output": str(output)}) + "\n")
+        self.process.stdin.flush()
+        status = self.process.stdout.readline().strip()
+        assert status == "0", f"{block.document}:{block.line}\n{order}\n{output.read_text(errors='replace')}"
+
+    def _run_in_shell(self, line: str, block: Block, folder: Path) -> None:
+        modules = f"{folder}{os.pathsep}{self.environment['PYTHONPATH']}"
+        environment = {**self.environment, "PYTHONPATH": modules}
+        command = ["bash", "-euo", "pipefail", "-c", line]
+        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, f"{block.document}:{block.line}\n{line}\n{done.stdout}\n{done.stderr}"
+
+
+@pytest.fixture(scope="session")
+def runner(hub_server, tmp_path_factory: pytest.TempPathFactory):
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    started = Runner(hub_server.environment(tmp_path_factory.mktemp("home"), PATH=path))
+    yield started
+    started.close()
+
+
+def furnish(folder: Path) -> None:
+    """What a reader has: a copy of the repository, a folder of photos, a picture."""
+    for name in ("scripts", "hf_ssl", "tests"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copyfile(ROOT / "pyproject.toml", folder / "pyproject.toml")
+    for number, picture in enumerate(pictures(64, 3)):
+        file = folder / "photos" / ("home", "trip/day 1")[number % 2] / f"{number:03}.jpg"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        picture.save(file)
+    pictures(1, 4)[0].save(folder / "photo.jpg")
+
+
+@pytest.fixture(scope="session")
+def finished_run(runner, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run on the photos, which most guides begin with; made once."""
+    folder = tmp_path_factory.mktemp("finished")
+    furnish(folder)
+    code = "hf-ssl pretrain --method simsiam --dataset photos --output_dir runs/photos"
+    runner.run(Block("a finished run", 0, "run", "bash", code), folder)
+    return folder / "runs" / "photos"
+
+
 @pytest.fixture
 def workplace(tmp_path: Path, hub_server) -> Path:
-    """What a reader has: a copy of the repository, a folder of photos, a picture; and two data sets on the Hub."""
+    """A reader's folder; and two data sets on the Hub."""
     from hub_server import Hub, Repo
 
     hub_server.hub = Hub()
@@ -146,34 +248,33 @@ def workplace(tmp_path: Path, hub_server) -> Path:
         splits = {"train": pictures(96, 1), "test": pictures(32, 2)}
         files = {f"data/{split}-0.parquet": parquet_of(rows, column) for split, rows in splits.items()}
         repo.add("main", {**files, "README.md": card_of(splits, column)})
-    for folder in ("scripts", "hf_ssl", "tests"):
-        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copyfile(ROOT / "pyproject.toml", tmp_path / "pyproject.toml")
-    for number, picture in enumerate(pictures(64, 3)):
-        file = tmp_path / "data" / "photos" / ("red", "green")[number % 2] / f"{number:03}.jpg"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        picture.save(file)
-    pictures(1, 4)[0].save(tmp_path / "photo.jpg")
+    furnish(tmp_path)
     return tmp_path
+
+
+def with_what_was_done_before(document: str) -> list[Block]:
+    """The blocks, and before them what a guide takes for granted: that the run it uses was published."""
+    text = text_of(document)
+    before = []
+    if "ORG/photos-r18" in text:
+        before.append(Block(document, 0, "run", "bash", "hf-ssl publish runs/photos --repo_id ORG/photos-r18"))
+    return [*before, *blocks_of(document)]
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("document", DOCUMENTS)
-def test_blocks_run(document, workplace, hub_server):
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    modules = f"{workplace}{os.pathsep}{os.environ['PYTHONPATH']}"
-    environment = hub_server.environment(workplace / "home", PATH=path, PYTHONPATH=modules)
-    for block in [*BEFORE.get(document, []), *blocks_of(document)]:
+@pytest.mark.parametrize(
+    "document", [document for document in DOCUMENTS if any(one.order == "run" for one in blocks_of(document))]
+)
+def test_blocks_run(document, workplace, runner, request):
+    text = text_of(document)
+    if "runs/photos" in text and not re.search(r"--output_dir runs/photos\b(?!-)", text):
+        shutil.copytree(request.getfixturevalue("finished_run"), workplace / "runs" / "photos")
+    for block in with_what_was_done_before(document):
         kind, _, detail = block.order.partition(": ")
         if kind == "file":
             file = workplace / detail
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(block.code, encoding="utf-8")
         elif kind == "run":
-            command = {
-                "bash": ["bash", "-euo", "pipefail", "-c", with_small_settings(block.code)],
-                "python": [sys.executable, "-c", block.code],
-            }[block.language]
-            done = subprocess.run(command, cwd=workplace, env=environment, capture_output=True, text=True)
-            assert done.returncode == 0, f"{document}:{block.line}\n{block.code}\n{done.stdout}\n{done.stderr}"
+            runner.run(block, workplace)

@@ -2,12 +2,10 @@
 
 import logging
 import os
-import runpy
 import signal
 import subprocess
 import sys
 import threading
-from pathlib import Path
 
 import pytest
 import torch
@@ -15,9 +13,8 @@ from accelerate.state import AcceleratorState, GradientState
 from hub_server import Handler
 from safetensors.torch import load
 
+from hf_ssl.commands import main
 from hf_ssl.hub.background import _THREAD, BackgroundPublisher, leave_uploads
-
-SCRIPT = Path(__file__).parents[2] / "scripts" / "pretrain.py"
 
 
 @pytest.fixture
@@ -100,7 +97,7 @@ def test_what_fails_is_one_warning_and_stays_for_the_next_process(online, publis
         publisher.wait()
     warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert [text.split(";")[0] for text in warnings] == [f"step-00000{step} is not published" for step in (1, 2)]
-    command = f"python scripts/publish.py {publisher.folder / 'step-000002'} --repo_id org/x --private --revision"
+    command = f"hf-ssl publish {publisher.folder / 'step-000002'} --repo_id org/x --private --revision"
     assert command in warnings[1]
     assert [path.name for path in publisher.folder.iterdir()] == ["step-000002"]  # the newest, and no more
     online.forbidden = False
@@ -145,7 +142,7 @@ def test_an_error_that_nobody_expects_does_not_end_the_thread(online, publisher,
 
 def test_with_nothing_left_to_push_a_failing_program_ends_as_usual(online, publisher, model, monkeypatch):
     """Its `finally` blocks and exit handlers run; a process that runs many programs, as these tests do, lives on."""
-    gate, ends = Gate(monkeypatch), []
+    gate = Gate(monkeypatch)
     monkeypatch.setattr(os, "_exit", ends.append)
     publisher.submit(1, model)
     leave_uploads(2)
@@ -164,15 +161,14 @@ def test_with_nothing_left_to_push_a_failing_program_ends_as_usual(online, publi
 
 @pytest.fixture
 def pretrain(monkeypatch):
-    """A function that runs the script in this process: `pretrain(folder, *flags)`."""
+    """A function that runs the command in this process: `pretrain(folder, *flags)`."""
     flags = ["--method", "simsiam", "--recipe", "quickstart", "--encoder", "test_resnet", "--image_size", "16"]
     flags += ["--dataset", "digits", "--num_steps", "6", "--checkpoint_every", "2", "--batch_size", "8"]
     flags += ["--num_workers", "0", "--shuffle_window", "100", "--cpu", "true"]
-    main = runpy.run_path(str(SCRIPT))["main"]
 
     def run(folder, *more):
-        arguments = [*flags, "--output_dir", str(folder), *more]
-        monkeypatch.setattr(sys, "argv", [str(SCRIPT), *arguments])
+        arguments = ["pretrain", *flags, "--output_dir", str(folder), *more]
+        monkeypatch.setattr(sys, "argv", ["hf-ssl", *arguments])
         try:
             return main(arguments)
         finally:  # Accelerate remembers its settings for the whole process

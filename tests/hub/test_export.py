@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from timm.data.transforms_factory import create_transform
 from transformers import AutoModelForPreTraining
 
+from hf_ssl.errors import UserError
 from hf_ssl.hub.export import export_encoder, export_run
 from hf_ssl.hub.model_card import render_model_card
 from hf_ssl.hub.publish import publish
@@ -161,7 +162,7 @@ def test_every_door_gives_the_features_of_training(tmp_path, image_files, online
 
 def test_config_has_what_the_loaders_need_and_nothing_that_breaks_them(tmp_path):
     config = SSLConfig(architecture="mobilenetv3_small_050", image_size=64, model_args={"drop_rate": 0.1})
-    encoder = build_encoder(config.architecture, config.model_args, pretrained=False)
+    encoder = build_encoder(config.architecture, config.model_args)
     encoder.pretrained_cfg |= {
         "license": "cc-by-nc-4.0",
         "hf_hub_id": "timm/x",
@@ -244,7 +245,7 @@ def test_exporting_moves_no_random_state_and_no_weight(tmp_path):
 
 def test_weights_of_another_architecture_are_refused(tmp_path):
     config = SSLConfig(architecture="resnet18", image_size=32)
-    with pytest.raises(RuntimeError, match=r"cannot be exported as `resnet18`.*Export the encoder"):
+    with pytest.raises(UserError, match=r"cannot be exported as `resnet18`.*Export the encoder"):
         export_encoder(build_encoder("resnet18_cifar"), config, tmp_path / "x")
     assert not (tmp_path / "x").exists()
 
@@ -324,6 +325,8 @@ def test_what_describes_the_weights_stays_with_them_and_goes_with_them(tmp_path,
         next(model.encoder.parameters()).add_(1)
     export_run(model, tmp_path)
     assert {path.name for path in encoder.iterdir()} == EXPORTED | {"run.json", "README.md"}
+    method = {"config.json", "model.safetensors", "preprocessor_config.json"}
+    assert {path.name for path in (tmp_path / "pretraining").iterdir()} == method
     assert "Mine." not in (encoder / "README.md").read_text()
 
 

@@ -21,7 +21,7 @@ RESULTS = [
         "value": value,
         "settings": {"k": 200} if protocol == "knn" else {"epochs": 90},
         "baselines": {"raw": 0.2966, "random": 0.3344},
-        "command": f"python scripts/evaluate.py runs/x --dataset ORG/NAME {protocol}",
+        "command": f"hf-ssl evaluate runs/x --dataset ORG/NAME {protocol}",
         "num_images": 10000,
     }
     for protocol, value in (("knn", 0.81234), ("linear", 0.85678))
@@ -245,6 +245,63 @@ def test_pretrained_weights_are_the_base_model(encoder_folder, run_record):
     metadata = metadata_of(text)
     assert (metadata["base_model"], metadata["base_model_relation"]) == ("timm/resnet50.a1_in1k", "finetune")
     assert "[timm/resnet50.a1_in1k](https://huggingface.co/timm/resnet50.a1_in1k)" in text
+
+
+def test_the_start_names_the_chain_of_origins(encoder_folder, run_record):
+    assert "| start | random weights |" in render_model_card(encoder_folder)
+    former = {"encoder": "timm/resnet50.a1_in1k", "kind": "timm", "former": None}
+    origin = {"encoder": "org/second@v1.0", "kind": "hub", "former": {"encoder": "/data/first", "former": former}}
+    run_record |= {"base_model": "org/second", "origin": origin}
+    write_record(encoder_folder, "run.json", run_record)
+    text = render_model_card(encoder_folder)
+    assert metadata_of(text)["base_model"] == "org/second"
+    assert (
+        "| start | weights of [org/second](https://huggingface.co/org/second), which came from weights of "
+        "`/data/first`, which came from weights of [timm/resnet50.a1_in1k]" in text
+    )
+
+
+@pytest.mark.parametrize("kind", ["complete", "dimensional"])
+def test_a_collapse_is_said_at_the_top_and_in_the_limits(encoder_folder, run_record, kind):
+    assert "ollapsed" not in render_model_card(encoder_folder)
+    seen = f"{kind.capitalize()} collapse at step 320: all images get nearly the same projection."
+    advice = f"{seen} What usually cures it, with this run's values: a target network."
+    run_record["collapse"] = {"kind": kind, "step": 320, "report": advice}
+    write_record(encoder_folder, "run.json", run_record)
+    text = render_model_card(encoder_folder)
+    top, limits = text.split("## Use")[0], text.split("## Limits")[1]
+    assert top.endswith(f"\n\n**Collapsed**: {seen}\n\n")
+    assert f"- Its training collapsed ({kind}, step 320)" in limits
+    assert "cures" not in text
+
+
+@pytest.mark.parametrize("name", ["in-memory data set (ORG/NAME)", "streamed data set", "ORG/NAME"])
+def test_data_in_memory_is_no_data_set_of_the_hub(encoder_folder, run_record, name):
+    run_record["data"] |= {"dataset": name, "in_memory": True}
+    write_record(encoder_folder, "run.json", run_record)
+    text = render_model_card(encoder_folder)
+    assert "datasets" not in metadata_of(text) and "huggingface.co/datasets" not in text
+    article = "a" if name.startswith("streamed") else "an"
+    assert f"`test_resnet`, pretrained on {article} {name}\n" in text
+
+
+def test_the_licence_given_at_pretraining_is_the_cards_unless_another_is_given(encoder_folder, run_record):
+    run_record["license"] = "mit"
+    write_record(encoder_folder, "run.json", run_record)
+    assert metadata_of(render_model_card(encoder_folder))["license"] == "mit"
+    assert metadata_of(render_model_card(encoder_folder, license="apache-2.0"))["license"] == "apache-2.0"
+
+
+def test_a_method_without_paper_or_unknown_here_has_a_card(encoder_folder, run_record, monkeypatch):
+    monkeypatch.setattr(METHODS["simsiam"], "paper", None)
+    text = render_model_card(encoder_folder)
+    assert "bibtex" not in text and "pretrained without labels by SimSiam on" in text
+    run_record["method"] = "mine"
+    write_record(encoder_folder, "run.json", run_record)
+    text = render_model_card(encoder_folder)
+    assert "# mine encoder `test_resnet`, pretrained on ORG/NAME" in text
+    for gap in ("None", "\n\n\n", "{{"):
+        assert gap not in text
 
 
 def test_metadata_that_would_be_read_otherwise_is_refused(encoder_folder):

@@ -1,17 +1,22 @@
 """Pushing with the real client to a server on this machine, also when the server or the network fails."""
 
 import json
-import runpy
 import shlex
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 from huggingface_hub import HfApi
 
+import hf_ssl
+from hf_ssl.commands import main
+from hf_ssl.errors import UserError
 from hf_ssl.hub.model_card import write_model_card
+from hf_ssl.hub.names import check_refs
 from hf_ssl.hub.publish import publish
+from hf_ssl.hub.push import push_files
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "scripts" / "publish.py"
@@ -45,6 +50,7 @@ def test_one_commit_holds_encoder_method_and_card(online, run_dir):
         "run.json",
         "pretraining/config.json",
         "pretraining/model.safetensors",
+        "pretraining/preprocessor_config.json",
     }
     for path, content in files.items():
         if path != "README.md":
@@ -92,13 +98,13 @@ def test_a_fault_costs_another_attempt_and_never_a_second_commit(online, run_dir
     assert online.faults == []
     commits = online.repos["org/enc"].commits["main"]
     assert len(commits) == 2
-    assert len(commits[-1].files) == 11
+    assert len(commits[-1].files) == 12
 
 
 def test_it_gives_up_after_some_attempts_and_says_how_to_try_again(online, run_dir):
     before = content_of(run_dir)
     online.faults = [("POST", "/commit/", "500")] * 20
-    with pytest.raises(RuntimeError, match=r"status 500.*intact; then: python scripts/publish.py") as error:
+    with pytest.raises(UserError, match=r"status 500.*intact; then: hf-ssl publish") as error:
         publish(run_dir, "org/enc", revision="step-000500", private=True, message="Half way")
     retry = shlex.split(str(error.value).split("then: ")[1])
     expected = [
@@ -116,7 +122,7 @@ def test_it_gives_up_after_some_attempts_and_says_how_to_try_again(online, run_d
     assert online.files("org/enc") == {}  # all or nothing
     online.faults = []
     publish(run_dir, "org/enc")
-    assert len(online.files("org/enc")) == 11
+    assert len(online.files("org/enc")) == 12
 
 
 def test_a_revision_is_a_branch_and_main_stays(online, run_dir):
@@ -128,7 +134,7 @@ def test_a_revision_is_a_branch_and_main_stays(online, run_dir):
     assert "notes.txt" in online.files("org/enc", "step-000500")
     assert "notes.txt" not in online.files("org/enc")
     online.repos["org/enc"].tags["v1.0"] = "0" * 40
-    with pytest.raises(RuntimeError, match=r"tag `v1.0`.*another `--revision`"):
+    with pytest.raises(UserError, match=r"tag `v1.0`.*another `--revision`"):
         publish(run_dir, "org/enc", revision="v1.0")
 
 
@@ -138,7 +144,7 @@ def test_private(online, run_dir):
     publish(run_dir, "org/open")
     assert not online.repos["org/open"].private
     (run_dir / "encoder" / "notes.txt").write_text("secret")
-    with pytest.raises(RuntimeError, match=r"`org/open` exists and is public"):
+    with pytest.raises(UserError, match=r"`org/open` exists and is public"):
         publish(run_dir, "org/open", private=True)
     assert "notes.txt" not in online.files("org/open")
 
@@ -188,33 +194,33 @@ def test_a_folder_that_is_not_a_run_is_refused(online, run_dir, missing):
 def test_an_encoder_of_another_step_is_refused(online, run_dir, make_run, tmp_path):
     make_run(tmp_path / "other")
     (tmp_path / "other" / "encoder" / "model.safetensors").replace(run_dir / "encoder" / "model.safetensors")
-    with pytest.raises(RuntimeError, match="not of the same step"):
+    with pytest.raises(UserError, match="not of the same step"):
         publish(run_dir, "org/enc")
     assert online.requests == []
 
 
 def test_no_token_a_wrong_one_and_one_without_write_access(online, run_dir, monkeypatch):
     online.forbidden = True
-    with pytest.raises(RuntimeError, match=r"may not write to `org/enc`.*then: python"):
+    with pytest.raises(UserError, match=r"may not write to `org/enc`.*then: hf-ssl"):
         publish(run_dir, "org/enc")
     monkeypatch.setenv("HF_TOKEN", "hf_wrong")
-    with pytest.raises(RuntimeError, match=r"does not accept the token.*then: python") as error:
+    with pytest.raises(UserError, match=r"does not accept the token.*then: hf-ssl") as error:
         publish(run_dir, "org/enc")
     assert "hf_wrong" not in str(error.value)
     monkeypatch.delenv("HF_TOKEN")
     asked = len(online.requests)
-    with pytest.raises(RuntimeError, match=r"No Hub token was found.*then: python"):
+    with pytest.raises(UserError, match=r"No Hub token was found.*then: hf-ssl"):
         publish(run_dir, "org/enc")
     assert len(online.requests) == asked  # needs no network to say so
 
 
 def test_no_network(online, run_dir, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(RuntimeError, match=r"`HF_HUB_OFFLINE` is set.*then: python"):
+    with pytest.raises(UserError, match=r"`HF_HUB_OFFLINE` is set.*then: hf-ssl"):
         publish(run_dir, "org/enc")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
-    with pytest.raises(RuntimeError, match=r"The Hub cannot be reached.*then: python"):
+    with pytest.raises(UserError, match=r"The Hub cannot be reached.*then: hf-ssl"):
         publish(run_dir, "org/enc")
 
 
@@ -228,29 +234,98 @@ def test_the_script_pushes(online, run_dir, hub_server, tmp_path):
     online.faults = [("POST", "/commit/", "lost")]
     done = run_script(hub_server.environment(tmp_path / "home"), run_dir, "--repo_id", "org/enc", "--tag", "v1")
     assert done.returncode == 0, done.stderr
-    assert "11 unchanged, tag `v1`." in done.stderr  # the second attempt finds all of it there
+    assert "12 unchanged, tag `v1`." in done.stderr  # the second attempt finds all of it there
     assert online.files("org/enc", "v1") == online.files("org/enc")
     assert done.stdout.strip() == f"{hub_server.url}/org/enc"
     assert len(online.repos["org/enc"].commits["main"]) == 2
     assert online.token not in done.stdout + done.stderr
 
 
-def test_the_script_says_what_it_would_push(run_dir, hub_server, tmp_path):
-    nowhere = hub_server.environment(tmp_path / "home", token=None, HF_ENDPOINT="http://127.0.0.1:9")
-    shown = run_script(nowhere, run_dir, "--repo_id", "org/enc", "--license", "mit", "--dry_run")
-    assert shown.returncode == 0, shown.stderr
+def test_a_dry_run_shows_files_card_and_address_and_asks_nobody(online, hub_server, run_dir, capsys):
+    online.requests = []
+    words = [str(run_dir), "--repo_id", "org/enc", "--license", "mit", "--revision", "next", "--dry_run"]
+    assert main(["publish", *words]) == 0
+    shown = capsys.readouterr().out
     for path in ("config.json", "model.safetensors", "pretraining/model.safetensors", "README.md"):
-        assert f"  {path}\n" in shown.stdout
-    assert 'from_pretrained("org/enc")' in shown.stdout
-    assert "license: mit" in shown.stdout
+        assert f" MB  {path}\n" in shown
+    assert 'from_pretrained("org/enc")' in shown
+    assert "license: mit" in shown
+    assert shown.endswith(f"Nothing was pushed. Without `--dry_run` this goes to {hub_server.url}/org/enc/tree/next\n")
+    assert online.requests == []
 
 
-def test_the_script_fails_in_one_line(online, run_dir, monkeypatch, capsys):
+def test_python_publishes_what_its_dry_run_shows(online, hub_server, run_dir):
+    would = hf_ssl.publish(run_dir, repo_id="org/enc", dry_run=True)
+    assert (would.pushed, would.url) == (False, f"{hub_server.url}/org/enc")
+    done = hf_ssl.publish(run_dir, repo_id="org/enc")
+    assert (done.pushed, done.url) == (True, would.url)
+    files = online.files("org/enc")
+    assert {path: len(content) for path, content in files.items()} == would.files
+    assert files["README.md"].decode() == would.card
+
+
+@pytest.mark.parametrize(
+    "name", ["v1.0", "step-000500", "a/b", "2024", "v1.0-rc.1", "deadbeef", "a" * 40 + "x", "\u00e9"]
+)
+def test_names_of_branches_and_tags(name):
+    check_refs(name, None)
+    check_refs(None, name)
+
+
+@pytest.mark.parametrize(
+    ("name", "fault"),
+    [
+        ("", "which is empty"),
+        ("my tag", "which has a space"),
+        ("a..b", "which has '..' in it"),
+        *((f"a{sign}b", "in it") for sign in "~^:?*[\\\n\x7f"),
+        ("a@{b", "which has '@{' in it"),
+        ("a//b", "which has '//' in it"),
+        ("-v1", "which starts with `-`"),
+        ("/v1", "which starts with `/`"),
+        ("v1/", "which ends with `/`"),
+        ("v1.", "which ends with `.`"),
+        (".v1", "of which a part starts with `.`"),
+        ("a/.b", "of which a part starts with `.`"),
+        ("v1.lock", "of which a part ends with `.lock`"),
+        ("a.lock/b", "of which a part ends with `.lock`"),
+        ("refs/pr/1", "which starts with `refs/`"),
+        ("HEAD", "which means something else in git"),
+        ("@", "which means something else in git"),
+        ("0123456789abcdef" * 2 + "01234567", "which looks like a commit"),
+    ],
+)
+def test_a_name_that_no_branch_or_tag_can_have_is_refused_before_anything_is_sent(online, run_dir, name, fault):
+    with pytest.raises(UserError, match="`tag` must be the name of a tag, such as v1.0") as error:
+        publish(run_dir, "org/enc", tag=name, dry_run=True)
+    assert fault in str(error.value)
+    with pytest.raises(UserError, match="`revision` must be the name of a branch"):
+        push_files({"a.txt": b""}, "org/enc", revision=name, message="New", retry="again")
+    assert online.requests == []
+
+
+def test_git_refuses_the_same_names():
+    """The rules are git's, but for those of the Hub and what has a meaning of its own."""
+    ours = {"": 1, "a b": 1, "a..b": 1, "a@{b": 1, "a//b": 1, "-v1": 1, "/v1": 1, "v1/": 1, "v1.": 1, "a/.b": 1}
+    ours |= {"a.lock/b": 1, "a\\b": 1, "v1.0": 0, "a/b": 0, "v1.0-rc.1": 0, "a@b": 0, "a.b.c": 0, "a'b": 0}
+    for name, refused in ours.items():
+        git = subprocess.run(["git", "check-ref-format", "--branch", name], capture_output=True, cwd="/")
+        assert bool(git.returncode) == bool(refused), name
+        with pytest.raises(UserError) if refused else nullcontext():
+            check_refs(name, None)
+
+
+def test_a_tag_with_the_name_of_its_branch_is_refused(online, run_dir):
+    for revision, tag in ((None, "main"), ("next", "next")):
+        with pytest.raises(UserError, match=f"`tag` must not be the name of the branch .* got `{tag}`"):
+            publish(run_dir, "org/enc", revision=revision, tag=tag)
+    assert online.requests == []
+
+
+def test_the_command_fails_in_one_line(online, run_dir, monkeypatch, capsys):
     monkeypatch.delenv("HF_TOKEN")
-    monkeypatch.setattr(sys, "argv", ["publish.py", str(run_dir), "--repo_id", "org/enc"])
-    with pytest.raises(SystemExit) as exit_:
-        runpy.run_path(str(SCRIPT), run_name="__main__")
-    assert exit_.value.code == 2
-    message = capsys.readouterr().err
-    assert message.startswith("error: No Hub token was found.")
-    assert len(message.splitlines()) == 1
+    for words, start in (([], "No Hub token was found."), (["--tag", "a b"], "`tag` must be the name of a tag")):
+        assert main(["publish", str(run_dir), "--repo_id", "org/enc", *words]) == 2
+        message = capsys.readouterr().err
+        assert message.startswith(f"error: {start}")
+        assert len(message.splitlines()) == 1

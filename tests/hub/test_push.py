@@ -9,11 +9,12 @@ import pytest
 from hub_server import RefusalError, Repo
 from huggingface_hub import HfApi
 
+from hf_ssl.errors import UserError
 from hf_ssl.hub.push import push_files
 
 CARD = b"---\nlicense: mit\ntags:\n- hf_ssl\n---\n# Features\n"
 STUB = b"---\nlicense: mit\n---\n"  # what the Hub's website makes with a repository
-RETRY = "python scripts/publish.py runs/x --repo_id org/x"
+RETRY = "hf-ssl publish runs/x --repo_id org/x"
 KINDS = ["drop", "lost", "truncated", "slow", "500", "429", "401", "403", "409"]
 
 
@@ -83,7 +84,7 @@ def test_a_fault_at_any_request_leaves_all_or_nothing(
         online.repos, online.requests, online.faults = copy.deepcopy(repos), [], [(number, kind)]
         try:
             run()
-        except RuntimeError as error:
+        except UserError as error:
             assert str(error).endswith(f"; then: {RETRY}"), error
             assert state() in (before, after)
             said += str(error)
@@ -120,7 +121,7 @@ def test_each_kind_of_repository_has_its_names(online):
 def test_a_name_that_another_kind_has_taken(online):
     online.shared_names = True
     push({"a.txt": b"rows"}, repo_type="dataset")
-    with pytest.raises(RuntimeError, match=r"name `org/x` is taken, but not by a model.*another `--repo_id`.*then: "):
+    with pytest.raises(UserError, match=r"name `org/x` is taken, but not by a model.*another `--repo_id`.*then: "):
         push({"a.txt": b"model"})
     assert set(online.repos) == {"datasets/org/x"}
 
@@ -128,19 +129,19 @@ def test_a_name_that_another_kind_has_taken(online):
 def test_a_gated_and_a_disabled_repository(online, monkeypatch):
     push({"README.md": CARD})
     online.repos["org/x"].disabled = True
-    with pytest.raises(RuntimeError, match=r"disabled `org/x`.*then: "):
+    with pytest.raises(UserError, match=r"disabled `org/x`.*then: "):
         push({"README.md": CARD + b"new"})
     online.repos["org/x"].disabled, online.repos["org/x"].gated = False, True
     push({"README.md": CARD + b"new"})  # its owner may
     monkeypatch.setenv("HF_TOKEN", "hf_stranger")
-    with pytest.raises(RuntimeError, match=r"may not write to `org/x`.*then: "):
+    with pytest.raises(UserError, match=r"may not write to `org/x`.*then: "):
         push({"README.md": CARD + b"newer"})
 
 
 @pytest.mark.parametrize("token", ["hf_reader", "hf_stranger"])
 def test_a_token_that_may_not_write(online, monkeypatch, token):
     monkeypatch.setenv("HF_TOKEN", token)
-    with pytest.raises(RuntimeError, match=r"may not write to `org/x`.*then: ") as error:
+    with pytest.raises(UserError, match=r"may not write to `org/x`.*then: ") as error:
         push({"a.txt": b""})
     assert token not in str(error.value)
     assert online.repos == {}
@@ -149,7 +150,7 @@ def test_a_token_that_may_not_write(online, monkeypatch, token):
 def test_a_private_repository_of_others_looks_like_none(online, monkeypatch):
     push({"a.txt": b"1"}, private=True)
     monkeypatch.setenv("HF_TOKEN", "hf_stranger")
-    with pytest.raises(RuntimeError, match="may not write to `org/x`"):
+    with pytest.raises(UserError, match="may not write to `org/x`"):
         push({"a.txt": b"2"})
     assert online.files("org/x") == {"a.txt": b"1"}
 
@@ -158,11 +159,11 @@ def test_a_tag_names_one_thing_for_ever(online):
     push({"a.txt": b"1"}, tag="v1")
     push({"a.txt": b"1"}, tag="v1")
     assert online.repos["org/x"].tags == {"v1": online.repos["org/x"].commits["main"][-1].sha}
-    with pytest.raises(RuntimeError, match=r"has a tag `v1`, which names something else .*another `--tag`"):
+    with pytest.raises(UserError, match=r"has a tag `v1`, which names something else .*another `--tag`"):
         push({"a.txt": b"2"}, tag="v1")
     assert online.files("org/x") == {"a.txt": b"1"}
     push({"a.txt": b"2"}, tag="v2")
-    with pytest.raises(RuntimeError, match="which names something else"):
+    with pytest.raises(UserError, match="which names something else"):
         push({"a.txt": b"2"}, tag="v1")
     assert online.files("org/x", "v1") == {"a.txt": b"1"}
     assert online.files("org/x", "v2") == {"a.txt": b"2"}
@@ -207,7 +208,7 @@ def test_the_stub_that_the_hub_makes_is_replaced(online):
 
 def test_the_hub_checks_the_metadata_before_anything_is_sent(online):
     for card, words in ((b"---\ntags: hf_ssl\n---\n", '"tags" must be a'), (b"---\na: [\n---\n", "while parsing")):
-        with pytest.raises(RuntimeError, match=f"refuses the metadata at the top of `README.md`: .*{words}"):
+        with pytest.raises(UserError, match=f"refuses the metadata at the top of `README.md`: .*{words}"):
             push({"README.md": card, "a.txt": b"1"})
     assert online.repos == {}
     online.faults = [("POST", "/validate-yaml", "drop")]
@@ -227,7 +228,7 @@ def test_the_pause_that_the_hub_asks_for(online, no_pauses):
 @pytest.mark.parametrize("status", ["500", "403"])
 def test_a_storage_that_refuses_the_content(online, no_pauses, status):
     online.faults = [("PUT", "/lfs/", status)] * 100
-    with pytest.raises(RuntimeError, match=r"(status 500|may not write).*then: "):
+    with pytest.raises(UserError, match=r"(status 500|may not write).*then: "):
         push({"model.safetensors": b"1", "other.safetensors": b"2"})
     assert online.files("org/x") == {}
 
@@ -236,7 +237,7 @@ def test_the_server_repeats_a_token_and_nobody_reads_it(online, no_pauses, monke
     secret = "hf_" + "aB3" * 11
     words = f"not with {online.token}, nor with {secret}, at https://me:{secret}@host/x"
     monkeypatch.setattr("hub_server.Repo.add", lambda *_: (_ for _ in ()).throw(RefusalError(400, words)))
-    with pytest.raises(RuntimeError, match=r"not with \*\*\*, nor with \*\*\*, at https://\*\*\*@host/x") as error:
+    with pytest.raises(UserError, match=r"not with \*\*\*, nor with \*\*\*, at https://\*\*\*@host/x") as error:
         push({"a.txt": b"1"}, retry=f"HF_TOKEN={secret} {RETRY}")
     assert secret not in str(error.value) + caplog.text
     assert online.token not in str(error.value) + caplog.text
@@ -244,7 +245,7 @@ def test_the_server_repeats_a_token_and_nobody_reads_it(online, no_pauses, monke
 
 def test_a_file_with_a_token_is_not_published(online):
     for secret in (online.token, "hf_" + "aB3" * 11):
-        with pytest.raises(RuntimeError, match="`run.json` holds an access token") as error:
+        with pytest.raises(UserError, match="`run.json` holds an access token") as error:
             push({"run.json": f'{{"command": "HF_TOKEN={secret} python"}}'.encode(), "a.txt": b"1"})
         assert secret not in str(error.value)
     assert online.requests == []

@@ -10,12 +10,13 @@ import timm
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForPreTraining
+from transformers import AutoConfig, AutoModelForPreTraining, PreTrainedConfig
 
 from hf_ssl.data.recipes import VIEW_RECIPES
 from hf_ssl.data.settings import DataSettings
-from hf_ssl.methods import METHODS
-from hf_ssl.methods.base import SSLConfig, SSLPreTrainedModel
+from hf_ssl.errors import UserError
+from hf_ssl.methods import METHODS, register_method
+from hf_ssl.methods.base import SSLConfig, SSLOutput, SSLPreTrainedModel, check_method_class
 from hf_ssl.modules.encoder import build_encoder
 from hf_ssl.training.arguments import TrainingSettings
 
@@ -399,8 +400,9 @@ def test_documentation_describes_the_method_and_every_setting(name):
     described = re.findall(r"^    (\w+): ", section, re.MULTILINE)
     assert sorted(described) == sorted(own)
     assert "Relations: " in method.__doc__ and "Recipes: " in method.__doc__
-    assert method.paper.year >= 2018 and re.fullmatch(r"\d{4}\.\d{5}", method.paper.arxiv)
-    assert method.paper.title in method.paper.bibtex
+    if method.paper is not None:
+        assert method.paper.year >= 2018 and re.fullmatch(r"\d{4}\.\d{5}", method.paper.arxiv)
+        assert method.paper.title in method.paper.bibtex
     assert method.batch_norm in ("sync", "local")
 
 
@@ -410,7 +412,7 @@ def test_recipes_are_settings_that_exist(name):
     config_fields = {field.name for field in dataclasses.fields(method.config_class)}
     data_fields = {field.name for field in dataclasses.fields(DataSettings)}
     training_fields = {field.name for field in dataclasses.fields(TrainingSettings)}
-    assert {"paper-imagenet", "cifar"} <= set(method.recipes)
+    assert ("paper-imagenet" in method.recipes) == (method.paper is not None)
     assert method.view_recipe in VIEW_RECIPES
     assert config_fields.isdisjoint(data_fields | training_fields) and data_fields.isdisjoint(training_fields)
     for recipe in method.recipes.values():
@@ -426,10 +428,81 @@ def test_recipes_are_settings_that_exist(name):
 def test_the_default_config_is_the_recipe_of_the_paper(name):
     method = METHODS[name]
     config = method.config_class()
-    same = {key: getattr(config, key) for key in method.recipes["paper-imagenet"] if hasattr(config, key)}
-    expected = {key: method.recipes["paper-imagenet"][key] for key in same}
+    recipe = method.recipes.get("paper-imagenet", {})
+    same = {key: getattr(config, key) for key in recipe if hasattr(config, key)}
+    expected = {key: recipe[key] for key in same}
     ema = {"ema_momentum", "ema_schedule"} if name == "directpred" else set()
     assert {key for key in same if same[key] != expected[key]} <= ema
+
+
+class OwnConfig(SSLConfig):
+    model_type = "hf_ssl_own"
+
+
+class Own(SSLPreTrainedModel):
+    """A method of a user's own: neither paper nor recipes."""
+
+    config_class = OwnConfig
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.post_init()
+
+    def forward(self, pixel_values, indices=None, labels=None):
+        return SSLOutput(loss=self.encode(pixel_values[:, 0]).mean())
+
+
+@every_method
+def test_the_methods_here_pass_the_check_of_their_class(name):
+    check_method_class(METHODS[name])
+
+
+def test_a_method_of_ones_own_needs_neither_paper_nor_recipes():
+    check_method_class(Own)
+    assert Own.paper is None and Own.recipes == {}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"config_class": SSLConfig}, "its config `SSLConfig` must have a `model_type` of its own"),
+        ({"config_class": type("Nameless", (OwnConfig,), {})}, "its config `Nameless` must have a `model_type`"),
+        ({"config_class": PreTrainedConfig}, "must be a subclass of `SSLConfig`, got `PreTrainedConfig`"),
+        ({"config_class": None}, "must be a subclass of `SSLConfig`, got `None`"),
+        ({"forward": SSLPreTrainedModel.forward}, "has no `forward`, which computes the loss"),
+        ({"forward": lambda self, pixel_values, labels=None: None}, "and lacks `indices`"),
+        ({"forward": lambda self, x: None}, "and lacks `pixel_values`, `indices`, `labels`"),
+        ({"recipes": ["mine"]}, "`recipes` must be a dictionary of dictionaries"),
+        ({"recipes": {"mine": 3}}, "`recipes` must be a dictionary of dictionaries"),
+        ({"paper": "A title"}, "`paper` must be a `Paper` or None, got 'A title'"),
+        ({"batch_norm": "global"}, "`batch_norm` must be `sync` or `local`, got `global`"),
+    ],
+)
+def test_a_class_that_breaks_the_contract_is_refused_before_training(changes, message):
+    broken = type("Broken", (Own,), changes)
+    with pytest.raises(UserError, match=r"^The method `Broken` cannot be trained: [^\n]+\.$") as error:
+        check_method_class(broken)
+    assert message in str(error.value)
+
+
+def test_what_is_no_method_is_refused():
+    for other in (torch.nn.Linear, "byol", Own(OwnConfig(architecture="test_resnet", image_size=32))):
+        with pytest.raises(UserError, match="must be a subclass of `SSLPreTrainedModel`, got "):
+            check_method_class(other)
+
+
+def test_a_name_has_to_be_that_of_the_config():
+    with pytest.raises(UserError, match=r"`OwnConfig.model_type` must be `hf_ssl_mine` for the method `mine`"):
+        register_method("mine", Own)
+    assert "mine" not in METHODS
+
+
+@pytest.mark.parametrize("attribute", ["frozen_modules", "frozen_parameters", "constant_lr_modules"])
+def test_a_module_that_does_not_exist_is_found_when_the_model_is_made(attribute):
+    broken = type("Broken", (Own,), {attribute: ("encoder.conv11.weight",)})
+    message = rf"`{attribute}` of `Broken` names `encoder.conv11.weight`, which the model does not have"
+    with pytest.raises(UserError, match=message):
+        broken(OwnConfig(architecture="test_resnet", image_size=32))
 
 
 def test_the_base_class_is_no_method():

@@ -2,7 +2,6 @@
 
 import ast
 import builtins
-import importlib.util
 import os
 import subprocess
 import sys
@@ -15,7 +14,9 @@ import torch
 import yaml
 
 from hf_ssl import metrics
+from hf_ssl.commands import main
 from hf_ssl.diagnostics import alignment, rank_me, uniformity
+from hf_ssl.errors import UserError
 from hf_ssl.evaluation.clustering import clustering_scores
 from hf_ssl.evaluation.knn import knn_accuracy
 from hf_ssl.evaluation.linear_probe import linear_probe_accuracy
@@ -131,7 +132,7 @@ def test_without_evaluate_a_sentence_says_what_to_install(monkeypatch: pytest.Mo
         return import_(name, *rest, **named)
 
     monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(RuntimeError, match=r"`pip install hf_ssl\[metrics\]`"):
+    with pytest.raises(UserError, match=r"`pip install hf_ssl\[metrics\]`"):
         metrics.load("rank_me")
 
 
@@ -162,14 +163,16 @@ def test_a_space_must_have_the_metrics_name():
 
 
 @pytest.mark.slow
-def test_a_metric_is_pushed_and_loaded_from_a_hub(online, hub_server, tmp_path: Path):
-    """The script, and then `evaluate` in a process of its own, against the Hub on loopback."""
-    script = Path(__file__).parents[2] / "scripts" / "publish_metric.py"
-    spec = importlib.util.spec_from_file_location("publish_metric", script)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    assert module.main(["rank_me", "--repo_id", "someone/rank_me"]) == 0
+def test_a_metric_is_pushed_and_loaded_from_a_hub(
+    online, hub_server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    """The command, and then `evaluate` in a process of its own, against the Hub on loopback."""
+    words = ["publish_metric", "rank_me", "--repo_id", "someone/rank_me"]
+    assert main([*words, "--dry_run"]) == 0
+    assert f"--- rank_me.py\n{(metrics.path_of('rank_me') / 'rank_me.py').read_text()}" in capsys.readouterr().out
+    assert online.requests == []
+    assert main(words) == 0
+    assert capsys.readouterr().out == f"{hub_server.url}/spaces/someone/rank_me\n"
     assert set(online.files("spaces/someone/rank_me")) >= {"rank_me.py", "README.md", "app.py", "requirements.txt"}
     environment = {**os.environ, "HF_ENDPOINT": hub_server.url, "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path)}
     code = "import evaluate; print(evaluate.load('someone/rank_me').compute(features=[[1, 0], [0, 1]])['rank_me'])"
@@ -181,3 +184,17 @@ def test_a_metric_is_pushed_and_loaded_from_a_hub(online, hub_server, tmp_path: 
 def test_vectors_come_as_arrays_too():
     assert as_features(np.ones((3, 2)), "x").dtype == torch.float32
     assert as_labels(np.array([1.0, 2.0]), "x").dtype == torch.int64
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("knn --repo_id org/knn", "Unknown metric `knn`. Known: alignment, "),
+        ("rank_me --repo_id org/rank", "must be called `rank_me`, got `org/rank`. Give `ORG/rank_me`"),
+        ("rank_me --repo_id a/b/rank_me", "`repo_id` must be `org/name`"),
+        ("rank_me", "`repo_id` is needed: "),
+    ],
+)
+def test_a_wrong_push_is_a_sentence(words: str, message: str, capsys: pytest.CaptureFixture[str]):
+    assert main(["publish_metric", *words.split()]) == 2
+    assert message in capsys.readouterr().err

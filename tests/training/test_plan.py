@@ -37,7 +37,7 @@ def test_steps_need_no_known_size():
 @pytest.mark.parametrize(
     ("source", "values", "message"),
     [
-        (SOURCE, {}, "Give `num_steps` or `num_epochs`"),
+        (SOURCE, {}, "Give `num_steps`, `num_epochs` or `max_hours`"),
         (replace(SOURCE, num_images=None), {"num_epochs": 2}, "Give `num_steps`"),
         (replace(SOURCE, num_images=None), {"num_steps": 5, "warmup_epochs": 2}, "Give `warmup_steps`"),
         (replace(SOURCE, num_images=7), {"num_steps": 5}, "7 images, fewer than one batch of 8"),
@@ -56,7 +56,7 @@ def test_impossible_lengths_are_refused(source: Source, values: dict, message: s
         ({"batch_size": 0}, "`batch_size` must be at least 1, got 0"),
         ({"num_steps": -3}, "`num_steps` must be at least 1, got -3"),
         ({"base_learning_rate": -1.0}, "`base_learning_rate` must be positive, got -1.0"),
-        ({"weight_decay": float("nan")}, "`weight_decay` must be 0 or more, got nan"),
+        ({"weight_decay": float("nan")}, "`weight_decay` must be a finite number, got nan"),
         ({"optimizer_momentum": 1.0}, r"`optimizer_momentum` must be in \[0, 1\), got 1.0"),
         ({"num_steps": 3, "num_epochs": 3}, "`num_epochs` and `num_steps` exclude each other"),
         ({"warmup_steps": 3, "warmup_epochs": 3}, "`warmup_epochs` and `warmup_steps` exclude each other"),

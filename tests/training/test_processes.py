@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from hf_ssl.errors import UserError
 from hf_ssl.training.arguments import TrainingSettings
 from hf_ssl.training.processes import (
     check_num_processes,
@@ -52,9 +53,9 @@ def test_pytest_is_no_launcher():
 def test_fewer_processes_than_requested_are_refused():
     check_num_processes(1, {}, None, ["pretrain.py"])
     check_num_processes(2, {"WORLD_SIZE": "2"}, 2, ["pretrain.py"])
-    with pytest.raises(RuntimeError, match="ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes 2"):
+    with pytest.raises(UserError, match="ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes 2"):
         check_num_processes(1, {}, 2, ["scripts/pretrain.py"])
-    with pytest.raises(RuntimeError, match="At least 4 processes were requested, but 1 would run"):
+    with pytest.raises(UserError, match="At least 4 processes were requested, but 1 would run"):
         check_num_processes(1, {"WORLD_SIZE": "4"}, None, sys.argv)
 
 

@@ -90,7 +90,7 @@ PROGRAM = """
 
     try:
         run("spoilt", method="simsiam", spoil=spoil, log_every=100)
-    except RuntimeError as error:
+    except ValueError as error:
         seen["error"] = str(error)
     seen["saved"] = [path.name for path in complete_checkpoints(folder / "spoilt")]
 

@@ -1,0 +1,280 @@
+"""Look into frozen encoders without labels: spectrum, ranks, alignment, uniformity, LiDAR, predictor.
+
+    hf-ssl analyze runs/first --dataset shapes
+    hf-ssl analyze runs/directpred runs/moco resnet50.a1_in1k --dataset uoft-cs/cifar10 --output analysis
+
+ENCODER is the folder of a run, an encoder folder, a repository on the Hub (timm or transformers) or a timm name;
+several are put side by side. Of a run the projections are analysed too, and its predictor beside their correlation, as
+in figure 2 of the DirectPred paper. Alignment, uniformity and LiDAR compare augmented views. They are made by the
+run's own recipe unless `--view_recipe` says otherwise (moco_v2 for encoders of other origin): compare encoders under
+one recipe.
+
+Writes analysis.json and figures: into the encoder folder of a single local encoder, else to `--output`.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+from PIL import Image
+from torch import nn
+
+from hf_ssl.commands.command import Command
+from hf_ssl.commands.encoder_settings import ReadingSettings, check_least, method_of, titles_of
+from hf_ssl.data.sources import Source
+from hf_ssl.data.views import find_recipe
+from hf_ssl.errors import UserError
+from hf_ssl.evaluation.analysis import (
+    FEATURE_NUMBERS,
+    PREDICTOR_NUMBERS,
+    analyse_features,
+    analyse_predictor,
+)
+from hf_ssl.evaluation.encoders import Encoder, WithProjection, encoder_folder, load_encoder
+from hf_ssl.evaluation.features import extract_features
+from hf_ssl.evaluation.view_features import extract_view_features
+from hf_ssl.figures.diagnostics import diagnosis_curves, predictor_curves, spectrum_curves
+from hf_ssl.figures.negatives import negative_curves
+from hf_ssl.settings import checked
+
+_RECIPE = "moco_v2"  # of encoders that no run of this package made
+_PARTS = {"representation": FEATURE_NUMBERS, "projection": FEATURE_NUMBERS, "predictor": PREDICTOR_NUMBERS}
+
+
+@checked
+class AnalysisSettings(ReadingSettings):
+    """What is looked into, and how.
+
+    Args:
+        encoders: Folders, repositories on the Hub or timm names; `random:ENCODER` has fresh weights.
+        split: Split to look at.
+        view_recipe: How views are augmented. If not given: as the run was trained, or by moco_v2.
+        views: Views of an image, at least 2.
+        view_images: Images to make views of, at least 2. If not given: 1000, or twice the features if that is more.
+        max_images: Size of the sample of the split, at least 2.
+        output: Folder for analysis.json and figures, instead of the folder of a single local encoder.
+    """
+
+    encoders: list[str]
+    split: str = "test"
+    view_recipe: str | None = None
+    views: int = 10
+    view_images: int | None = None
+    max_images: int = 10_000
+    output: Path | None = None
+
+    def __post_init__(self) -> None:
+        self.encoders = list(dict.fromkeys(self.encoders))
+
+    def validate_analysis(self) -> None:
+        """Check what can be checked without encoders and data."""
+        self.check_reading()
+        check_least(self, views=2, view_images=2, max_images=2)
+        if not self.encoders:
+            raise UserError("`encoders` must name at least one encoder, such as `runs/first`.")
+        if self.view_recipe is not None:
+            find_recipe(self.view_recipe)
+        if self.output is not None and self.output.is_file():
+            raise UserError(f"`output` must be a folder, but `{self.output}` is a file. Choose another name.")
+
+
+@dataclass(frozen=True)
+class AnalysisResult:
+    """What was found out about some encoders.
+
+    Args:
+        encoders: Title of each encoder -> what its numbers depend on, such as `num_images`, and its parts:
+            `representation` and perhaps `projection` and `predictor`, each with `numbers` and `curves`.
+        heading: What was looked at, in one line.
+        folder: Where analysis.json and figures are, if they were kept.
+        figures: The figures.
+    """
+
+    encoders: dict[str, dict[str, Any]]
+    heading: str
+    folder: Path | None
+    figures: list[Path]
+
+    def __str__(self) -> str:
+        lines = [f"\n{self.heading}\n", _table(self.encoders)]
+        lines += [f"Numbers: {self.folder / 'analysis.json'}"] if self.folder is not None else []
+        return "\n".join([*lines, *(f"Figure:  {figure}" for figure in self.figures)])
+
+
+def run(settings: AnalysisSettings) -> AnalysisResult:
+    """Analyse, and keep the numbers and figures where there is a folder for them."""
+    folders = {name: encoder_folder(name) for name in settings.encoders}
+    titles = titles_of(settings.encoders)
+    source = settings.open(settings.split)
+    found = {titles[name]: _analyse(settings, titles[name], name, folder, source) for name, folder in folders.items()}
+    folder = settings.output or (folders[settings.encoders[0]] if len(folders) == 1 else None)
+    figures: list[Path] = []
+    if folder is not None:
+        heading = f"{Path(source.name).name}, split {settings.split}"
+        drawn = _figures(found, {titles[name]: encoder for name, encoder in folders.items()}, heading)
+        figures = _keep(settings, source.name, folder, found, drawn)
+    return AnalysisResult(found, _heading(settings, source.name, found), folder, figures)
+
+
+def _analyse(settings: AnalysisSettings, title: str, name: str, folder: Path | None, source: Source) -> dict[str, Any]:
+    """The numbers of one encoder, and what they depend on."""
+    device = settings.torch_device()
+    encoder = load_encoder(name, device, settings.seed)
+    width = encoder.dim
+    method = method_of(folder)
+    if method is not None:
+        module = WithProjection(method).to(device).eval().requires_grad_(False)
+        encoder = Encoder(module, encoder.transform, width, encoder.name)
+    recipe, image_size = _recipe_of(folder, encoder)
+    recipe = settings.view_recipe or recipe
+    num_images = settings.view_images or min(max(1000, 2 * width), settings.max_images)
+    features = extract_features(
+        encoder,
+        source,
+        settings.batch_size,
+        settings.num_workers,
+        max_images=settings.max_images,
+        description=f"{title}, {source.split}",
+    ).features
+    views = extract_view_features(
+        encoder,
+        source,
+        recipe,
+        settings.views,
+        image_size=image_size,
+        batch_size=settings.batch_size,
+        num_workers=settings.num_workers,
+        max_images=num_images,
+        seed=settings.seed,
+        description=f"{title}, {settings.views} views by {recipe}",
+    )
+    if len(features) < 2 or len(views) < 2:
+        raise UserError(f"An analysis needs at least two usable images, but split `{source.split}` gave fewer.")
+    parts = {"representation": analyse_features(features[:, :width], views[..., :width])}
+    if features.shape[1] > width:
+        parts["projection"] = analyse_features(features[:, width:], views[..., width:])
+        predictor = getattr(method, "predictor", None)
+        if isinstance(predictor, nn.Module) and not isinstance(predictor, nn.Identity):
+            # Of views: what the predictor met in training.
+            parts["predictor"] = analyse_predictor(predictor.cpu(), views[..., width:].flatten(0, 1))
+    about = {
+        "num_images": len(features),
+        "view_images": len(views),
+        "views": settings.views,
+        "view_recipe": recipe,
+        "image_size": image_size,
+        "dims": {"representation": width, "projection": features.shape[1] - width},
+    }
+    return about | {part: analysis.as_json() for part, analysis in parts.items()}
+
+
+def _recipe_of(folder: Path | None, encoder: Encoder) -> tuple[str, int]:
+    """Augmentation and size of the views that an encoder was trained on, as far as it tells."""
+    run = folder / "run.json" if folder is not None else None
+    if run is not None and run.is_file():
+        told = json.loads(run.read_text(encoding="utf-8"))
+        return told["data"]["view_recipe"], told["config"]["image_size"]
+    return _RECIPE, _input_size(encoder)
+
+
+def _input_size(encoder: Encoder) -> int:
+    return encoder.transform(Image.new("RGB", (64, 64))).shape[-1]
+
+
+def _heading(settings: AnalysisSettings, dataset: str, found: dict[str, dict[str, Any]]) -> str:
+    num_images = next(iter(found.values()))["num_images"]
+    recipes = ", ".join(dict.fromkeys(each["view_recipe"] for each in found.values()))
+    counts = {each["view_images"] for each in found.values()}
+    images = f"{min(counts):,}" if len(counts) == 1 else f"{min(counts):,} to {max(counts):,}"
+    return (
+        f"{dataset}, split {settings.split}: {num_images:,} images; alignment, uniformity and LiDAR from "
+        f"{settings.views} views of {images} by recipe {recipes}"
+    )
+
+
+def _table(found: dict[str, dict[str, Any]]) -> str:
+    """A block for each part: a row for each number, a column for each encoder, and what the number says."""
+    blocks = []
+    for part, meanings in _PARTS.items():
+        columns = {title: each[part]["numbers"] for title, each in found.items() if part in each}
+        if not columns:
+            continue
+        first = max(len(part), *map(len, meanings))
+        widths = {title: max(8, len(title)) for title in columns}
+        head = part.ljust(first) + "".join(f"  {title:>{widths[title]}}" for title in columns)
+        lines = [head, "-" * len(head)]
+        for number, meaning in meanings.items():
+            if not any(number in numbers for numbers in columns.values()):
+                continue
+            cells = "".join(
+                f"  {f'{numbers[number]:.4g}' if number in numbers else '':>{widths[title]}}"
+                for title, numbers in columns.items()
+            )
+            lines.append(f"{number.ljust(first)}{cells}  {meaning}")
+        blocks.append("\n".join(lines) + "\n")
+    return "\n".join(blocks)
+
+
+def _figures(found: dict[str, dict[str, Any]], folders: dict[str, Path | None], heading: str) -> dict[str, Figure]:
+    """Figures of all encoders together and, from the record of a run, of each; by file name.
+
+    Args:
+        found: By title.
+        folders: Encoder folder of each title, if it is a local one.
+        heading: Title of the figures.
+    """
+    panels = {
+        part: {title: each[part]["curves"]["spectrum"] for title, each in found.items() if part in each}
+        for part in ("representation", "projection")
+    }
+    drawn = {"analysis-spectrum.png": spectrum_curves(panels, heading)}
+    predictors = {title: each["predictor"]["curves"] for title, each in found.items() if "predictor" in each}
+    if predictors:
+        drawn["analysis-predictor.png"] = predictor_curves(predictors, heading)
+    for title, encoder in folders.items():
+        run_folder = encoder.parent if encoder is not None and encoder.name == "encoder" else None
+        prefix = f"{title}-" if len(folders) > 1 else ""
+        if run_folder is not None and (run_folder / "metrics.jsonl").is_file():
+            negatives = negative_curves(run_folder / "metrics.jsonl")
+            drawn |= {f"{prefix}negatives.png": negatives} if negatives is not None else {}
+            diagnoses = diagnosis_curves(run_folder / "diagnostics.jsonl")
+            drawn |= {f"{prefix}diagnostics.png": diagnoses} if diagnoses is not None else {}
+    return drawn
+
+
+def _keep(
+    settings: AnalysisSettings,
+    dataset: str,
+    folder: Path,
+    found: dict[str, dict[str, Any]],
+    drawn: dict[str, Figure],
+) -> list[Path]:
+    """Write the numbers and the figures; returns where the figures are."""
+    figures = folder / "figures"
+    figures.mkdir(parents=True, exist_ok=True)
+    content = {
+        "dataset": dataset,
+        "dataset_config": settings.dataset_config,
+        "split": settings.split,
+        "seed": settings.seed,
+        "encoders": found,
+    }
+    (folder / "analysis.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    paths = []
+    for name, figure in drawn.items():
+        paths.append(figures / name.replace("/", "-"))
+        figure.savefig(paths[-1])
+    return paths
+
+
+COMMAND = Command(
+    "analyze",
+    AnalysisSettings,
+    run,
+    __doc__ or "",
+    words=("encoders",),
+    first=("dataset", "split", "max_images", "view_recipe", "views", "output", "batch_size", "device"),
+    groups={"data": ("dataset_config", "dataset_revision", "image_column", "label_column")},
+)

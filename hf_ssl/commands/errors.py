@@ -1,0 +1,86 @@
+"""What a command says when it cannot go on: one sentence for the user's errors, a traceback for bugs."""
+
+import os
+import re
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from hf_ssl.errors import UserError
+from hf_ssl.tokens import without_tokens
+
+_SECONDS_FOR_THE_FIRST_PROCESS = 10.0
+
+
+def user_message(error: BaseException) -> str | None:
+    """The text of an error that is meant for the user; None for a bug.
+
+    Beside `UserError` these are settings of a method that its config refuses, and what the operating system or the Hub
+    refuses.
+    """
+    from huggingface_hub.errors import HfHubHTTPError, StrictDataclassError  # not needed by `hf-ssl --help`
+
+    if isinstance(error, UserError):
+        return " ".join(str(error).split())
+    if isinstance(error, StrictDataclassError):
+        return _strict_message(error)
+    if isinstance(error, HfHubHTTPError):
+        return f"The Hub refuses: {' '.join((error.server_message or str(error)).split())}"
+    if isinstance(error, OSError):
+        place = f": `{error.filename}`" if error.filename else ""
+        return f"{error.strerror}{place}." if error.strerror else " ".join(str(error).split())
+    return None
+
+
+@contextmanager
+def as_user_errors() -> Iterator[None]:
+    """Raise what is meant for the user as `UserError`, for Python; a bug stays what it is."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        message = user_message(error)
+        if message is None:
+            raise
+        raise UserError(without_tokens(message)) from error
+
+
+@contextmanager
+def errors_for_users(debug: bool = False) -> Iterator[None]:
+    """Turn an error that is a message to the user into `error: ...` on standard error and exit code 2.
+
+    Args:
+        debug: Leave the traceback of every error.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        if debug:
+            raise
+        print("Interrupted.", file=sys.stderr)  # noqa: T201
+        raise SystemExit(130) from None
+    except Exception as error:
+        message = user_message(error)
+        if message is None or debug:
+            raise
+        _print_once(without_tokens(message))
+        raise SystemExit(2) from None
+
+
+def _strict_message(error: BaseException) -> str:
+    cause = str(error.__cause__ or error)
+    wrong_type = re.match(r"Field '(\w+)' expected (.*?),? got (.*)", cause)
+    if wrong_type:
+        return f"`{wrong_type.group(1)}` must be {wrong_type.group(2)}, got {wrong_type.group(3)}."
+    return " ".join(cause.split())
+
+
+def _print_once(message: str) -> None:
+    """Print an error that every process may have met: the launcher ends the others once the first one has failed."""
+    rank = os.environ.get("RANK", "0")
+    if rank != "0":
+        time.sleep(_SECONDS_FOR_THE_FIRST_PROCESS)
+        message = f"(process {rank}) {message}"
+    print(f"error: {message}", file=sys.stderr, flush=True)  # noqa: T201

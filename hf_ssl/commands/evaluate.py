@@ -1,0 +1,347 @@
+"""Score a frozen encoder on labelled images: weighted k-NN, linear probes and clustering.
+
+    hf-ssl evaluate runs/first --dataset shapes --label_column all --baselines raw random
+    hf-ssl evaluate resnet50.a1_in1k knn linear --dataset photos --split validation
+
+ENCODER is the folder of a run, an encoder folder, a repository on the Hub (timm or transformers) or a timm name.
+PROTOCOL is knn, linear, linear-sgd (MoCo), linear-byol, linear-luckmatters or clustering; without one it is knn and
+linear. `clustering` compares clusters of the scored split with its labels: those of the run's own method, or, where
+the method has none, those that k-means finds in the features.
+
+The numbers of a run go into its encoder's results.json, model card and figures, which `hf-ssl publish` publishes.
+Numbers of images on this machine that the encoder was not trained on go into the folder `evaluations`, beside the
+encoder, which is never published. `--card` puts them on the card instead, `--no_card` keeps any numbers off it.
+
+`linear-sgd` and `linear-byol` are trained on random crops and flips in their papers. `--augmented_passes 100` does
+that, exactly: the encoder is frozen, so its features of 100 augmented passes over the training split, one for each
+epoch, are computed first (80 are enough for `linear-byol`). Fewer passes are used again in later epochs.
+"""
+
+import json
+import re
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from hf_ssl.commands.command import Command
+from hf_ssl.commands.encoder_settings import ReadingSettings, check_least, method_of, titles_of
+from hf_ssl.data.sources import Source
+from hf_ssl.errors import UserError, near_name
+from hf_ssl.evaluation.clustering import write_assignments
+from hf_ssl.evaluation.comparison import BASELINES, Comparison, compare, shared_labels
+from hf_ssl.evaluation.encoders import Encoder, encoder_folder, load_encoder
+from hf_ssl.evaluation.portrait import take_portrait
+from hf_ssl.evaluation.protocols import AUGMENTED, PROTOCOLS, check_protocol
+from hf_ssl.evaluation.results import Table, draw_table, entries_of, heading_of, table_of, table_text, update_results
+from hf_ssl.hub.embedding import SHOWN_BY_DEFAULT, write_embedding
+from hf_ssl.hub.model_card import write_model_card
+from hf_ssl.invocation import command_line
+from hf_ssl.settings import checked
+
+
+@checked
+class EvaluationSettings(ReadingSettings):
+    """What is scored, on what and how.
+
+    Args:
+        encoder: Folder, repository on the Hub or timm name; `random:ENCODER` has fresh weights.
+        protocols: How to score it: any of knn, linear, linear-sgd, linear-byol, linear-luckmatters and clustering;
+            knn and linear if not given.
+        split: Split that is scored.
+        train_split: Split that the labels are learnt from.
+        label_column: Label column, or `all`; the main one, found by its type or name, if not given.
+        baselines: What to compare with: `raw` (pixels) and `random` (the same architecture, not trained).
+        k: Neighbours of k-NN, at least 1.
+        temperature: Temperature of k-NN, positive.
+        augmented_passes: Train linear-sgd and linear-byol on random crops and flips, from features of so many passes
+            over the training split. Costs so many times the time, and twice as many bytes of memory for each image
+            and feature. Exact for 100 (linear-byol: 80); fewer are used again. 0: no augmentation.
+        max_images: Use a sample of so many images from all over each split; all if not given.
+        bf16: Compute features in bfloat16, on CUDA.
+        output: Results file to write, instead of the files of the encoder's folder. Its figure lies beside it.
+        card: Update results, figures and model card of a local encoder, which are published with it. If not given:
+            yes for `shapes`, `digits`, data sets on the Hub and the one that the encoder was trained on, no for other
+            images on this machine.
+        gallery: Show images of the split beside their nearest neighbours on the model card, which is published with
+            the encoder. If not given: only those of shapes and digits.
+        show_loading: End with the lines that load a local encoder.
+    """
+
+    encoder: str
+    protocols: list[str] = field(default_factory=list)
+    split: str = "test"
+    train_split: str = "train"
+    baselines: list[str] = field(default_factory=list)
+    k: int = 200
+    temperature: float = 0.1
+    augmented_passes: int = 0
+    max_images: int | None = None
+    bf16: bool = False
+    output: Path | None = None
+    card: bool | None = None
+    gallery: bool | None = None
+    show_loading: bool = True
+
+    def __post_init__(self) -> None:
+        # On the command line `--baselines raw random knn` takes every word that follows it.
+        protocols = [*self.protocols, *(word for word in self.baselines if word in PROTOCOLS)]
+        self.protocols = list(dict.fromkeys(protocols or ["knn", "linear"]))
+        self.baselines = list(dict.fromkeys(word for word in self.baselines if word not in PROTOCOLS))
+
+    def validate_numbers(self) -> None:
+        """Check the numbers."""
+        self.check_reading()
+        check_least(self, k=1, max_images=1)
+        if self.temperature <= 0:
+            raise UserError(f"`temperature` must be positive, got {self.temperature}.")
+
+    def validate_protocols(self) -> None:
+        """Check protocols, baselines and splits, which depend on each other."""
+        for protocol in self.protocols:
+            check_protocol(protocol)
+        for baseline in self.baselines:
+            if baseline not in BASELINES:
+                hint = near_name(baseline, [*BASELINES, *PROTOCOLS])
+                raise UserError(f"Unknown baseline `{baseline}`. Known: {', '.join(BASELINES)}.{hint}")
+        if self.split == self.train_split and not self.only_clusters():
+            raise UserError(
+                f"`split` and `train_split` are both `{self.split}`: score an encoder on other images than those that "
+                "its probe learns from."
+            )
+
+    def validate_augmented_passes(self) -> None:
+        """Check that the passes are used."""
+        number = self.augmented_passes
+        check_least(self, augmented_passes=0)
+        epochs = {protocol: AUGMENTED[protocol] for protocol in self.protocols if protocol in AUGMENTED}
+        if number and not epochs:
+            raise UserError(
+                f"`augmented_passes` is for {' and '.join(AUGMENTED)}, not for {', '.join(self.protocols)}. "
+                "Add one of them, or leave it out."
+            )
+        if number and number > max(epochs.values()):
+            longest = max(epochs, key=lambda protocol: epochs[protocol])
+            raise UserError(
+                f"`augmented_passes` must be at most {epochs[longest]}, the epochs of {longest}, got {number}: no "
+                "epoch would use the others."
+            )
+
+    def validate_card(self) -> None:
+        """Check that what is asked for the card can go there."""
+        if self.card and self.output:
+            raise UserError("`card` writes into the encoder's folder and `output` elsewhere. Leave one of them out.")
+        if self.gallery and (self.output or self.card is False):
+            raise UserError("`gallery` shows images on the model card, which stays as it is here. Leave it out.")
+
+    def only_clusters(self) -> bool:
+        """Whether nothing is learnt from labels, so that the training split is not needed."""
+        return self.protocols == ["clustering"]
+
+
+@dataclass(frozen=True)
+class EvaluationResult:
+    """What an encoder reached.
+
+    Args:
+        results: A dict for each number, as in results.json: `dataset`, `split`, `label`, `protocol`, `metric`, `value`
+            (1 at best), `settings`, `baselines` and others.
+        table: Protocol -> title of the encoder or baseline -> label column -> value.
+        chance: Label column -> accuracy of always answering the most frequent class.
+        heading: What was scored, in one line.
+        notes: What one should know of these numbers.
+        folder: Folder of a local encoder, else None.
+        results_file: File with all results so far, if they were kept.
+        figure: Picture of the accuracies, if it was drawn.
+        clusters: File with the cluster of each image, if the run's own method assigned them.
+        card: Model card that was updated, if any.
+        loading: How to load the encoder.
+    """
+
+    results: list[dict[str, Any]]
+    table: Table
+    chance: dict[str, float]
+    heading: str
+    notes: list[str]
+    folder: Path | None
+    results_file: Path | None = None
+    figure: Path | None = None
+    clusters: Path | None = None
+    card: Path | None = None
+    loading: str = ""
+
+    def __str__(self) -> str:
+        files = {"Clusters": self.clusters, "Results": self.results_file, "Figure": self.figure, "Card": self.card}
+        lines = [f"\n{self.heading}\n", table_text(self.table, self.chance)]
+        lines += [f"{f'{name}:':9}{path}" for name, path in files.items() if path is not None]
+        lines += [f"Note: {note}" for note in self.notes]
+        return "\n".join([*lines, self.loading] if self.loading else lines)
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where the numbers of an evaluation are kept."""
+
+    results: Path
+    figure: Path
+    clusters: Path
+
+
+def run(settings: EvaluationSettings) -> EvaluationResult:
+    """Measure, and keep the numbers where they belong."""
+    folder = encoder_folder(settings.encoder)
+    opened = replace(settings, label_column=None) if settings.label_column == "all" else settings
+    test_source = opened.open(settings.split)
+    train_source = test_source if settings.only_clusters() else opened.open(settings.train_split)
+    labels = shared_labels(train_source, test_source, settings.label_column)
+    on_card = _goes_on_card(settings, folder)
+    comparison, encoders = _measure(settings, folder, train_source, test_source, labels)
+
+    about = {"dataset": test_source.name, "dataset_config": settings.dataset_config, "split": settings.split}
+    results = entries_of(comparison, {**about, "command": command_line()}, settings.train_split)
+    table = table_of(comparison)
+    place = _place(settings, folder, on_card, test_source.name)
+    if place is not None:
+        _keep(place, comparison, results, table, about)
+    card = None
+    if folder is not None and on_card and (folder / "run.json").is_file():
+        *others, own = encoders
+        shown = {name: encoders[name] for name in others} | {"this encoder": encoders[own]}
+        gallery = test_source.name in SHOWN_BY_DEFAULT if settings.gallery is None else settings.gallery
+        portrait = take_portrait(shown, test_source, settings.batch_size, settings.num_workers, gallery=gallery)
+        write_embedding(folder, portrait, about)
+        card = write_model_card(folder)
+    return EvaluationResult(
+        results,
+        table,
+        comparison.chance,
+        heading_of(comparison, test_source.name, settings.split, settings.train_split),
+        _notes(settings, folder, on_card, test_source.name, comparison),
+        folder,
+        results_file=place.results if place is not None else None,
+        figure=place.figure if place is not None else None,
+        clusters=place.clusters if place is not None and comparison.clusters is not None else None,
+        card=card,
+        loading=_how_to_load(folder) if settings.show_loading and folder is not None else "",
+    )
+
+
+def _goes_on_card(settings: EvaluationSettings, folder: Path | None) -> bool:
+    """Whether the numbers may be published with the encoder."""
+    if settings.card and (folder is None or not (folder / "run.json").is_file()):
+        raise UserError(f"`card` needs the folder of a run, got the encoder `{settings.encoder}`. Leave it out.")
+    if folder is None or settings.output is not None:
+        return False
+    if settings.card is not None:
+        return settings.card
+    dataset = settings.dataset
+    if not isinstance(dataset, str):
+        return False
+    path = Path(dataset).expanduser()
+    if dataset in SHOWN_BY_DEFAULT or not path.exists():
+        return True
+    record = folder / "run.json"
+    trained_on = json.loads(record.read_text(encoding="utf-8"))["data"]["dataset"] if record.is_file() else None
+    return trained_on is not None and Path(trained_on).expanduser().resolve() == path.resolve()
+
+
+def _measure(
+    settings: EvaluationSettings, folder: Path | None, train_source: Source, test_source: Source, labels: list[str]
+) -> tuple[Comparison, dict[str, Encoder]]:
+    """Numbers of the baselines and, last, of the encoder; and all of these encoders."""
+    names = {BASELINES[baseline]: f"{baseline}:{settings.encoder}" for baseline in settings.baselines}
+    names |= {titles_of([settings.encoder])[settings.encoder]: settings.encoder}
+    device = settings.torch_device()
+    # The encoder itself first: if it cannot be loaded, that is what to tell.
+    loaded = {title: load_encoder(name, device, settings.seed) for title, name in reversed(names.items())}
+    encoders = {title: loaded[title] for title in names}
+    method = method_of(folder, device) if "clustering" in settings.protocols else None
+    comparison = compare(
+        encoders,
+        train_source,
+        test_source,
+        labels,
+        settings.protocols,
+        k=settings.k,
+        temperature=settings.temperature,
+        seed=settings.seed,
+        augmented_passes=settings.augmented_passes,
+        method=method if hasattr(method, "assign") else None,
+        batch_size=settings.batch_size,
+        num_workers=settings.num_workers,
+        max_images=settings.max_images,
+        bf16=settings.bf16,
+    )
+    return comparison, encoders
+
+
+def _place(settings: EvaluationSettings, folder: Path | None, on_card: bool, dataset: str) -> _Place | None:
+    slug = re.sub(r"[^\w-]+", "-", Path(dataset).name).strip("-") or "data"
+    if settings.output is not None:
+        return _Place(settings.output, settings.output.with_suffix(".png"), settings.output.with_suffix(".parquet"))
+    if folder is None:
+        return None
+    if on_card:
+        figure = folder / "figures" / f"evaluation-{slug}.png"
+        return _Place(folder / "results.json", figure, folder / "assignments.parquet")
+    folder = folder if folder.name else folder.resolve()
+    beside = folder.parent / ("evaluations" if folder.name == "encoder" else f"{folder.name}-evaluations")
+    return _Place(beside / "results.json", beside / f"{slug}.png", beside / f"{slug}.parquet")
+
+
+def _keep(
+    place: _Place, comparison: Comparison, results: list[dict[str, Any]], table: Table, about: dict[str, Any]
+) -> None:
+    """Write the results, the figure and the clusters."""
+    update_results(place.results, results)
+    clusters = comparison.clusters
+    if clusters is not None:
+        written = {name: value or "" for name, value in about.items()}
+        write_assignments(place.clusters, clusters.row_ids, clusters.features, written)
+    place.figure.parent.mkdir(parents=True, exist_ok=True)
+    title = f"Frozen encoder on {Path(about['dataset']).name}, split {about['split']}"
+    draw_table(table, comparison.chance, title).savefig(place.figure)
+
+
+def _notes(
+    settings: EvaluationSettings, folder: Path | None, on_card: bool, dataset: str, comparison: Comparison
+) -> list[str]:
+    notes = []
+    count = comparison.num_train_images
+    if "knn" in settings.protocols and settings.k > count:
+        notes.append(f"k-NN uses all {count:,} training images, fewer than `--k` {settings.k}.")
+    if folder is not None and settings.output is None and settings.card is None and not on_card:
+        notes.append(
+            f"the model card stays as it is, because `{dataset}` is on this machine and the encoder was not trained "
+            "on it. `--card` puts the numbers on the card."
+        )
+    return notes
+
+
+def _how_to_load(folder: Path) -> str:
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    if "pretrained_cfg" not in config or "model_type" not in config:
+        return ""
+    trust = ", trust_remote_code=True" if "auto_map" in config else ""
+    return (
+        f"\nThe encoder is in {folder}. To load it, without hf_ssl:\n\n"
+        f"    from transformers import AutoImageProcessor, AutoModel\n"
+        f'    processor = AutoImageProcessor.from_pretrained("{folder}"{trust})\n'
+        f'    model = AutoModel.from_pretrained("{folder}"{trust})\n'
+        f'    features = model(**processor(image.convert("RGB"), return_tensors="pt")).pooler_output\n'
+    )
+
+
+COMMAND = Command(
+    "evaluate",
+    EvaluationSettings,
+    run,
+    __doc__ or "",
+    words=("encoder", "protocols"),
+    first=("dataset", "split", "label_column", "baselines", "max_images", "card", "output", "batch_size", "device"),
+    groups={
+        "data": ("dataset_config", "dataset_revision", "image_column", "train_split"),
+        "protocols": ("k", "temperature", "augmented_passes", "seed"),
+        "speed": ("bf16", "num_workers"),
+        "what is shown": ("gallery", "show_loading"),
+    },
+)

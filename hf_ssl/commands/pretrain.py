@@ -1,0 +1,275 @@
+"""Pretrain an image encoder without labels, and export it for transformers and timm.
+
+    hf-ssl pretrain --dataset photos --output_dir runs/photos
+    accelerate launch -m hf_ssl pretrain --method moco --dataset uoft-cs/cifar10 --output_dir runs/moco
+
+The first trains DirectPred on a folder of images, with settings that fit their number and the machine; the second, on
+all GPUs of the machine, on a data set of the Hub, which is streamed. Killed, or stopped by Ctrl-C or a cluster? The
+same command with `--resume auto` continues bit for bit.
+"""
+
+import dataclasses
+import json
+import logging
+import os
+import signal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from accelerate.utils import set_seed
+
+from hf_ssl.commands.command import call_text
+from hf_ssl.commands.errors import as_user_errors
+from hf_ssl.commands.flags import flags_of, parse_flags
+from hf_ssl.commands.log import show_log
+from hf_ssl.commands.resolve import DEFAULT_METHOD, INHERITED, check_recipe, method_of, request_of
+from hf_ssl.data.settings import DataSettings
+from hf_ssl.hub.background import BackgroundPublisher
+from hf_ssl.hub.finish import finish_run
+from hf_ssl.invocation import called_as
+from hf_ssl.methods import METHODS
+from hf_ssl.methods.base import SSLPreTrainedModel
+from hf_ssl.training.arguments import TrainingSettings
+from hf_ssl.training.checkpoint import find_checkpoint
+from hf_ssl.training.loop import TrainingResult, train
+from hf_ssl.training.start import EncoderStart, MethodStart
+
+logger = logging.getLogger(__name__)
+
+FIRST = (
+    *("method", "dataset", "output_dir", "architecture", "recipe"),
+    *("num_epochs", "max_hours", "batch_size", "image_size", "resume"),
+)
+
+_COLLAPSED = 3  # exit code of a run that `on_collapse` stopped
+
+
+@dataclass(frozen=True)
+class PretrainResult:
+    """How a run ended, and where its parts are.
+
+    Args:
+        run_dir: Folder of the run.
+        encoder: Folder of the exported encoder, for transformers and timm; None if the run was stopped early.
+        pretraining: Folder of the whole method, for `AutoModelForPreTraining`; None if the run was stopped early.
+        results: What was measured of the encoder, as in its results.json.
+        metrics: The lines of metrics.jsonl: loss, learning rate, speed, spread and rank of the features.
+        step: Optimizer steps done.
+        num_steps: Optimizer steps of the whole run.
+        collapse: What the collapse alarm reported, in plain words; None if nothing.
+        url: Address of the published encoder, if it was published.
+        exit_code: 0, 3 after a collapse that stopped the run, 128 plus its number after a signal.
+    """
+
+    run_dir: Path
+    encoder: Path | None
+    pretraining: Path | None
+    results: list[dict[str, Any]]
+    metrics: list[dict[str, Any]]
+    step: int
+    num_steps: int
+    collapse: str | None
+    url: str | None = None
+    exit_code: int = 0
+
+    def __str__(self) -> str:
+        if self.encoder is None:
+            return ""  # what ended it has been logged
+        lines = [f"Encoder: {self.encoder}"]
+        for one in self.results:
+            lines.append(f"k-NN:    {one['value']:.1%} of {one['label']} on split {one['split']}")
+        lines.append(f"Collapse: {self.collapse or 'none was seen'}")
+        if self.url:
+            lines.append(f"Published: {self.url}")
+        lines += [
+            "\nNext:",
+            f"  hf-ssl evaluate {self.run_dir} --dataset ...    its accuracy on labelled images",
+            f"  hf-ssl analyze {self.run_dir} --dataset ...     its features without labels",
+            f"  hf-ssl publish {self.run_dir} --repo_id ORG/NAME",
+        ]
+        return "\n".join(lines)
+
+
+def pretrain(
+    method: str | type[SSLPreTrainedModel] = DEFAULT_METHOD,
+    *,
+    dataset: Any = "shapes",
+    output_dir: str | os.PathLike[str],
+    encoder: str | None = None,
+    recipe: str = "auto",
+    **settings: Any,
+) -> PretrainResult:
+    """Pretrain an image encoder without labels, and export it for transformers and timm.
+
+    The same as `hf-ssl pretrain`, whose `--method NAME --help` lists every setting.
+
+    Args:
+        method: Name of a method, such as `moco`, or a class of your own.
+        dataset: `shapes`, `digits`, a folder of images, parquet or tar files, the id of a data set on the Hub, or a
+            `datasets.Dataset`, `DatasetDict` or `IterableDataset`.
+        output_dir: Folder of the run; empty or absent, unless `resume="auto"` continues what is in it.
+        encoder: What is trained: a timm name, a Hub id, an encoder folder or a run, whose weights it starts from.
+        recipe: `auto`, or the name of one of the method's recipes.
+        settings: Further settings of the method's config, of `DataSettings` and of `TrainingSettings` by name.
+
+    Returns:
+        Where the encoder is, what was measured, and how the run went.
+
+    Raises:
+        UserError: If a setting or an input cannot be used; says which, why and what to do.
+    """
+    given = {"method": method, "dataset": dataset, "output_dir": os.fspath(output_dir), "recipe": recipe, **settings}
+    if encoder is not None:
+        given["architecture"] = encoder
+    shown = {**given, "method": method if isinstance(method, str) else method.__name__}
+    if encoder is not None:
+        shown["encoder"] = shown.pop("architecture")
+    show_log()
+    with as_user_errors(), called_as(call_text("pretrain", shown)):
+        return run(given)
+
+
+def run(given: Mapping[str, Any]) -> PretrainResult:
+    """Train, export and measure.
+
+    Args:
+        given: What the user said, by the names of the settings; `method` is a name or a class.
+
+    Returns:
+        The result; on other processes than the first one without what only that one knows.
+    """
+    request = request_of(given)
+    training = request.training
+    set_seed(training.seed)
+    model = request.method(request.config)
+    fresh = find_checkpoint(Path(training.output_dir), training.resume) is None
+    if fresh and request.start is not None:
+        _load(request.start, model)
+    publisher = _publisher(training)
+    result = train(
+        model,
+        request.source,
+        request.data,
+        training,
+        start=request.start,
+        on_checkpoint=publisher.submit if publisher else None,
+    )
+    if not result.is_main_process:
+        return _result(training, result, None, None)
+    if result.signal or not result.finished:
+        _report_early_end(result, publisher)
+        return _result(training, result, None, None)
+    encoder, url = finish_run(model, request.source, request.data, training, publisher)
+    return _result(training, result, encoder, url)
+
+
+def _load(start: EncoderStart | MethodStart, model: SSLPreTrainedModel) -> None:
+    if isinstance(start, MethodStart):
+        logger.info("start    takes from %s: %s", start.folder, ", ".join(start.load_into(model)))
+        return
+    for name in ("encoder", "target_encoder"):
+        if hasattr(model, name):
+            start.load_into(model.get_submodule(name))
+
+
+def _result(
+    training: TrainingSettings, result: TrainingResult, encoder: Path | None, url: str | None
+) -> PretrainResult:
+    run_dir = Path(training.output_dir)
+    collapse = (_read_json(run_dir / "run.json") or {}).get("collapse") if result.is_main_process else None
+    lines = run_dir / "metrics.jsonl"
+    stopped = _COLLAPSED if not result.finished else 0
+    return PretrainResult(
+        run_dir=run_dir,
+        encoder=encoder,
+        pretraining=None if encoder is None else run_dir / "pretraining",
+        results=(_read_json(encoder / "results.json") or {}).get("results", []) if encoder is not None else [],
+        metrics=[json.loads(line) for line in lines.read_text().splitlines()] if lines.exists() else [],
+        step=result.step,
+        num_steps=result.num_steps,
+        collapse=collapse["report"] if collapse else None,
+        url=url,
+        exit_code=128 + result.signal if result.signal else stopped,
+    )
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    return json.loads(path.read_text()) if path.is_file() else None
+
+
+def _report_early_end(result: TrainingResult, publisher: BackgroundPublisher | None) -> None:
+    left = publisher.left() if publisher else []
+    where = f"after step {result.step} of {result.num_steps}, with a checkpoint in {result.last_checkpoint}."
+    if result.signal:
+        unpublished = f" and publishes {' and '.join(left)}" if left else ""
+        name = signal.Signals(result.signal).name
+        logger.warning("Stopped by %s %s The same command with `--resume auto` continues%s.", name, where, unpublished)
+    else:
+        logger.warning(
+            "%s Stopped %s The same command with `--resume auto` goes on all the same.", result.collapse, where
+        )
+
+
+def _publisher(settings: TrainingSettings) -> BackgroundPublisher | None:
+    """What sends the encoder so far to a branch of the repository after each checkpoint, if that is wanted."""
+    if not settings.push_checkpoints:
+        return None
+    publisher = BackgroundPublisher(Path(settings.output_dir), settings.repo_id or "", private=settings.private)
+    if os.environ.get("RANK", "0") == "0":
+        publisher.resume()
+    return publisher
+
+
+class _Pretrain:
+    """The command line of pretraining, whose flags depend on the method."""
+
+    name = "pretrain"
+
+    def parse(self, arguments: Sequence[str]) -> dict[str, Any]:
+        """What was typed, by the names of the settings."""
+        choice = dataclasses.make_dataclass("Method", [("method", str, DEFAULT_METHOD)])
+        choice.__doc__ = (
+            f"What to train.\n\nArgs:\n    method: One of {', '.join(METHODS)}. `--method NAME --help` shows its "
+            "settings and its recipes.\n"
+        )
+        name = _typed(arguments, "method") or DEFAULT_METHOD
+        method = method_of(name)
+        recipe = _typed(arguments, "recipe") or "auto"
+        check_recipe(method, recipe)
+        text = f"{__doc__}\nRecipes of {name}: auto, {', '.join(method.recipes)}.\n"
+        return parse_flags(
+            arguments,
+            {
+                "method": flags_of(choice),
+                f"settings of {name}": flags_of(method.config_class, without=sorted(INHERITED)),
+                "data": flags_of(DataSettings),
+                "training": flags_of(TrainingSettings),
+            },
+            program="hf-ssl pretrain",
+            description=text,
+            first=FIRST,
+            defaults={"recipe": recipe, **method.recipes.get(recipe, {})},
+        )
+
+    def main(self, arguments: Sequence[str]) -> int:
+        """Run the command line, print the result, return the exit code."""
+        show_log()
+        result = run(self.parse(arguments))
+        text = str(result)
+        if text:
+            print(text)  # noqa: T201
+        return result.exit_code
+
+
+def _typed(arguments: Sequence[str], name: str) -> str | None:
+    """The value of one flag, read before the others are known."""
+    for position, word in enumerate(arguments):
+        flag, equals, value = word.partition("=")
+        if flag.replace("-", "_") == f"__{name}":
+            return value if equals else next(iter(arguments[position + 1 : position + 2]), None)
+    return None
+
+
+COMMAND = _Pretrain()

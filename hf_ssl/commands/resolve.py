@@ -1,0 +1,225 @@
+"""From what the user said of a pretraining run to what it needs: data opened, recipe chosen, weights found."""
+
+import json
+import logging
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedConfig
+
+from hf_ssl.commands.flags import ALIASES
+from hf_ssl.data.settings import DataSettings
+from hf_ssl.data.sources import Source
+from hf_ssl.data.views import VIEW_RECIPES
+from hf_ssl.errors import UserError, near_name
+from hf_ssl.hub.access import check_push_access
+from hf_ssl.methods import METHODS
+from hf_ssl.methods.base import SSLConfig, SSLPreTrainedModel, check_method_class
+from hf_ssl.settings import as_declared, refuse_unknown
+from hf_ssl.training.arguments import ALTERNATIVES, TrainingSettings
+from hf_ssl.training.checkpoint import write_json
+from hf_ssl.training.monitor import open_knn
+from hf_ssl.training.output import prepare_output_dir
+from hf_ssl.training.recipe import choose_recipe
+from hf_ssl.training.start import EncoderStart, MethodStart, check_encoder, find_encoder, find_method, with_image_size
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_METHOD = "directpred"
+INHERITED = frozenset(field.name for field in fields(PreTrainedConfig))
+"""Fields of a method's config that are transformers' and no settings of ours."""
+
+_EMBEDDED = ("shapes", "digits")
+_SLOWER = 0.1  # of a recipe's learning rate, for weights that were loaded: scripts/guides/existing_weights.md
+_LOADED_WARMUP = 0.1  # of the run
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a run needs, made from what the user said.
+
+    Args:
+        method: Class of the method.
+        config: Its config.
+        data: Settings of the data.
+        training: Settings of the training.
+        source: The opened split to train on.
+        start: Where the weights come from, if not from chance.
+    """
+
+    method: type[SSLPreTrainedModel]
+    config: SSLConfig
+    data: DataSettings
+    training: TrainingSettings
+    source: Source
+    start: EncoderStart | MethodStart | None
+
+
+def request_of(given: Mapping[str, Any]) -> Request:
+    """Open the data, choose what was left open, and check what can be known before training."""
+    values = {ALIASES.get(name, name): value for name, value in given.items() if name != "method"}
+    method = method_of(given.get("method", DEFAULT_METHOD))
+    known = _kinds_of(method)
+    refuse_unknown(values, known, f"Pretraining by `{method.__name__}` has no setting")
+    values = {name: as_declared(value, known[name]) for name, value in values.items()}
+    recipe = values.get("recipe") or "auto"
+    check_recipe(method, recipe)
+    if "output_dir" not in values:
+        raise UserError("`output_dir` is needed: the folder of this run, such as `runs/first`.")
+    prepare_output_dir(TrainingSettings(output_dir=values["output_dir"], resume=values.get("resume")))
+    data = _only(DataSettings, values)
+    source = data.open()
+    chosen = _chosen(method, recipe, source, values)
+    start, of_start = _start_of(values)
+    if start is not None:
+        chosen = _for_loaded_weights(chosen) | of_start
+    for one, other in (*ALTERNATIVES, *((other, one) for one, other in ALTERNATIVES)):
+        if values.get(one) is not None and values.get(other) is None:
+            chosen[other] = None
+    if values.get("max_hours") is not None and values.get("num_epochs") is None and values.get("num_steps") is None:
+        chosen |= {"num_epochs": None, "num_steps": None}
+    final = {**chosen, **values, "recipe": recipe}
+    if isinstance(start, EncoderStart):
+        final["architecture"] = start.architecture
+    data, training = _only(DataSettings, final), _only(TrainingSettings, final)
+    config = _config_of(method, final)
+    config.adapt_to_data(source.num_images)
+    if training.push_to_hub or training.push_checkpoints:
+        check_push_access(training.repo_id or "", private=training.private)
+    open_knn(source, data, training)
+    return Request(method, config, data, training, source, start)
+
+
+def method_of(method: Any) -> type[SSLPreTrainedModel]:
+    """The class of a method.
+
+    Args:
+        method: Its name, or a class of the user's own, which is checked.
+
+    Raises:
+        UserError: If there is no such method, or the class breaks the contract.
+    """
+    if isinstance(method, str):
+        if method not in METHODS:
+            raise UserError(f"Unknown method `{method}`. Known: {', '.join(METHODS)}.{near_name(method, METHODS)}")
+        return METHODS[method]
+    check_method_class(method)
+    return method
+
+
+def _kinds_of(method: type[SSLPreTrainedModel]) -> dict[str, Any]:
+    """Every setting of a run by this method and its type."""
+    found: dict[str, Any] = {}
+    for kind in (method.config_class, DataSettings, TrainingSettings):
+        for field in fields(kind):  # pyright: ignore[reportArgumentType]
+            if not (issubclass(kind, PreTrainedConfig) and field.name in INHERITED):
+                found[field.name] = field.type
+    return found
+
+
+def _only(kind: Any, values: Mapping[str, Any]) -> Any:
+    """A settings object from those values that it has."""
+    names = {field.name for field in fields(kind)}
+    return kind(**{name: value for name, value in values.items() if name in names})
+
+
+def _config_of(method: type[SSLPreTrainedModel], values: Mapping[str, Any]) -> SSLConfig:
+    names = {field.name for field in fields(method.config_class)} - INHERITED  # pyright: ignore[reportArgumentType]
+    own = {name: value for name, value in values.items() if name in names}
+    config = method.config_class(**own)
+    config.model_args = with_image_size(config.architecture, config.model_args or {}, config.image_size) or None
+    check_encoder(config.architecture, config.model_args or {}, config.image_size)
+    return config
+
+
+def check_recipe(method: type[SSLPreTrainedModel], recipe: str) -> None:
+    """Refuse a recipe that the method does not have, and a method whose recipes name what is no setting.
+
+    Raises:
+        UserError: Names the recipe or the setting, and the nearest known one.
+    """
+    known = ["auto", *method.recipes]
+    if recipe not in known:
+        raise UserError(
+            f"Method `{method.config_class.model_type.removeprefix('hf_ssl_')}` has no recipe `{recipe}`. Known: "
+            f"{', '.join(known)}.{near_name(recipe, known)}"
+        )
+    names = _kinds_of(method)
+    for name, values in method.recipes.items():
+        refuse_unknown(values, names, f"Recipe `{name}` of `{method.__name__}` names the unknown setting")
+        view_recipe = values.get("view_recipe", method.view_recipe)
+        if view_recipe not in VIEW_RECIPES:
+            raise UserError(
+                f"Recipe `{name}` of `{method.__name__}` has the unknown `view_recipe` `{view_recipe}`."
+                f"{near_name(view_recipe, VIEW_RECIPES)}"
+            )
+
+
+def _chosen(
+    method: type[SSLPreTrainedModel], recipe: str, source: Source, values: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The recipe's values; those of `auto` are chosen once and kept in the run's folder."""
+    if recipe != "auto":
+        return dict(method.recipes[recipe])
+    kept = Path(values["output_dir"]) / "recipe.json"
+    if values.get("resume") is not None and kept.is_file():
+        return json.loads(kept.read_text())  # on another machine `auto` might choose otherwise
+    gpu = None
+    if torch.cuda.is_available() and not values.get("cpu"):
+        gpu = torch.cuda.get_device_properties(0).total_memory / 2**30
+    choice = choose_recipe(
+        method,
+        source,
+        values,
+        gpu_gib=gpu,
+        num_processes=int(os.environ.get("WORLD_SIZE", "1")),
+        embedded=isinstance(values.get("dataset", "shapes"), str) and values.get("dataset", "shapes") in _EMBEDDED,
+    )
+    logger.info(choice.why)
+    if os.environ.get("RANK", "0") == "0":
+        write_json(kept, choice.values)
+    return dict(choice.values)
+
+
+def _start_of(values: Mapping[str, Any]) -> tuple[EncoderStart | MethodStart | None, dict[str, Any]]:
+    """Where the weights come from, and the settings that come with them."""
+    reference = values.get("start_from")
+    if reference is not None:
+        if "architecture" in values or values.get("pretrained"):
+            raise UserError("`start_from` brings its encoder. Leave out `encoder` and `pretrained`.")
+        method = find_method(reference)
+        names = ("architecture", "model_args", "image_size", "image_mean", "image_std")
+        return method, {name: method.config[name] for name in names if name in method.config}
+    if "architecture" not in values:
+        if values.get("pretrained"):
+            raise UserError("`pretrained` needs `encoder`, the timm name whose weights are loaded.")
+        return None, {}
+    start = find_encoder(
+        values["architecture"],
+        pretrained=values.get("pretrained", False),
+        model_args=values.get("model_args"),
+        image_size=values.get("image_size"),
+    )
+    if start.origin is None:
+        return None, {}
+    of_start = {
+        "model_args": start.model_args or None,
+        "image_size": start.image_size,
+        "image_mean": start.image_mean,
+        "image_std": start.image_std,
+    }
+    return start, {name: value for name, value in of_start.items() if value is not None}
+
+
+def _for_loaded_weights(chosen: Mapping[str, Any]) -> dict[str, Any]:
+    """A recipe for weights that are worth keeping: a slower learning rate and a longer warm-up."""
+    values = dict(chosen)
+    values["base_learning_rate"] = _SLOWER * values.get("base_learning_rate", TrainingSettings.base_learning_rate)
+    values.pop("architecture", None)
+    if values.get("num_epochs") is not None:
+        values["warmup_epochs"] = max(values.get("warmup_epochs") or 0.0, _LOADED_WARMUP * values["num_epochs"])
+    return values

@@ -1,0 +1,53 @@
+"""Train several runs and compare them.
+
+    hf-ssl study methods --dataset uoft-cs/cifar10 --seeds 3 --output_dir runs/methods
+    hf-ssl study ablation --dataset uoft-cs/cifar10 --view_recipe moco_v2 --output_dir runs/ablation
+
+A study that was killed or stopped continues with the same command.
+"""
+
+from hf_ssl.commands.command import Command, CommandGroup
+from hf_ssl.studies import ablation, methods, negatives
+
+_FIRST = ("dataset", "output_dir", "seeds", "num_steps", "recipe", "view_recipe", "encoder")
+_DATA = ("dataset_config", "dataset_revision", "split", "image_column", "label_column", "num_workers")
+
+COMMAND = CommandGroup(
+    "study",
+    __doc__ or "",
+    {
+        "methods": Command(
+            "study methods",
+            methods.MethodsSettings,
+            methods.run,
+            methods.__doc__ or "",
+            first=("dataset", "output_dir", "methods", "seeds", "num_epochs", "num_steps", "recipe", "view_recipe"),
+            groups={"data": (*_DATA, "test_split", "eval_images")},
+        ),
+        "ablation": Command(
+            "study ablation",
+            ablation.AblationSettings,
+            ablation.run,
+            ablation.__doc__ or "",
+            first=(*_FIRST, "theory_only", "grid"),
+            groups={
+                "axes of a grid": ("ema", "predictor_lr", "weight_decay", "stop_gradient", "predictor", "symmetrize"),
+                "data": (*_DATA, "knn_split", "knn_images"),
+            },
+        ),
+        "negatives": Command(
+            "study negatives",
+            negatives.NegativesSettings,
+            negatives.run,
+            negatives.__doc__ or "",
+            first=(*_FIRST, "methods"),
+            groups={
+                "data": (*_DATA, "test_split", "eval_images"),
+                "negatives": (
+                    *("queue_size", "num_hard_negatives", "num_mixed_negatives", "num_mixed_queries"),
+                    "start_step",
+                ),
+            },
+        ),
+    },
+)

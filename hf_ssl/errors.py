@@ -1,0 +1,18 @@
+"""The error that is a message to the user: every room raises it, and the commands print its text alone."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+    """Something that the user can put right: a setting, a file, a name, a machine that lacks something.
+
+    The text names the setting, the rule, the value got and the cure, in one or two sentences. A bug is never a
+    `UserError`, so that it keeps its traceback.
+    """
+
+
+def near_name(name: str, known: Iterable[str]) -> str:
+    """` Did you mean ...?` for a misspelt name, empty if nothing is near."""
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f" Did you mean `{near[0]}`?" if near else ""

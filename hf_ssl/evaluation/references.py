@@ -1,0 +1,131 @@
+"""What a reference to an encoder means: a folder, a run, a repository of the Hub or a name of timm."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import timm
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+from hf_ssl.errors import UserError, near_name
+
+_LOCAL = "local-dir:"
+
+
+def encoder_folder(name_or_folder: str) -> Path | None:
+    """The local folder that holds an encoder's `config.json`.
+
+    Args:
+        name_or_folder: What `load_encoder` takes.
+
+    Returns:
+        The folder itself, or the `encoder/` of a run's folder; None if this is no local folder.
+
+    Raises:
+        UserError: If it is a folder without an encoder.
+    """
+    path = Path(name_or_folder.removeprefix(_LOCAL))
+    if not path.is_dir():
+        if name_or_folder.startswith(_LOCAL):
+            raise UserError(f"`{name_or_folder}` must name a folder, and there is no folder `{path}`.")
+        return None
+    for folder in (path / "encoder", path):
+        if (folder / "config.json").is_file():
+            return folder
+    raise UserError(
+        f"The folder `{path}` holds no encoder: neither it nor its `encoder` folder has a `config.json`. "
+        "Give the folder of a finished run."
+    )
+
+
+def timm_reference(name: str) -> tuple[str, dict[str, Any]] | None:
+    """Where timm finds an encoder.
+
+    Args:
+        name: A folder, a repo or a timm name, as `load_encoder` takes them.
+
+    Returns:
+        What `timm.create_model` takes, such as `local-dir:runs/first/encoder`, and the published `config.json` (empty
+        for a timm name); None if the folder or repo holds a model of transformers.
+
+    Raises:
+        UserError: If there is no such encoder.
+    """
+    folder = encoder_folder(name)
+    if folder is not None:
+        config = read_json(folder / "config.json")
+        return (f"{_LOCAL}{folder}", config) if _is_of_timm(config) else None
+    on_hub = name.removeprefix("hf_hub:").removeprefix("hf-hub:")
+    if on_hub.count("/") == 1:
+        config = read_json(hub_file(on_hub, "config.json"))
+        return (f"hf-hub:{on_hub}", config) if _is_of_timm(config) or on_hub != name else None
+    if timm.is_model(name):
+        return name, {}
+    near = near_name(name, [*timm.list_models(), *timm.list_pretrained()])
+    hint = near or " Give a folder, a timm name or a repo as `ORG/NAME`."
+    raise UserError(f"There is no folder `{name}` and timm knows no encoder of that name.{hint}")
+
+
+def _is_of_timm(config: dict[str, Any]) -> bool:
+    """Whether a `config.json` is one of timm; the oldest of them have no `pretrained_cfg`."""
+    return "pretrained_cfg" in config or ("architecture" in config and "model_type" not in config)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+        UserError: If there is something else in it.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"`{path}` cannot be read as JSON: {error}. Is it complete?") from error
+    if not isinstance(content, dict):
+        raise UserError(f"`{path}` must hold a JSON object. Is it the file of a model?")
+    return content
+
+
+def hub_file(repo: str, filename: str) -> Path:
+    """A file of a model repository, downloaded unless it is in the cache.
+
+    Args:
+        repo: `ORG/NAME`, or `ORG/NAME@REVISION`.
+        filename: Its path in the repository.
+
+    Raises:
+        UserError: If it cannot be had; says why.
+    """
+    name, _, revision = repo.partition("@")
+    try:
+        return Path(huggingface_hub.hf_hub_download(name, filename, revision=revision or None))
+    except (HfHubHTTPError, EntryNotFoundError, HFValidationError, OSError) as error:
+        reason = _why_not(error, name, filename, revision)
+        raise UserError(f"`{name}` is no folder here, and the Hub gave no `{filename}` of it: {reason}") from error
+
+
+def _why_not(error: Exception, repo: str, filename: str, revision: str) -> str:
+    """Why the Hub gave no file, and what to do."""
+    # Offline means not in the cache: `LocalEntryNotFoundError` is an `EntryNotFoundError` too, so it comes first.
+    if isinstance(error, LocalEntryNotFoundError | OfflineModeIsEnabled | ConnectionError):
+        return "it cannot be reached, and the cache does not have it. Connect, or give a local folder."
+    if isinstance(error, GatedRepoError):
+        return f"its terms must be accepted first, at https://huggingface.co/{repo}, and you must be logged in."
+    if isinstance(error, RepositoryNotFoundError):
+        return "it has no such repository, or you may not read it. Check the name, or run `hf auth login`."
+    if isinstance(error, RevisionNotFoundError):
+        return f"the repository has no revision `{revision}`."
+    if isinstance(error, EntryNotFoundError):
+        other = " Other files of weights are not loaded, because they may hold code."
+        return f"the repository has none.{other if filename.endswith('.safetensors') else ''}"
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -1,0 +1,180 @@
+"""The data set card of a folder of features, and what a push of the folder consists of.
+
+Everything that the card says comes from the folder's `features.json`.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pyarrow.parquet as pq
+from datasets.info import DatasetInfosDict
+from huggingface_hub import DatasetCard, DatasetCardData
+
+from hf_ssl.hub.cards import is_edited, marked
+
+_TEMPLATE = Path(__file__).with_name("card_template.md")
+_HUB = "https://huggingface.co"
+_SIZES = (  # as the Hub names them
+    (10**3, "n<1K"),
+    (10**4, "1K<n<10K"),
+    (10**5, "10K<n<100K"),
+    (10**6, "100K<n<1M"),
+    (10**7, "1M<n<10M"),
+    (10**8, "10M<n<100M"),
+    (10**9, "100M<n<1B"),
+)
+_NAMES_SHOWN = 10
+
+
+def write_feature_card(folder: Path, command: str) -> None:
+    """Write `README.md` into a folder of features; a card edited by hand is left as it is.
+
+    Args:
+        folder: What `hf-ssl extract` wrote; its splits are complete.
+        command: The command that wrote it.
+    """
+    if not is_edited(folder / "README.md"):
+        text = render_feature_card(folder, command)
+        (folder / "README.md").write_text(text, encoding="utf-8")
+
+
+def files_to_push(folder: Path, repo_id: str, command: str) -> dict[str, Path | bytes]:
+    """What a push consists of: a local file, or the content of one, by its path in the repository.
+
+    Args:
+        folder: What `hf-ssl extract` wrote.
+        repo_id: Repository that the card's examples load; a card edited by hand is pushed as it is.
+        command: The command that wrote the folder.
+    """
+    files: dict[str, Path | bytes] = {"features.json": folder / "features.json", "README.md": folder / "README.md"}
+    for split, about in _complete_splits(_record(folder)).items():
+        for path in _shards(folder, split, about):
+            files[path.relative_to(folder).as_posix()] = path
+        if "index" in about:
+            files[f"index/{split}.faiss"] = folder / "index" / f"{split}.faiss"
+    if not is_edited(folder / "README.md"):
+        files["README.md"] = render_feature_card(folder, command, repo_id).encode()
+    return files
+
+
+def render_feature_card(folder: Path, command: str, repo_id: str | None = None) -> str:
+    """The card's text.
+
+    Args:
+        folder: What `hf-ssl extract` wrote.
+        command: The command that wrote it.
+        repo_id: Repository that the examples load; None: the folder.
+    """
+    record = _record(folder)
+    encoder, data, settings = record["encoder"], record["dataset"]["dataset"], record["settings"]
+    splits = _complete_splits(record)
+    total = sum(sum(about["shards"]) for about in splits.values())
+    name_of_data, name_of_encoder = _name(data), _name(encoder["name"])
+    card = DatasetCard.from_template(
+        _metadata(folder, record, total),
+        template_path=str(_TEMPLATE),
+        data=name_of_data,
+        data_link=f"[{data}]({_HUB}/datasets/{data})" if _is_hub_id(data) else f"`{name_of_data}`",
+        encoder=name_of_encoder,
+        encoder_link=_encoder_link(encoder["name"]),
+        total=total,
+        dim=encoder["dim"],
+        dtype=settings["dtype"],
+        bf16=settings["bf16"],
+        fingerprint=encoder["fingerprint"],
+        splits=[
+            {
+                "name": split,
+                "num_rows": about["num_rows"],
+                "rows": sum(about["shards"]),
+                "skipped": ", ".join(f"{number} {reason}" for reason, number in about["skipped"].items()) or "none",
+            }
+            for split, about in splits.items()
+        ],
+        labels={label: _described(names) for label, names in record["labels"].items()},
+        first_split=next(iter(splits)),
+        indexed="index" in next(iter(splits.values())),
+        source=repo_id or folder.as_posix(),
+        on_hub=repo_id is not None,
+        command=command,
+        command_language="python" if command.startswith("hf_ssl.") else "bash",
+    )
+    return marked(f"{card}\n" if not str(card).endswith("\n") else str(card))
+
+
+def _metadata(folder: Path, record: Mapping[str, Any], total: int) -> DatasetCardData:
+    encoder, data = record["encoder"]["name"], record["dataset"]["dataset"]
+    splits = _complete_splits(record)
+    files = {split: _shards(folder, split, about) for split, about in splits.items()}
+    card_data = DatasetCardData(
+        pretty_name=f"Features of {_name(data)} by {_name(encoder)}",
+        size_categories=next((name for bound, name in _SIZES if total < bound), "n>1T"),
+        task_categories=["image-feature-extraction"],
+        source_datasets=[data] if _is_hub_id(data) else None,
+        tags=["embeddings", "hf_ssl", *(["faiss"] if any("index" in about for about in splits.values()) else [])],
+        # Patterns, because only three names of splits are found by the names of files.
+        configs=[
+            {
+                "config_name": "default",
+                "data_files": [{"split": split, "path": f"data/{split}-*.parquet"} for split in splits],
+            }
+        ],
+    )
+    sizes = {split: sum(path.stat().st_size for path in paths) for split, paths in files.items()}
+    info = datasets.DatasetInfo(
+        features=datasets.Features.from_arrow_schema(pq.read_schema(next(iter(files.values()))[0])),
+        splits=datasets.SplitDict(
+            {
+                split: datasets.SplitInfo(split, num_bytes=sizes[split], num_examples=sum(about["shards"]))
+                for split, about in splits.items()
+            }
+        ),
+        download_size=sum(sizes.values()),
+        dataset_size=sum(sizes.values()),
+    )
+    DatasetInfosDict({"default": info}).to_dataset_card_data(card_data)
+    return card_data
+
+
+def _record(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "features.json").read_text(encoding="utf-8"))
+
+
+def _complete_splits(record: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    return {split: about for split, about in record["splits"].items() if "shards" in about}
+
+
+def _shards(folder: Path, split: str, about: Mapping[str, Any]) -> list[Path]:
+    return [folder / "data" / f"{split}-{number:05d}.parquet" for number in range(len(about["shards"]))]
+
+
+def _is_hub_id(name: str) -> bool:
+    return bool(re.fullmatch(r"[\w-][\w.-]*/[\w.-]+(?<!\.parquet)(?<!\.tar)", name)) and not Path(name).exists()
+
+
+def _name(name: str) -> str:
+    """A name to show: of something local the last part of its path."""
+    kind, _, place = name.rpartition(":")
+    shown = place if _is_hub_id(place) or not re.search(r"[/\\]", place) else f"{Path(place).name} (local)"
+    return f"{kind}:{shown}" if kind else shown
+
+
+def _encoder_link(name: str) -> str:
+    kind, _, place = name.rpartition(":")
+    repo = place.partition("@")[0]
+    if kind in ("", "hf_hub", "hf-hub") and _is_hub_id(repo):
+        return f"[{place}]({_HUB}/{repo})"
+    if not kind and "/" not in name and not Path(name).exists():
+        return f"[{name}]({_HUB}/timm/{name}) of timm"
+    return f"`{_name(name)}`"
+
+
+def _described(names: list[str]) -> str:
+    if not names:
+        return "label, an integer"
+    listed = ", ".join(names[:_NAMES_SHOWN]) + (", ..." if len(names) > _NAMES_SHOWN else "")
+    return f"label, {len(names)} classes: {listed}; -1 where unknown"

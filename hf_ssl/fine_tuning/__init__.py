@@ -1,0 +1,1 @@
+"""A classifier on top of an encoder: settings, training, export."""

@@ -1,0 +1,125 @@
+"""The end of a pretraining run: its encoder exported, measured, drawn, described, and published if wanted."""
+
+import json
+import logging
+from dataclasses import replace
+from pathlib import Path
+
+from hf_ssl.data.settings import DataSettings
+from hf_ssl.data.sources import Source
+from hf_ssl.errors import UserError
+from hf_ssl.evaluation.encoders import load_encoder
+from hf_ssl.evaluation.portrait import take_portrait
+from hf_ssl.evaluation.results import update_results
+from hf_ssl.figures.diagnostics import diagnosis_curves
+from hf_ssl.figures.negatives import negative_curves
+from hf_ssl.figures.training import training_curves
+from hf_ssl.hub.background import BackgroundPublisher
+from hf_ssl.hub.embedding import SHOWN_BY_DEFAULT, write_embedding
+from hf_ssl.hub.export import export_run
+from hf_ssl.hub.model_card import write_model_card
+from hf_ssl.hub.publish import publish
+from hf_ssl.methods.base import SSLPreTrainedModel
+from hf_ssl.training.arguments import TrainingSettings
+from hf_ssl.training.monitor import KNN, open_knn
+
+logger = logging.getLogger(__name__)
+
+
+def finish_run(
+    model: SSLPreTrainedModel,
+    source: Source,
+    data: DataSettings,
+    settings: TrainingSettings,
+    publisher: BackgroundPublisher | None,
+) -> tuple[Path, str | None]:
+    """Export, measure, draw, describe and publish; called by the first process.
+
+    Args:
+        model: The trained method.
+        source: The split that it was trained on.
+        data: Where the other splits are.
+        settings: What to publish, and what to show.
+        publisher: What has published checkpoints; its last uploads are waited for.
+
+    Returns:
+        The encoder folder, and its address on the Hub if it was published.
+    """
+    run_dir = Path(settings.output_dir)
+    encoder = export_run(model, run_dir)
+    _evaluate(model, source, data, settings, encoder)
+    _draw(run_dir / "metrics.jsonl", encoder / "figures")
+    _portray(model, source, data, settings, encoder)
+    write_model_card(encoder)
+    if publisher:
+        publisher.wait()
+    if not settings.push_to_hub:
+        return encoder, None
+    return encoder, publish(run_dir, settings.repo_id or "", private=settings.private, license=settings.license)
+
+
+def _draw(metrics: Path, folder: Path) -> None:
+    folder.mkdir(exist_ok=True)
+    training_curves(metrics).savefig(folder / "training.png")
+    diagnoses = diagnosis_curves(metrics.with_name("diagnostics.jsonl"))
+    if diagnoses is not None:
+        diagnoses.savefig(folder / "diagnostics.png")
+    negatives = negative_curves(metrics)
+    if negatives is not None:
+        negatives.savefig(folder / "negatives.png")
+
+
+def _portray(
+    model: SSLPreTrainedModel, source: Source, data: DataSettings, settings: TrainingSettings, encoder: Path
+) -> None:
+    """Numbers and pictures of the features of a split that was not trained on, if there is one, for the card."""
+    knn = open_knn(source, data, settings) or _find_knn(source, data, settings)
+    shown = source if knn is None else knn.test_source
+    device = next(model.parameters()).device
+    try:
+        names = {"random encoder": f"random:{encoder}", "this encoder": str(encoder)}
+        encoders = {name: load_encoder(one, device) for name, one in names.items()}
+        gallery = settings.gallery or data.dataset in SHOWN_BY_DEFAULT
+        portrait = take_portrait(encoders, shown, settings.batch_size, data.num_workers, gallery=gallery)
+    except UserError as error:  # the run is whole without it
+        logger.warning("The card has no pictures of the features. %s", error)
+        return
+    about = {"dataset": source.name, "dataset_config": data.dataset_config, "split": shown.split}
+    write_embedding(encoder, portrait, about)
+
+
+def _evaluate(
+    model: SSLPreTrainedModel, source: Source, data: DataSettings, settings: TrainingSettings, encoder: Path
+) -> None:
+    """Measure the encoder by k-NN on a labelled split, if there is one, for its results and its card."""
+    knn = open_knn(source, data, settings) or _find_knn(source, data, settings)
+    if knn is None or (encoder / "results.json").exists():
+        return
+    measured = knn(model)
+    run = json.loads((encoder / "run.json").read_text())
+    entry = {
+        "dataset": source.name,
+        "dataset_config": data.dataset_config,
+        "split": knn.test_source.split,
+        "train_split": source.split,
+        "label": measured.label,
+        "protocol": measured.protocol,
+        "metric": "accuracy",
+        "value": measured.value,
+        "settings": measured.settings,
+        "command": run["command"],
+        "num_images": measured.num_images,
+    }
+    update_results(encoder / "results.json", [entry])
+
+
+def _find_knn(source: Source, data: DataSettings, settings: TrainingSettings) -> KNN | None:
+    """k-NN on the usual labelled split of a data set that has one."""
+    for split in ("test", "validation"):
+        if split == source.split or not source.labels:
+            continue
+        try:
+            return open_knn(source, data, replace(settings, knn_split=split))
+        except UserError:
+            continue  # no such split, or one without labels
+    return None

@@ -1,0 +1,153 @@
+"""Settings classes: dataclasses that check themselves wherever they are made, with one description for every door.
+
+The docstring of a settings class describes each field under `Args:`. Command line, Python function and model card read
+names, types, defaults and descriptions from the class alone.
+"""
+
+import dataclasses
+import functools
+import inspect
+import math
+import re
+import types
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, TypeVar, Union, dataclass_transform, get_args, get_origin
+
+from huggingface_hub.dataclasses import strict
+from huggingface_hub.errors import StrictDataclassClassValidationError, StrictDataclassFieldValidationError
+
+from hf_ssl.errors import UserError, near_name
+
+_T = TypeVar("_T")
+
+
+@dataclass_transform(kw_only_default=True)
+def checked(kind: type[_T]) -> type[_T]:
+    """Make a dataclass with keyword arguments whose fields are checked by their types, when made and when changed.
+
+    A whole number is taken for a `float` and text for a `Path`. Rules beyond types go into methods `validate_*`, which
+    run at the end of the construction and raise `UserError`.
+
+    Raises:
+        UserError: When an instance is made or changed: names the setting, the rule and the value.
+    """
+    made = dataclasses.dataclass(kw_only=True)(kind)
+    made = strict(made)
+    check, construct = made.__setattr__, made.__init__
+    kinds = {field.name: field.type for field in dataclasses.fields(made)}  # pyright: ignore[reportArgumentType]
+
+    def set_checked(self: Any, name: str, value: Any) -> None:
+        if name in kinds:
+            value = as_declared(value, kinds[name])
+        try:
+            check(self, name, value)
+        except StrictDataclassFieldValidationError:
+            raise UserError(wrong_value(name, kinds[name], value)) from None
+        several = value if isinstance(value, list | tuple) else [value]
+        endless = [number for number in several if isinstance(number, float) and not math.isfinite(number)]
+        if endless:
+            wanted = "finite numbers" if several is value else "a finite number"
+            raise UserError(f"`{name}` must be {wanted}, got {endless[0]}.")
+
+    @functools.wraps(construct)
+    def construct_checked(self: Any, **values: Any) -> None:
+        refuse_unknown(values, kinds, f"`{made.__name__}` has no setting")
+        missing = [field.name for field in dataclasses.fields(self) if is_required(field) and field.name not in values]
+        if missing:
+            raise UserError(f"`{missing[0]}` is needed: {descriptions_of(made)[missing[0]]}")
+        try:
+            construct(self, **values)
+        except StrictDataclassClassValidationError as error:
+            # What a rule refuses is a `UserError`; any other error in a rule is a bug.
+            raise (error.__cause__ or error) from None
+
+    made.__setattr__, made.__init__ = set_checked, construct_checked  # pyright: ignore[reportAttributeAccessIssue]
+    return made
+
+
+def is_required(field: dataclasses.Field) -> bool:
+    """Whether a field of a dataclass has no default."""
+    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+
+
+def refuse_unknown(values: Mapping[str, Any], known: Mapping[str, Any], sentence: str) -> None:
+    """Raise `UserError` for the first name that is not known; names the nearest one.
+
+    Args:
+        values: What was given, by name.
+        known: What there is, by name.
+        sentence: What to say before the name.
+    """
+    for name in values:
+        if name not in known:
+            raise UserError(f"{sentence} `{name}`.{near_name(name, known) or ' Leave it out.'}")
+
+
+def descriptions_of(kind: type) -> dict[str, str]:
+    """What the docstrings of a class and its parents say under `Args:`, by name, each as one line."""
+    described: dict[str, str] = {}
+    for parent in reversed(kind.__mro__):
+        text = inspect.cleandoc(parent.__doc__ or "") + "\n"
+        section = re.search(r"^Args:\n((?:(?:[ ]{4}.*)?\n)*)", text, re.MULTILINE)
+        if section is not None:
+            pattern = r"^    (\w+)(?: \(.*?\))?: ((?:.*\n)(?:^(?:[ ]{5}.*)?\n)*)"
+            found = re.findall(pattern, section.group(1), re.MULTILINE)
+            described |= {name: " ".join(words.split()) for name, words in found}
+    return described
+
+
+def as_declared(value: Any, annotation: Any) -> Any:
+    """A whole number as the `float`, text as the `Path` or a path as the text that a field wants; else as it is."""
+    classes = _classes_of(annotation)
+    if type(value) is int and float in classes and int not in classes:
+        return float(value)
+    if isinstance(value, str) and Path in classes and str not in classes:
+        return Path(value)
+    if isinstance(value, Path) and str in classes and Path not in classes:
+        return str(value)
+    if isinstance(value, list | tuple) and get_origin(_without_none(annotation)) in (list, tuple):
+        inner = get_args(_without_none(annotation))[0]
+        items = [as_declared(item, inner) for item in value]
+        return items if get_origin(_without_none(annotation)) is list else tuple(items)
+    return value
+
+
+def wrong_value(name: str, annotation: Any, value: Any) -> str:
+    """The sentence about a value that a field does not take."""
+    options = get_args(_without_none(annotation)) if get_origin(_without_none(annotation)) is Literal else ()
+    hint = near_name(value, map(str, options)) if options and isinstance(value, str) else ""
+    shown = f"`{value}`" if isinstance(value, str) else repr(value)
+    return f"`{name}` must be {rule_of(annotation)}, got {shown[:200]}.{hint}"
+
+
+def rule_of(annotation: Any) -> str:
+    """What a field takes, in words: `a whole number`, `one of sgd, lars, adamw`."""
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin in (Union, types.UnionType):
+        return " or ".join(dict.fromkeys(rule_of(one) for one in arguments))
+    if origin is Literal:
+        return f"one of {', '.join(map(str, arguments))}"
+    if origin in (list, tuple):
+        return f"a list of {rule_of(arguments[0]).removeprefix('a ')}s"
+    names = {bool: "true or false", int: "a whole number", float: "a number", str: "text", Path: "a path"}
+    names |= {dict: "a JSON object", types.NoneType: "none"}
+    kind = origin or annotation
+    return names.get(kind) or f"a `{getattr(kind, '__name__', kind)}`"
+
+
+def _without_none(annotation: Any) -> Any:
+    """The first type of a union that is not None; another annotation as it is."""
+    if get_origin(annotation) in (Union, types.UnionType):
+        return next(one for one in get_args(annotation) if one is not types.NoneType)
+    return annotation
+
+
+def _classes_of(annotation: Any) -> tuple[type, ...]:
+    """The plain classes of an annotation, those of a union one by one."""
+    if get_origin(annotation) in (Union, types.UnionType):
+        return tuple(kind for one in get_args(annotation) for kind in _classes_of(one))
+    if get_origin(annotation) is Literal:
+        return tuple({type(option) for option in get_args(annotation)})
+    kind = get_origin(annotation) or annotation
+    return (kind,) if isinstance(kind, type) else (object,)

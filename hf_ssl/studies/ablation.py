@@ -1,0 +1,268 @@
+"""Train BYOL without each of its ingredients, and compare each run with what theory expects of it.
+
+    hf-ssl study ablation --dataset uoft-cs/cifar10 --view_recipe moco_v2 --output_dir runs/ablation
+    hf-ssl study ablation --dataset shapes --theory_only --predictor linear --ema true false --predictor_lr 1 10 100
+
+The first command runs the grid `core`: what protects from collapse, taken away one by one. The second spans a grid of
+its own by the axes ema, predictor_lr, weight_decay, stop_gradient, predictor and symmetrize (an axis that is not given
+keeps one standard value), and only follows the theory.
+
+One line a run: the collapse that theory expects (linear networks, Tian et al., 2021; started where the fresh network
+starts), the collapse that was found, k-NN accuracy, spread of the projections (1 even over the sphere, 0 one point),
+and effective rank of projections and representations. A spread near 0 is complete collapse; a rank of the projections
+that is a small part of the fresh network's is dimensional collapse. The limits are those of pretraining's alarm.
+
+Killed or stopped? The same command continues. Writes ablation.json, ablation.md and ablation.png beside the runs.
+"""
+
+import json
+import logging
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from accelerate.utils import set_seed
+
+from hf_ssl.data.sources import Source
+from hf_ssl.errors import UserError
+from hf_ssl.methods.base import SSLPreTrainedModel
+from hf_ssl.methods.byol import BYOLConfig, BYOLForPreTraining
+from hf_ssl.settings import checked
+from hf_ssl.studies.ablation_grid import AXES, GRIDS, Cell, cells_of
+from hf_ssl.studies.ablation_report import HEAD, line_of, summary, write_report
+from hf_ssl.studies.ablation_theory import Measured, Run, Start, measure_start, theory_of
+from hf_ssl.studies.many_runs import (
+    StoppedError,
+    check_one_process,
+    choice_of,
+    claim_folder,
+    parts_of_recipe,
+)
+from hf_ssl.studies.settings import StudySettings, check_least, check_recipe
+from hf_ssl.training.arguments import TrainingSettings
+from hf_ssl.training.checkpoint import write_json
+from hf_ssl.training.loop import train
+from hf_ssl.training.monitor import KNN, open_knn
+
+logger = logging.getLogger(__name__)
+
+# Settings that change the numbers of a cell: one folder holds results of one choice of them.
+_COMMON = ("dataset", "dataset_config", "dataset_revision", "image_column", "label_column", "split", "knn_split")
+_COMMON += ("knn_images", "recipe", "view_recipe", "encoder", "num_steps", "batch_size", "learning_rate")
+_COMMON += ("ema_momentum",)
+_OF_RECIPE = {
+    "encoder": "architecture",
+    "ema_momentum": "ema_momentum",
+    "batch_size": "batch_size",
+    "learning_rate": "base_learning_rate",
+}
+
+
+@checked
+class AblationSettings(StudySettings):
+    """Which cells are trained, and how.
+
+    Args:
+        output_dir: Folder of the runs; not used with `theory_only`.
+        theory_only: Train nothing: show what theory expects, and why.
+        grid: A named grid; `core` if no axis is given.
+        ema: Axis: a moving average as the target, or not.
+        predictor_lr: Axis: learning rate of the predictor relative to the network's, positive.
+        weight_decay: Axis: weight decay of network and predictor, at least 0.
+        stop_gradient: Axis: no gradient to the target, or one.
+        predictor: Axis: form of the predictor.
+        symmetrize: Axis: a linear predictor that is symmetric at all times, or not.
+        num_steps: Optimizer steps of each run, at least 1.
+        ema_momentum: Fraction of the target that a step keeps, in [0, 1); the recipe's if not given.
+        knn_split: Labelled split that k-NN classifies; none for no k-NN.
+        knn_images: Images of either split for k-NN, at least 1.
+    """
+
+    output_dir: Path | None = None
+    theory_only: bool = False
+    grid: Literal["core", "symmetry", "decay", "full"] | None = None
+    ema: list[bool] | None = None
+    predictor_lr: list[float] | None = None
+    weight_decay: list[float] | None = None
+    stop_gradient: list[bool] | None = None
+    predictor: list[Literal["linear", "mlp", "none"]] | None = None
+    symmetrize: list[bool] | None = None
+    num_steps: int = 300
+    ema_momentum: float | None = None
+    knn_split: str | None = "test"
+    knn_images: int = 5000
+
+    def validate_ablation(self) -> None:
+        """Check what can be checked without data."""
+        if self.output_dir is None and not self.theory_only:
+            raise UserError("`output_dir` is needed: the folder of the runs, such as `runs/ablation`.")
+        check_least(self, num_steps=1, knn_images=1)
+        check_recipe(self.recipe, BYOLForPreTraining.recipes, "byol")
+        axis = next((axis for axis in AXES if getattr(self, axis) is not None), None)
+        if axis is not None and self.grid is not None:
+            raise UserError(f"`grid` and `{axis}` exclude each other. Give one of them.")
+
+    def products(self) -> list[dict[str, Sequence[Any]]]:
+        """The grid, as `cells_of` takes it."""
+        axes = {axis: getattr(self, axis) for axis in AXES if getattr(self, axis) is not None}
+        return [axes] if axes else GRIDS[self.grid or "core"]
+
+
+@dataclass(frozen=True)
+class AblationResult:
+    """Theory and measurement of each run.
+
+    Args:
+        runs: The runs that are finished; with `theory_only` what would be runs.
+        num_runs: How many the grid asks for.
+        files: What was written: the numbers, the table and the figure; none if the study was stopped.
+        exit_code: 0, or 128 plus the number of the signal that stopped the study.
+    """
+
+    runs: list[Run]
+    num_runs: int
+    files: list[Path] = field(default_factory=list)
+    exit_code: int = 0
+
+    def __str__(self) -> str:
+        lines = [HEAD, *map(line_of, self.runs)]
+        if self.exit_code == 0:
+            lines.append(summary(self.runs))
+        if self.files:
+            lines.append(f"\nWrote {', '.join(path.name for path in self.files)} to {self.files[0].parent}")
+        return "\n".join(lines)
+
+
+def run(settings: AblationSettings) -> AblationResult:
+    """Train what is missing, compare and write."""
+    check_one_process()
+    cells, left_out = cells_of(settings.products())
+    for reason, count in left_out.items():
+        logger.info("Left out %d: %s.", count, reason)
+    bench = _Bench(settings)
+    wanted = [(cell, seed) for seed in range(settings.seeds) for cell in cells]
+    if settings.theory_only:
+        return AblationResult([bench.expect(cell, seed) for cell, seed in wanted], len(wanted))
+    claim_folder(bench.folder, choice_of(settings, _COMMON, bench.source))
+    logger.info("%d cells with %d seeds make %d runs.", len(cells), settings.seeds, len(wanted))
+    runs: list[Run] = []
+    try:
+        for cell, seed in wanted:
+            runs.append(bench.run(cell, seed))
+            logger.info("%d of %d runs: %s", len(runs), len(wanted), line_of(runs[-1]))
+    except StoppedError as stopped:
+        logger.warning(stopped.message(len(runs), len(wanted)))
+        return AblationResult(runs, len(wanted), exit_code=stopped.exit_code)
+    return AblationResult(runs, len(wanted), write_report(bench.folder, runs))
+
+
+class _Bench:
+    """Data, baselines and starts that all cells share.
+
+    Args:
+        options: The settings of the study.
+    """
+
+    def __init__(self, options: AblationSettings):
+        self.options = options
+        self.folder = options.output_dir or Path("not-used")
+        recipe = dict(BYOLForPreTraining.recipes[options.recipe])
+        self.config, self.training = parts_of_recipe(recipe | options.given_for(_OF_RECIPE))
+        self.config["ema_schedule"] = "constant"  # in the theory nothing changes with time
+        self.training |= {"num_epochs": None, "warmup_epochs": None, "lr_schedule": "constant", "optimizer": "sgd"}
+        self.data = options.data_of(recipe)
+        self.source: Source = self.data.open()
+        settings = self._settings(Cell(), 0)
+        self.knn: KNN | None = None if options.theory_only else open_knn(self.source, self.data, settings)
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._starts: dict[tuple[str, int], Start] = {}
+
+    def expect(self, cell: Cell, seed: int) -> Run:
+        """What theory says of a cell."""
+        settings = self._settings(cell, seed)
+        # Everything else of a cell begins only when training does.
+        key = (cell.predictor, seed)
+        if key not in self._starts:
+            model = self._model(cell, seed).to(self.device)  # pyright: ignore[reportArgumentType]
+            self._starts[key] = measure_start(model, self.source, self.data, settings)
+        scale = settings.batch_size / 256 if settings.learning_rate_scaling == "linear" else 1.0
+        theory = theory_of(
+            cell,
+            self._starts[key],
+            learning_rate=settings.base_learning_rate * scale,
+            momentum=settings.optimizer_momentum,
+            ema_momentum=self.config["ema_momentum"],
+            num_steps=self.options.num_steps,
+        )
+        return Run(cell=cell, seed=seed, start=self._starts[key], theory=theory)
+
+    def run(self, cell: Cell, seed: int) -> Run:
+        """The finished run of a cell: read, gone on with, or made.
+
+        Raises:
+            StoppedError: If a signal ended it.
+        """
+        settings = self._settings(cell, seed)
+        result = Path(settings.output_dir) / "result.json"
+        if result.exists():
+            return Run.from_record(json.loads(result.read_text()))
+        expected = self.expect(cell, seed)
+        model = self._model(cell, seed)
+        ended = train(model, self.source, self.data, settings)
+        if ended.signal:
+            raise StoppedError(ended.signal)
+        lines = [json.loads(line) for line in (result.parent / "metrics.jsonl").read_text().splitlines()]
+        last = lines[-1]
+        measured = Measured(
+            knn=None if self.knn is None else self.knn(model).value,
+            knn_random=self._random_knn(seed),
+            loss=last["loss"],
+            spread=last["feature_std"] * math.sqrt(self.config["projection_dim"]),
+            projection_rank=last["projection_effective_rank"],
+            representation_rank=last["representation_effective_rank"],
+            seconds=json.loads((result.parent / "run.json").read_text())["progress"]["seconds"],
+        )
+        run = Run(cell=cell, seed=seed, start=expected.start, theory=expected.theory, measured=measured)
+        write_json(result, run.record())
+        return run
+
+    def _random_knn(self, seed: int) -> float | None:
+        """k-NN accuracy of the fresh encoder, which all cells of a seed share."""
+        if self.knn is None:
+            return None
+        path = self.folder / f"random-seed{seed}.json"
+        if not path.exists():
+            model = self._model(Cell(), seed).to(self.device)  # pyright: ignore[reportArgumentType]
+            write_json(path, {"knn": self.knn(model).value})
+        return json.loads(path.read_text())["knn"]
+
+    def _model(self, cell: Cell, seed: int) -> SSLPreTrainedModel:
+        set_seed(seed)
+        config = BYOLConfig(
+            **self.config,
+            predictor=cell.predictor,
+            use_ema=cell.use_ema,
+            stop_gradient=cell.stop_gradient,
+            symmetrize=cell.symmetrize,
+        )
+        return BYOLForPreTraining(config)
+
+    def _settings(self, cell: Cell, seed: int) -> TrainingSettings:
+        options = self.options
+        folder = self.folder / cell.folder / f"seed{seed}"
+        own = {
+            "output_dir": str(folder),
+            "resume": "auto" if folder.exists() else None,
+            "seed": seed,
+            "num_steps": options.num_steps,
+            "weight_decay": cell.weight_decay,
+            "predictor_lr_multiplier": cell.predictor_lr,
+            "diagnostics_every": options.num_steps,
+            "keep_checkpoints": 1,
+            "knn_split": options.knn_split,
+            "knn_images": options.knn_images,
+        }
+        return TrainingSettings(**(self.training | own))

@@ -1,0 +1,276 @@
+"""Train one encoder by every method, with several seeds, on one data set, and compare what they know.
+
+    hf-ssl study methods --dataset uoft-cs/cifar10 --seeds 3 --output_dir runs/methods
+    hf-ssl study methods --dataset photos --recipe cifar --methods moco_v2 byol directpred --output_dir runs/three
+
+Each method has the settings of its own recipe, but all see the same images with the same augmentation, as many epochs,
+and start from the same encoder. MoCHi mixes after a tenth of the run where its recipe would start after the end.
+
+The table has the accuracy of k-NN and of a linear probe on the frozen encoder (%) and the seconds of training: means,
+with several seeds also standard deviations. Its first row is an encoder with random weights.
+
+Killed or stopped? The same command continues. Writes methods.json, methods.md and methods.png beside the runs, each of
+which has its `encoder` folder.
+"""
+
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import set_seed
+
+from hf_ssl.data.sources import Source
+from hf_ssl.errors import UserError
+from hf_ssl.evaluation.features import encoder_of, extract_features
+from hf_ssl.evaluation.protocols import measure, with_classes_of
+from hf_ssl.hub.export import export_run
+from hf_ssl.methods import METHODS
+from hf_ssl.methods.base import SSLConfig, SSLPreTrainedModel
+from hf_ssl.settings import checked
+from hf_ssl.studies.many_runs import (
+    StoppedError,
+    check_one_process,
+    choice_of,
+    claim_folder,
+    parts_of_recipe,
+)
+from hf_ssl.studies.methods_report import RANDOM, VARIANTS, MethodRun, line_of, table_of, write_report
+from hf_ssl.studies.settings import StudySettings, check_least, check_positive, check_recipe, chosen_names
+from hf_ssl.training.arguments import TrainingSettings
+from hf_ssl.training.checkpoint import write_json
+from hf_ssl.training.loop import train
+from hf_ssl.training.plan import make_plan
+
+logger = logging.getLogger(__name__)
+
+# Settings that change the numbers of a run: one folder holds results of one choice of them.
+_COMMON = ("dataset", "dataset_config", "dataset_revision", "image_column", "label_column", "split", "test_split")
+_COMMON += (
+    "recipe",
+    "view_recipe",
+    "encoder",
+    "num_epochs",
+    "num_steps",
+    "batch_size",
+    "learning_rate",
+    "eval_images",
+)
+_OF_RECIPE = {"encoder": "architecture", "batch_size": "batch_size", "learning_rate": "base_learning_rate"}
+_EPOCHS = 5.0
+_EVAL_BATCH = 256
+
+
+@checked
+class MethodsSettings(StudySettings):
+    """Which methods are trained, and how long.
+
+    Args:
+        output_dir: Folder of the runs.
+        methods: Methods or variants of them: end_to_end, memory_bank, moco_v1, moco_v2, moco_v3, mochi, byol,
+            byol_linear, simsiam, directpred, directset, directcopy, directclr, contrastive_clustering.
+        split: Labelled split to train on; its labels are used to measure only.
+        test_split: Labelled split to measure on.
+        recipe: Recipe of each method.
+        view_recipe: Augmentation of all methods; none for that of each recipe.
+        num_epochs: Epochs of each run, positive; 5 if `num_steps` is not given either.
+        num_steps: Optimizer steps of each run, instead of `num_epochs`.
+        eval_images: Images of either split to measure on at most, at least 2; all if not given.
+    """
+
+    output_dir: Path
+    methods: list[str] = field(default_factory=lambda: list(VARIANTS))
+    test_split: str = "test"
+    view_recipe: str | None = "moco_v2"
+    num_epochs: float | None = None
+    num_steps: int | None = None
+    eval_images: int | None = None
+
+    def validate_methods(self) -> None:
+        """Check what can be checked without data; without a length it becomes 5 epochs."""
+        self.methods = chosen_names(self.methods, list(VARIANTS), "method")
+        for name in self.methods:
+            method = VARIANTS[name].method
+            check_recipe(self.recipe, METHODS[method].recipes, method)
+        check_least(self, num_steps=1, eval_images=2)
+        check_positive(self, "num_epochs")
+        if self.num_epochs is not None and self.num_steps is not None:
+            raise UserError("`num_epochs` and `num_steps` exclude each other. Give one of them.")
+        if self.num_epochs is None and self.num_steps is None:
+            self.num_epochs = _EPOCHS
+        if self.split == self.test_split:
+            raise UserError(
+                f"`split` and `test_split` are both `{self.split}`: measure on other images than those that are "
+                "trained on."
+            )
+
+
+@dataclass(frozen=True)
+class MethodsResult:
+    """What each method came to, with each seed.
+
+    Args:
+        runs: The runs that are finished.
+        num_runs: How many were asked for.
+        files: What was written: numbers, table and figure; none if the study was stopped.
+        exit_code: 0, or 128 plus the number of the signal that stopped the study.
+    """
+
+    runs: list[MethodRun]
+    num_runs: int
+    files: list[Path] = field(default_factory=list)
+    exit_code: int = 0
+
+    def __str__(self) -> str:
+        wrote = [f"\nWrote {', '.join(path.name for path in self.files)} to {path.parent}" for path in self.files[:1]]
+        return "\n".join([table_of(self.runs).rstrip(), *wrote])
+
+
+def run(settings: MethodsSettings) -> MethodsResult:
+    """Train what is missing, measure and write."""
+    check_one_process()
+    bench = _Bench(settings)
+    claim_folder(settings.output_dir, choice_of(settings, _COMMON, bench.source))
+    wanted = [(seed, name) for seed in range(settings.seeds) for name in (RANDOM, *settings.methods)]
+    runs: list[MethodRun] = []
+    try:
+        for seed, name in wanted:
+            runs.append(bench.run(name, seed))
+            logger.info("%d of %d runs: %s", len(runs), len(wanted), line_of(runs[-1]))
+    except StoppedError as stopped:
+        logger.warning(stopped.message(len(runs), len(wanted)))
+        return MethodsResult(runs, len(wanted), exit_code=stopped.exit_code)
+    return MethodsResult(runs, len(wanted), write_report(settings.output_dir, runs, bench.source.name))
+
+
+class _Bench:
+    """Data and configs that all runs share; refuses wrong ones before anything is trained.
+
+    Args:
+        options: The settings of the study.
+    """
+
+    def __init__(self, options: MethodsSettings):
+        self.options = options
+        data = options.data_of({})
+        self.source: Source = data.open()
+        self.test: Source = data.open(options.test_split)
+        self.label = _shared_label(self.source, self.test)
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.configs = {name: self._config(name) for name in options.methods}
+        shapes = {str((one.architecture, one.model_args, one.image_size)): name for name, one in self.configs.items()}
+        if len(shapes) > 1:
+            first, second = list(shapes.values())[:2]
+            raise UserError(
+                f"Recipe `{options.recipe}` has another encoder or image size for {first} than for {second}, so that "
+                "they cannot be compared. Give `encoder` or another `recipe`, or compare other `methods`."
+            )
+
+    def run(self, name: str, seed: int) -> MethodRun:
+        """The finished run of a method: read, gone on with, or made.
+
+        Raises:
+            StoppedError: If a signal ended it.
+        """
+        folder = self._folder(name, seed)
+        result = folder / "result.json"
+        if result.exists():
+            return MethodRun(**json.loads(result.read_text()))
+        model = self._model(self.options.methods[0] if name == RANDOM else name, seed)
+        seconds = 0.0
+        if name != RANDOM:
+            settings = self._settings(name, seed)
+            ended = train(model, self.source, self.options.data_of(self._recipe(name)), settings)
+            if ended.signal:
+                raise StoppedError(ended.signal)
+            export_run(model, folder)
+            seconds = json.loads((folder / "run.json").read_text())["progress"]["seconds"]
+        finished = MethodRun(name, seed, **self._measure(model, f"{name}, seed {seed}"), seconds=seconds)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(result, asdict(finished))
+        return finished
+
+    def _recipe(self, name: str) -> dict[str, Any]:
+        """All settings of a method's runs, by the names that a recipe has."""
+        variant = VARIANTS[name]
+        recipe = dict(METHODS[variant.method].recipes[self.options.recipe])
+        length = length_of(recipe, self.options.num_epochs, self.options.num_steps)
+        return recipe | dict(variant.changes) | length | self.options.given_for(_OF_RECIPE)
+
+    def _config(self, name: str) -> SSLConfig:
+        of_method, _ = parts_of_recipe(self._recipe(name))
+        plan = make_plan(self.source, self._settings(name, 0), 1)
+        if of_method.get("start_step", 0) >= plan.num_steps:
+            of_method["start_step"] = plan.num_steps // 10
+        config = METHODS[VARIANTS[name].method].config_class(**of_method)
+        config.adapt_to_data(self.source.num_images)
+        return config
+
+    def _settings(self, name: str, seed: int) -> TrainingSettings:
+        _, training = parts_of_recipe(self._recipe(name))
+        folder = self._folder(name, seed)
+        own: dict[str, Any] = {"output_dir": str(folder), "resume": "auto" if folder.exists() else None, "seed": seed}
+        own |= {"keep_checkpoints": 1, "diagnostics_every": 0}
+        return TrainingSettings(**training | own)
+
+    def _folder(self, name: str, seed: int) -> Path:
+        return self.options.output_dir / name / f"seed{seed}"
+
+    def _model(self, name: str, seed: int) -> SSLPreTrainedModel:
+        set_seed(seed)
+        return METHODS[VARIANTS[name].method](self.configs[name])
+
+    def _measure(self, model: SSLPreTrainedModel, title: str) -> dict[str, float]:
+        """Accuracy of `knn` and `linear` on the frozen encoder."""
+        config = model.config
+        model.to(self.device)  # pyright: ignore[reportArgumentType]
+        encoder = encoder_of(model.encoder, config.image_size, config.image_mean, config.image_std)
+        encoder.module.eval()
+        learnt, held_out = (
+            extract_features(
+                encoder,
+                source,
+                _EVAL_BATCH,
+                self.options.num_workers,
+                max_images=self.options.eval_images,
+                description=title,
+            )
+            for source in (self.source, self.test)
+        )
+        held_out = with_classes_of(held_out, self.test.labels, self.source.labels)
+        measured = measure(learnt, held_out, [self.label], ["knn", "linear"])
+        return {one.protocol: one.value for one in measured}
+
+
+def _shared_label(train: Source, test: Source) -> str:
+    shared = [label for label in train.labels if label in test.labels]
+    if not shared:
+        raise UserError(
+            f"Comparing methods needs labels, but splits `{train.split}` and `{test.split}` of `{train.name}` share "
+            "no label column. Give `label_column`, or a data set with labels."
+        )
+    return shared[0]
+
+
+def length_of(recipe: Mapping[str, Any], num_epochs: float | None, num_steps: int | None) -> dict[str, Any]:
+    """The settings of a run's length, with a warm-up that keeps its share of the recipe's run.
+
+    Args:
+        recipe: Settings of the recipe by name.
+        num_epochs: Epochs of the run; None if `num_steps` is given.
+        num_steps: Its optimizer steps; None if `num_epochs` is given.
+
+    Returns:
+        `num_epochs`, `num_steps`, `warmup_epochs` and `warmup_steps`; None for what is in the other unit.
+    """
+    share = 0.0
+    for unit in ("epochs", "steps"):
+        if recipe.get(f"num_{unit}"):
+            share = (recipe.get(f"warmup_{unit}") or 0) / recipe[f"num_{unit}"]
+    values: dict[str, Any] = dict.fromkeys(("num_epochs", "num_steps", "warmup_epochs", "warmup_steps"))
+    if num_steps is not None:
+        return values | {"num_steps": num_steps, "warmup_steps": int(share * num_steps)}
+    return values | {"num_epochs": num_epochs, "warmup_epochs": share * (num_epochs or 0)}

@@ -1,0 +1,121 @@
+"""The methods that are compared, and the comparison in lines of text, as a table and as a figure."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hf_ssl.figures.method_study import MethodRow, method_chart
+from hf_ssl.studies.many_runs import mean_text
+from hf_ssl.training.checkpoint import write_json
+
+RANDOM = "random"
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A method with some of its settings, as a paper or its successor has them.
+
+    Args:
+        title: What the table calls it.
+        method: Name in `hf_ssl.METHODS`.
+        changes: Settings of its config that differ from its recipe's.
+    """
+
+    title: str
+    method: str
+    changes: Mapping[str, Any] = field(default_factory=dict)
+
+
+VARIANTS: dict[str, Variant] = {
+    "end_to_end": Variant("End-to-end (SimCLR)", "end_to_end"),
+    "memory_bank": Variant("Memory bank", "memory_bank"),
+    "moco_v1": Variant("MoCo v1", "moco", {"projector": "linear", "temperature": 0.07, "symmetric": False}),
+    "moco_v2": Variant("MoCo v2", "moco"),
+    "moco_v3": Variant("MoCo v3", "moco_v3"),
+    "mochi": Variant("MoCHi", "mochi"),
+    "byol": Variant("BYOL", "byol"),
+    "byol_linear": Variant("BYOL, linear predictor", "byol", {"predictor": "linear"}),
+    "simsiam": Variant("SimSiam", "simsiam"),
+    "directpred": Variant("DirectPred", "directpred"),
+    "directset": Variant("DirectSet, exponent 0.75", "directpred", {"rule": "directset", "exponent": 0.75}),
+    "directcopy": Variant("DirectCopy", "directpred", {"rule": "directcopy", "epsilon": 0.3}),
+    "directclr": Variant("DirectCLR", "directclr"),
+    "contrastive_clustering": Variant("Contrastive Clustering", "contrastive_clustering"),
+}
+"""What `--methods` takes."""
+
+
+@dataclass(frozen=True)
+class MethodRun:
+    """What one run came to.
+
+    Args:
+        method: One of `VARIANTS`, or `random` for an encoder that was not trained.
+        seed: Its seed.
+        knn: Accuracy of weighted k-NN on the frozen encoder, in [0, 1].
+        linear: Accuracy of a linear probe, in [0, 1].
+        seconds: Time of training.
+    """
+
+    method: str
+    seed: int
+    knn: float
+    linear: float
+    seconds: float
+
+
+def line_of(one: MethodRun) -> str:
+    """The numbers of one run, in one line."""
+    return (
+        f"{_title(one.method)}, seed {one.seed}: k-NN {100 * one.knn:.1f} %, linear probe {100 * one.linear:.1f} %, "
+        f"{one.seconds:.0f} s"
+    )
+
+
+def _title(name: str) -> str:
+    return "random encoder" if name == RANDOM else VARIANTS[name].title
+
+
+def rows_of(runs: Sequence[MethodRun]) -> list[MethodRow]:
+    """Runs of the same method together, in the order in which methods come first."""
+    together: dict[str, list[MethodRun]] = {}
+    for one in runs:
+        together.setdefault(one.method, []).append(one)
+    return [
+        MethodRow(
+            title=_title(name),
+            knn=[one.knn for one in group],
+            linear=[one.linear for one in group],
+            seconds=[one.seconds for one in group],
+        )
+        for name, group in together.items()
+    ]
+
+
+def table_of(runs: Sequence[MethodRun]) -> str:
+    """Table in Markdown: means over seeds, and standard deviations where there are several."""
+    lines = ["| method | k-NN (%) | linear probe (%) | seconds |", "|---|---|---|---|"]
+    for row in rows_of(runs):
+        knn, linear = (mean_text([100 * value for value in values], 1) for values in (row.knn, row.linear))
+        lines.append(f"| {row.title} | {knn} | {linear} | {mean_text(row.seconds, 0)} |")
+    return "\n".join(lines) + "\n"
+
+
+def write_report(folder: Path, runs: Sequence[MethodRun], dataset: str) -> list[Path]:
+    """Write numbers, table and figure.
+
+    Args:
+        folder: Where to: methods.json, methods.md and methods.png.
+        runs: The finished runs; the first is of a random encoder.
+        dataset: Name of the data set, for the figure's title.
+
+    Returns:
+        The files.
+    """
+    files = [folder / "methods.json", folder / "methods.md", folder / "methods.png"]
+    write_json(files[0], {"runs": [asdict(one) for one in runs]})
+    files[1].write_text(table_of(runs))
+    random, *trained = rows_of(runs)
+    method_chart(trained, random, f"Frozen encoders on {Path(dataset).name}").savefig(files[2])
+    return files

@@ -1,0 +1,85 @@
+"""What a machine must offer a run: checked before it begins, and explained when it runs out."""
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from hf_ssl.errors import UserError
+from hf_ssl.methods.base import SSLPreTrainedModel
+from hf_ssl.training.arguments import TrainingSettings
+
+_STATES = {"sgd": 1, "lars": 1, "adamw": 2}  # numbers that an optimizer keeps for each weight
+_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "Cannot allocate memory")
+
+
+def check_batch(model: SSLPreTrainedModel, settings: TrainingSettings, num_processes: int) -> None:
+    """Refuse batches that are too small for the method's loss or for BatchNorm.
+
+    Raises:
+        UserError: Names the least number of images.
+    """
+    everywhere = settings.batch_size * num_processes
+    if everywhere < model.least_images:
+        raise UserError(
+            f"`batch_size` must give {type(model).__name__} at least {model.least_images} images in one forward pass "
+            f"of all processes, because its loss compares images of one batch, got {everywhere}. Raise it."
+        )
+    synchronised = (settings.batch_norm or model.batch_norm) == "sync"
+    together = everywhere if synchronised else settings.batch_size
+    if together < 2 and any(_normalises_batch(module) for module in model.modules()):
+        raise UserError(
+            f"`batch_size` must be at least 2 for BatchNorm, which takes statistics over the images of a batch, got "
+            f"{settings.batch_size}. Raise it, or choose an encoder without BatchNorm."
+        )
+
+
+def _normalises_batch(module: nn.Module) -> bool:
+    return isinstance(module, _BatchNorm) and any(True for _ in module.parameters())
+
+
+def check_disk(model: nn.Module, settings: TrainingSettings) -> None:
+    """Refuse a run whose checkpoints the disk has no room for.
+
+    Raises:
+        UserError: Names the space needed and the space there is.
+    """
+    weights = sum(value.numel() * value.element_size() for value in model.state_dict().values())
+    trained = sum(value.numel() * value.element_size() for value in model.parameters() if value.requires_grad)
+    checkpoint = weights + _STATES[settings.optimizer] * trained
+    # One more while the newest is written, and the exported method and encoder.
+    needed = (settings.keep_checkpoints + 1) * checkpoint + 2 * weights
+    free = shutil.disk_usage(Path(settings.output_dir)).free
+    if free < needed:
+        raise UserError(
+            f"`output_dir` `{settings.output_dir}` needs about {needed / 2**30:.1f} GiB for "
+            f"{settings.keep_checkpoints} checkpoints and the export, but its disk has {free / 2**30:.1f} GiB free. "
+            "Give another folder, or lower `keep_checkpoints`."
+        )
+
+
+@contextmanager
+def memory_errors_explained(settings: TrainingSettings) -> Iterator[None]:
+    """Turn an allocation that failed, on a GPU or on the CPU, into one sentence with the flags that help.
+
+    Raises:
+        UserError: In the place of such an error.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:  # `torch.OutOfMemoryError` is a RuntimeError, as is the CPU's
+        is_memory = isinstance(error, MemoryError | torch.OutOfMemoryError) or any(
+            words in str(error) for words in _OUT_OF_MEMORY
+        )
+        if not is_memory:
+            raise
+        half = max(1, settings.batch_size // 2)
+        raise UserError(
+            f"The memory is not enough for `--batch_size {settings.batch_size}`. Give `--batch_size {half} "
+            f"--gradient_accumulation_steps {2 * settings.gradient_accumulation_steps}` for the same images a step, "
+            "or `--activation_checkpointing`, `--mixed_precision bf16`, a smaller `--image_size` or `--encoder`."
+        ) from error

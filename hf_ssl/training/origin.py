@@ -1,0 +1,54 @@
+"""Which trainings some weights have behind them, and from which file and commit they are."""
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from hf_ssl.errors import UserError
+from hf_ssl.evaluation.references import hub_file, read_json
+
+
+def local_record(path: Path) -> dict[str, Any] | None:
+    """The record of a run on this machine; None if there is none."""
+    return read_json(path) if path.is_file() else None
+
+
+def hub_record(place: str) -> dict[str, Any] | None:
+    """`run.json` of a repository that hf_ssl published; None if it has none."""
+    try:
+        return read_json(hub_file(place, "run.json"))
+    except UserError:
+        return None  # most repositories are not of hf_ssl
+
+
+def training_of(record: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """The training that made some weights, from its record: method, data set, steps, and what it started from in turn.
+
+    Args:
+        record: The content of a `run.json`; None if there is none.
+
+    Returns:
+        `method`, `dataset` and `steps`; of a training that did not start from random weights also what its `origin`
+        said, with the one before as `former`. None without a record.
+    """
+    if record is None:
+        return None
+    return {
+        **(record.get("origin") or {}),
+        "method": record.get("method"),
+        "dataset": (record.get("data") or {}).get("dataset"),
+        "steps": (record.get("progress") or {}).get("step"),
+    }
+
+
+def commit_of(file: Path) -> str | None:
+    """Commit of a file in the cache of the Hub, where each lies below `snapshots/COMMIT`."""
+    parts = file.parts
+    return parts[parts.index("snapshots") + 1] if "snapshots" in parts else None
+
+
+def sha256_of(file: Path) -> str:
+    """Hexadecimal digest of a file, as the Hub shows it."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

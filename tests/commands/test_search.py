@@ -1,0 +1,106 @@
+"""`hf-ssl search`: images find themselves and their kind among the features of a folder; the same from Python."""
+
+import json
+from pathlib import Path
+
+import datasets
+import pytest
+import torch
+from PIL import Image
+
+import hf_ssl
+from hf_ssl.commands import main
+from hf_ssl.data.decode import decode
+from hf_ssl.data.rows import RowReader
+from hf_ssl.data.sources import open_source
+from hf_ssl.hub.export import export_run
+from hf_ssl.methods import METHODS
+
+
+def search(words):
+    """Exit code of the command."""
+    return main(["search", *words])
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return new_run(tmp_path_factory.mktemp("runs") / "first")
+
+
+def new_run(folder):
+    method = METHODS["simsiam"]
+    export_run(method(method.config_class(architecture="test_resnet", image_size=32, projection_dim=8)), folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def features(run, tmp_path_factory):
+    """Features of the test split, with an index."""
+    output = tmp_path_factory.mktemp("features") / "new"
+    hf_ssl.extract_features(run, dataset="digits", num_workers=0, split=["test"], output=output, index="faiss")
+    return output
+
+
+def test_images_find_themselves_and_their_kind(features, tmp_path, capsys):
+    rows = RowReader(open_source("digits", split="test")).images([5, 300])
+    names = [str(tmp_path / f"{row}.png") for row in rows]
+    for name, image in zip(names, rows.values(), strict=True):
+        Image.fromarray(decode(image)).save(name)
+    figure = tmp_path / "figures" / "neighbours.png"
+    assert search([*names, "--index", str(features), "--k", "3", "--figure", str(figure)]) == 0
+    by_index = capsys.readouterr().out
+    labels = datasets.load_dataset(str(features), split="test")["label"]
+    for name, row in zip(names, rows, strict=True):
+        first = by_index.split(f"\n{name}\n")[1].splitlines()[1].split()
+        assert first == ["1", "1.0000", str(row), str(labels[row])]
+    assert min(Image.open(figure).size) > 200
+    assert search([*names, "--index", str(features), "--k", "3", "--exact"]) == 0
+    assert by_index.startswith(capsys.readouterr().out.rstrip("\n"))
+    result = hf_ssl.search(names, index=str(features), k=3)
+    assert [found[0]["row_id"] for found in result.neighbours] == list(rows)
+    assert [found[0]["label"] for found in result.neighbours] == [str(labels[row]) for row in rows]
+
+
+def test_an_encoder_or_data_set_that_has_moved_is_named(features, run, tmp_path):
+    Image.new("L", (8, 8), 99).save(tmp_path / "one.png")
+    copy = tmp_path / "features"
+    copy.mkdir()
+    for path in features.iterdir():
+        if path.is_dir():
+            (copy / path.name).symlink_to(path)
+    record = json.loads((features / "features.json").read_text())
+    record["encoder"]["name"] = "./gone"
+    record["dataset"]["dataset"] = "./gone"
+    (copy / "features.json").write_text(json.dumps(record))
+    images, where = [str(tmp_path / "one.png")], {"index": str(copy), "figure": tmp_path / "figure.png"}
+    with pytest.raises(hf_ssl.UserError, match="`./gone`, which is not at hand: .* where it is by `--encoder`"):
+        hf_ssl.search(images, **where)
+    with pytest.raises(hf_ssl.UserError, match="no file or folder `./gone`"):
+        hf_ssl.search(images, **where, encoder=run)
+    with pytest.raises(hf_ssl.UserError, match="`shapes` is not the data set whose features"):
+        hf_ssl.search(images, **where, encoder=run, dataset="shapes")
+    torch.manual_seed(7)
+    with pytest.raises(hf_ssl.UserError, match="are of another encoder than .* is now"):
+        hf_ssl.search(images, **where, encoder=new_run(tmp_path / "second"))
+    hf_ssl.search(images, **where, encoder=run, dataset="digits")
+    assert (tmp_path / "figure.png").is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["none.png"], "`none.png` cannot be read as an image: missing file. Give another"),
+        (["README"], "`README` cannot be read as an image: not an image"),
+        (["--k", "0"], "`k` must be at least 1, got 0"),
+        (["--kk", "3"], "Unknown flag `--kk`. Did you mean `--k`?"),
+        (["--split", "train"], "has no features of split `train`. It has: test"),
+        (["--index", "./none"], "There is no folder `./none`"),
+        (["--index", "."], "holds no features"),
+    ],
+)
+def test_wrong_input_of_a_search_is_named(features, tmp_path, monkeypatch, capsys, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    Path("README").write_text("text")
+    Image.new("L", (8, 8)).save("one.png")
+    assert search(["one.png", "--index", str(features), *arguments]) == 2
+    assert message in capsys.readouterr().err

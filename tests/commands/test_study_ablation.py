@@ -1,0 +1,111 @@
+"""`hf-ssl study ablation`: two real cells, going on where it was, theory alone, and what it refuses."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from hf_ssl.commands import main
+from hf_ssl.studies import ablation
+
+GRID = ["--dataset", "digits", "--predictor", "linear", "none", "--ema", "false"]
+SMALL = ["--num_steps", "4", "--batch_size", "16", "--num_workers", "0", "--encoder", "test_resnet"]
+
+
+def run(*arguments: str) -> int:
+    return main(["study", "ablation", *arguments])
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("ablation")
+    assert run(*again(folder)) == 0
+    return folder
+
+
+def again(finished: Path, *arguments: str) -> list[str]:
+    return [*GRID, *SMALL, "--knn_split", "train", "--knn_images", "100", "--output_dir", str(finished), *arguments]
+
+
+def test_two_cells_are_trained_measured_and_compared(finished: Path):
+    runs = json.loads((finished / "ablation.json").read_text())["runs"]
+    assert [run["cell"]["predictor"] for run in runs] == ["linear", "none"]
+    assert [run["theory"]["expected"] for run in runs] == ["no", "complete"]
+    for run in runs:
+        assert 0 <= run["measured"]["knn"] <= 1 and 0 <= run["measured"]["spread"] <= 1
+        assert run["measured"]["projection_rank"] >= 1
+    assert runs[0]["measured"]["knn_random"] == runs[1]["measured"]["knn_random"]
+    table = (finished / "ablation.md").read_text().splitlines()
+    assert len(table) == 5 and table[2].startswith("| fresh network |")
+    assert all(line.count("|") == 9 for line in table)
+    assert (finished / "ablation.png").stat().st_size > 10_000
+
+
+def test_a_finished_cell_is_not_run_again(
+    finished: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
+    def refuse(*arguments, **settings):
+        raise AssertionError("trained again")
+
+    monkeypatch.setattr(ablation, "train", refuse)
+    assert run(*again(finished)) == 0
+    assert "linear, no EMA, decay 0.0004" in capsys.readouterr().out
+    with pytest.raises(AssertionError, match="trained again"):
+        run(*again(finished, "--seeds", "2"))
+
+
+def test_a_folder_keeps_one_choice_of_settings(finished: Path, capsys: pytest.CaptureFixture):
+    assert run(*again(finished, "--num_steps", "5")) == 2
+    assert "have `num_steps` 4, got 5. Give another `output_dir`" in capsys.readouterr().err
+
+
+def test_a_study_needs_one_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert run(*again(tmp_path)) == 2
+    assert "one run after another in one process, but 2 were launched" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_stopped_run_ends_the_grid_and_says_how_to_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
+    class Stopped:
+        signal = 15
+
+    monkeypatch.setattr(ablation, "train", lambda *arguments: Stopped)
+    assert run(*GRID, *SMALL, "--knn_split", "none", "--output_dir", str(tmp_path)) == 128 + 15
+    assert "Stopped by SIGTERM after 0 of 2 runs. The same command continues." in capsys.readouterr().err
+    assert not list(tmp_path.glob("**/result.json"))
+
+
+def test_theory_alone_trains_and_writes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
+    monkeypatch.chdir(tmp_path)
+    assert run(*GRID, *SMALL, "--theory_only") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].startswith("linear, no EMA") and "modes survive" in lines[1]
+    assert lines[2].startswith("no predictor, no EMA") and "(theorem 2)" in lines[2]
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--dataset", "digits"], "`output_dir` is needed"),
+        (["--dataset", "digits", "--theory_only", "--seed", "2"], "Unknown flag `--seed`. Did you mean `--seeds`?"),
+        (["--dataset", "digits", "--theory_only", "--num_steps", "0"], "`num_steps` must be at least 1, got 0"),
+        (
+            ["--dataset", "digits", "--theory_only", "--grid", "core", "--ema", "true"],
+            "`grid` and `ema` exclude each other",
+        ),
+        (
+            ["--dataset", "digits", "--theory_only", "--recipe", "cifar10"],
+            "`byol` has no recipe `cifar10`. Did you mean `cifar`?",
+        ),
+        (["--dataset", "digits", "--theory_only", "--predictor", "tiny"], "`predictor` must be"),
+    ],
+)
+def test_wrong_commands_are_refused(arguments: list[str], message: str, capsys: pytest.CaptureFixture):
+    assert run(*arguments) == 2
+    assert message in capsys.readouterr().err

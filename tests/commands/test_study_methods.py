@@ -1,0 +1,173 @@
+"""`hf-ssl study methods`: variants of every method, seeds, going on where it was, and what it refuses."""
+
+import json
+import math
+import os
+import signal
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+import hf_ssl
+from hf_ssl.commands import main
+from hf_ssl.modules.encoder import build_encoder
+from hf_ssl.studies import methods as study
+from hf_ssl.studies.methods_report import VARIANTS, MethodRun, rows_of, table_of
+
+SMALL = ["--dataset", "digits", "--num_steps", "4", "--batch_size", "16", "--num_workers", "0"]
+SMALL += ["--encoder", "test_resnet", "--eval_images", "100"]
+
+
+def run(folder: Path, *arguments: str) -> int:
+    return main(["study", "methods", *SMALL, "--output_dir", str(folder), *arguments])
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("methods")
+    assert run(folder, "--methods", "mochi", "memory_bank", "moco_v1", "--seeds", "2") == 0
+    return folder
+
+
+def runs_in(folder: Path) -> list[dict]:
+    return json.loads((folder / "methods.json").read_text())["runs"]
+
+
+def test_every_method_has_a_variant_whose_settings_it_knows(tmp_path: Path):
+    assert {variant.method for variant in VARIANTS.values()} == set(hf_ssl.METHODS)
+    settings = study.MethodsSettings(dataset="digits", num_steps=4, batch_size=16, output_dir=tmp_path)
+    configs = study._Bench(settings).configs
+    assert list(configs) == list(VARIANTS) == settings.methods
+    for name, variant in VARIANTS.items():
+        assert {key: getattr(configs[name], key) for key in variant.changes} == dict(variant.changes)
+
+
+def test_methods_and_seeds_are_trained_measured_and_drawn(finished: Path):
+    runs = runs_in(finished)
+    names = ["random", "mochi", "memory_bank", "moco_v1"]
+    assert [(one["seed"], one["method"]) for one in runs] == [(seed, name) for seed in (0, 1) for name in names]
+    for one in runs:
+        assert 0 <= one["knn"] <= 1 and 0 <= one["linear"] <= 1
+        assert (one["seconds"] == 0) == (one["method"] == "random")
+    table = (finished / "methods.md").read_text().splitlines()
+    titles = ["random encoder", "MoCHi", "Memory bank", "MoCo v1"]
+    assert [line.split("|")[1].strip() for line in table[2:]] == titles
+    with Image.open(finished / "methods.png") as image:
+        assert min(image.size) > 300
+
+
+def test_a_run_has_its_method_views_length_and_encoder(finished: Path):
+    records = {
+        name: json.loads((finished / name / "seed1" / "run.json").read_text())
+        for name in ("mochi", "memory_bank", "moco_v1")
+    }
+    for record in records.values():
+        assert record["data"]["view_recipe"] == "moco_v2" and record["training"]["seed"] == 1
+        assert record["training"]["num_steps"] == 4
+    assert records["moco_v1"]["config"]["projector"] == "linear"
+    assert records["mochi"]["config"]["start_step"] == 0  # the recipe's lies beyond the end of the run
+    encoder = hf_ssl.load_encoder(str(finished / "moco_v1" / "seed1"))
+    assert encoder.dim == build_encoder("test_resnet").num_features
+
+
+def test_a_finished_study_trains_nothing_and_a_new_method_joins_it(
+    finished: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
+    def refuse(*arguments):
+        raise AssertionError("trained again")
+
+    monkeypatch.setattr(study, "train", refuse)
+    before = (finished / "methods.md").read_text()
+    assert run(finished, "--methods", "mochi", "memory_bank", "moco_v1", "--seeds", "2") == 0
+    said = capsys.readouterr().out
+    assert said.startswith(before.rstrip()) and "Wrote methods.json, methods.md, methods.png to" in said
+    assert (finished / "methods.md").read_text() == before
+    with pytest.raises(AssertionError, match="trained again"):
+        run(finished, "--methods", "byol")
+
+
+def test_a_killed_run_continues_to_the_same_numbers(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
+    kind = hf_ssl.METHODS["moco"]
+    original = kind.after_optimizer_step
+
+    def kill_after_two(model, step: int, num_steps: int):
+        original(model, step, num_steps)
+        if step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(kind, "after_optimizer_step", kill_after_two)
+        assert run(tmp_path, "--methods", "moco_v1") == 128 + signal.SIGTERM
+    assert "Stopped by SIGTERM after 1 of 2 runs. The same command continues." in capsys.readouterr().err
+    assert not (tmp_path / "methods.json").exists()
+    result = hf_ssl.study(
+        "methods",
+        dataset="digits",
+        num_steps=4,
+        batch_size=16,
+        num_workers=0,
+        encoder="test_resnet",
+        eval_images=100,
+        methods=["moco_v1"],
+        output_dir=tmp_path,
+    )
+    assert result.exit_code == 0 and result.num_runs == len(result.runs) == 2
+    expected = [one for one in runs_in(finished) if one["method"] in ("random", "moco_v1") and one["seed"] == 0]
+    for one, other in zip(result.runs, expected, strict=True):
+        assert (one.method, one.knn, one.linear) == (other["method"], other["knn"], other["linear"])
+
+
+def test_a_table_has_means_and_standard_deviations():
+    runs = [
+        MethodRun("random", 0, 0.1, 0.2, 0.0),
+        MethodRun("byol", 0, 0.3, 0.5, 10.0),
+        MethodRun("byol", 1, 0.4, 0.7, 12.0),
+    ]
+    lines = table_of(runs).splitlines()
+    assert lines[2] == "| random encoder | 10.0 | 20.0 | 0 |"
+    deviation = 100 * math.sqrt(2 * 0.05**2)
+    assert lines[3] == f"| BYOL | 35.0 ± {deviation:.1f} | 60.0 ± {2 * deviation:.1f} | 11 ± 1 |"
+    assert [row.title for row in rows_of(runs)] == ["random encoder", "BYOL"] and rows_of(runs)[1].linear == [0.5, 0.7]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "num_epochs", "num_steps", "expected"),
+    [
+        ({"num_epochs": 200, "warmup_epochs": 10}, 5.0, None, (5.0, None, 0.25, None)),
+        ({"num_epochs": 200, "warmup_epochs": 10}, None, 1000, (None, 1000, None, 50)),
+        ({"num_steps": 100, "warmup_steps": 50}, 4.0, None, (4.0, None, 2.0, None)),
+        ({"num_epochs": 24}, None, 7, (None, 7, None, 0)),
+    ],
+)
+def test_a_warm_up_keeps_its_share_of_the_run(recipe, num_epochs, num_steps, expected):
+    values = study.length_of(recipe, num_epochs, num_steps)
+    assert tuple(values[name] for name in ("num_epochs", "num_steps", "warmup_epochs", "warmup_steps")) == expected
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--methods", "moco_v4"], "Unknown method `moco_v4`. Did you mean `moco_v"),
+        (["--num_epochs", "2"], "`num_epochs` and `num_steps` exclude each other"),
+        (["--num_steps", "0"], "`num_steps` must be at least 1, got 0"),
+        (["--seeds", "0"], "`seeds` must be at least 1, got 0"),
+        (["--recipe", "stl10"], "`end_to_end` has no recipe `stl10`. Known: "),
+        (["--test_split", "train"], "`split` and `test_split` are both `train`"),
+        (["--view_recipe", "moco"], "`view_recipe` must be the name of a recipe, got `moco`"),
+        (["--batch_size", "5000"], "fewer than one batch of 5000"),
+    ],
+)
+def test_wrong_commands_are_refused_before_anything_is_written(
+    tmp_path: Path, arguments: list[str], message: str, capsys: pytest.CaptureFixture
+):
+    assert run(tmp_path, *arguments) == 2
+    assert message in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_keeps_one_choice_of_settings(finished: Path, capsys: pytest.CaptureFixture):
+    assert run(finished, "--eval_images", "50") == 2
+    assert "have `eval_images` 100, got 50. Give another `output_dir`" in capsys.readouterr().err

@@ -1,0 +1,173 @@
+"""The exported classifier: loads without hf_ssl with its labels, and a card that says only what files say."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from huggingface_hub import ModelCard
+from PIL import Image
+
+from hf_ssl.evaluation.encoders import ImageTransform
+from hf_ssl.fine_tuning.classifier import open_classifier
+from hf_ssl.fine_tuning.export import export_classifier, render_classifier_card, write_classifier_card
+
+NAMES = ["tabby cat", "dog", "owl, snowy", "eel"]
+RUN = {
+    "method": "fine-tuning",
+    "hf_ssl": "0.1",
+    "command": "hf-ssl finetune org/base --dataset org/pets --label_fraction 0.1",
+    "base_model": "org/base",
+    "num_parameters": 1000,
+    "num_trained_parameters": 10,
+    "images_per_class": {"cat": 9, "dog": 12},
+    "label_column": "kind",
+    "config": {"encoder": "org/base", "train": "last-2", "label_fraction": 0.1, "image_size": 32},
+    "data": {
+        "dataset": "org/pets",
+        "dataset_config": None,
+        "dataset_revision": None,
+        "split": "train",
+        "num_images": 21,
+        "fingerprint": "abc",
+    },
+    "training": {"seed": 3, "num_steps": 50, "global_batch_size": 8, "num_processes": 1, "repo_id": None},
+    "progress": {"step": 50, "images_seen": 400, "seconds": 61.0},
+    "skipped": {"truncated": 2},
+    "hardware": {"device": "cpu"},
+    "versions": {"torch": "2"},
+    "commit": None,
+}
+ENTRY = {
+    "dataset": "org/pets",
+    "dataset_config": None,
+    "split": "test",
+    "label": "kind",
+    "metric": "accuracy",
+    "num_images": 77,
+    "protocol": "fine-tuning",
+    "value": 0.4321,
+    "settings": {"label_fraction": 0.1, "train_images": 21, "step": 50, "test_loss": 1.25},
+}
+
+
+def export(folder, encoder, names=NAMES, **options):
+    classifier = open_classifier(encoder, names, **options)
+    module = classifier.module.eval()
+    (folder / "run.json").write_text(json.dumps(RUN))
+    with torch.no_grad():  # statistics that a training would leave
+        for buffer_name, buffer in module.named_buffers():
+            if "running" in buffer_name:
+                buffer.uniform_(0.5, 1.5)
+    path = export_classifier(
+        module,
+        folder,
+        architecture=classifier.architecture,
+        model_args=classifier.model_args,
+        data_config=classifier.data_config,
+        class_names=names,
+    )
+    return classifier, path
+
+
+def test_it_loads_without_hf_ssl(tmp_path):
+    """Through every door, with the same logits and the same labels; the card's own examples run."""
+    image = tmp_path / "photo.jpg"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)).save(image)
+    thousand = [f"thing {number}" for number in range(1000)]  # transformers would give them ImageNet's names
+    kinds = {
+        "resnet": ("random:test_resnet", {"image_size": 32}, NAMES),
+        "vit": ("random:test_vit", {"image_size": 32, "model_args": {"drop_path_rate": 0.1}}, NAMES),
+        "cifar": ("random:resnet18_cifar", {}, NAMES),
+        "thousand": ("random:test_resnet", {"image_size": 32}, thousand),
+    }
+    jobs = {}
+    for name, (encoder, options, names) in kinds.items():
+        folder = tmp_path / name
+        folder.mkdir()
+        classifier, path = export(folder, encoder, names, **options)
+        config = json.loads((path / "config.json").read_text())
+        assert "drop_path_rate" not in config["model_args"]
+        with torch.no_grad():
+            pixels = ImageTransform(classifier.data_config)(Image.open(image))[None]
+            features = classifier.module.forward_head(classifier.module.forward_features(pixels), pre_logits=True)
+            torch.save(
+                {"pixels": pixels, "logits": classifier.module(pixels), "features": features}, folder / "expected.pt"
+            )
+        card = write_classifier_card(path).read_text()
+        jobs[name] = {
+            "folder": str(path),
+            "names": names,
+            "image": str(image),
+            "expected": str(folder / "expected.pt"),
+            "needs_code": name == "cifar",
+            "new_classes": name != "thousand",
+            "snippets": re.findall(r"```python\n(.*?)```", card, re.DOTALL) if name in ("vit", "cifar") else [],
+        }
+    file = tmp_path / "jobs.json"
+    file.write_text(json.dumps(jobs))
+    script = Path(__file__).with_name("classifier_without_hf_ssl.py")
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run([sys.executable, script, file], env=environment, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(file.with_suffix(".report").read_text())
+    assert report.keys() == kinds.keys()
+    for name, doors in report.items():
+        assert len(doors) == 7 and max(doors.values()) < 1e-5, (name, doors)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    _, path = export(tmp_path_factory.mktemp("run"), "random:test_resnet", image_size=32)
+    best = {**ENTRY, "protocol": "fine-tuning-best", "value": 0.5, "settings": {**ENTRY["settings"], "step": 30}}
+    (path / "results.json").write_text(json.dumps({"results": [ENTRY, best]}))
+    return path
+
+
+def test_the_metadata_is_what_the_hub_reads(folder):
+    data = ModelCard(render_classifier_card(folder, "org/pets-classifier", license="mit")).data
+    assert (data.pipeline_tag, data.library_name, data.license) == ("image-classification", "transformers", "mit")
+    assert (data.base_model, data.datasets) == ("org/base", ["org/pets"])
+    (result,) = data.eval_results  # not the best step, which the test split chose
+    assert (result.metric_value, result.dataset_split, result.dataset_type) == (0.4321, "test", "org/pets")
+    assert result.task_name == "Image classification from 10 % of the labels"
+
+
+def test_the_card_says_what_the_files_say(folder):
+    card = render_classifier_card(folder, "org/pets-classifier")
+    for text in (
+        "fine-tuned from [org/base]",
+        "10 % of the labels of [org/pets]",
+        "| 43.2 | 77 |",
+        "| 50.0* | 77 |",
+        "chosen on the split that it is scored on",
+        "the classifier and the last 2 blocks: 10 of 1,000 parameters",
+        "21 images, 9 to 12 of each class, chosen by seed 3",
+        "2 truncated",
+        RUN["command"],
+        '"hf_hub:org/pets-classifier"',
+        "`owl, snowy`",
+    ):
+        assert text in card, text
+
+
+def test_a_card_without_results_says_so(tmp_path):
+    _, path = export(tmp_path, "random:test_resnet", image_size=32)
+    card = render_classifier_card(path)
+    assert "has not been evaluated" in card and "model-index" not in card
+    (path / "run.json").unlink()
+    with pytest.raises(ValueError, match="has no `run.json`"):
+        render_classifier_card(path)
+
+
+def test_a_card_edited_by_hand_stays(tmp_path):
+    _, path = export(tmp_path, "random:test_resnet", image_size=32)
+    card = write_classifier_card(path)
+    card.write_text(card.read_text().replace("## Limits", "## Known limits"))
+    write_classifier_card(path)
+    assert "## Known limits" in card.read_text()
