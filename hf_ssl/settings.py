@@ -55,7 +55,8 @@ def checked(kind: type[_T]) -> type[_T]:
         refuse_unknown(values, kinds, f"`{made.__name__}` has no setting")
         missing = [field.name for field in dataclasses.fields(self) if is_required(field) and field.name not in values]
         if missing:
-            raise UserError(f"`{missing[0]}` is needed: {descriptions_of(made)[missing[0]]}")
+            others = f" Also needed: {', '.join(f'`{name}`' for name in missing[1:])}." if missing[1:] else ""
+            raise UserError(f"`{missing[0]}` is needed: {descriptions_of(made)[missing[0]]}{others}")
         try:
             construct(self, **values)
         except StrictDataclassClassValidationError as error:
@@ -64,6 +65,38 @@ def checked(kind: type[_T]) -> type[_T]:
 
     made.__setattr__, made.__init__ = set_checked, construct_checked  # pyright: ignore[reportAttributeAccessIssue]
     return made
+
+
+def check_least(settings: Any, **least: int) -> None:
+    """Refuse numbers that are too small; None passes.
+
+    Args:
+        settings: A settings object.
+        least: The least value of each field, by name.
+
+    Raises:
+        UserError: Names the first.
+    """
+    for name, smallest in least.items():
+        value = getattr(settings, name)
+        if value is not None and not value >= smallest:
+            raise UserError(f"`{name}` must be at least {smallest}, got {value}.")
+
+
+def check_positive(settings: Any, *names: str) -> None:
+    """Refuse numbers that are not above 0; None passes.
+
+    Args:
+        settings: A settings object.
+        names: Names of its fields.
+
+    Raises:
+        UserError: Names the first.
+    """
+    for name in names:
+        value = getattr(settings, name)
+        if value is not None and not value > 0:
+            raise UserError(f"`{name}` must be positive, got {value}.")
 
 
 def is_required(field: dataclasses.Field) -> bool:
@@ -98,8 +131,14 @@ def descriptions_of(kind: type) -> dict[str, str]:
 
 
 def as_declared(value: Any, annotation: Any) -> Any:
-    """A whole number as the `float`, text as the `Path` or a path as the text that a field wants; else as it is."""
+    """What a field wants, where a value can only mean it; else the value as it is.
+
+    That is a whole number as the `float`, text as the `Path`, a path as the text, and one text as a list of texts.
+    """
     classes = _classes_of(annotation)
+    if isinstance(value, str | Path) and get_origin(_without_none(annotation)) in (list, tuple):
+        wanted = _classes_of(get_args(_without_none(annotation))[0])
+        value = [value] if {str, Path} & set(wanted) and not {str, Path} & set(classes) else value
     if type(value) is int and float in classes and int not in classes:
         return float(value)
     if isinstance(value, str) and Path in classes and str not in classes:
@@ -128,12 +167,15 @@ def rule_of(annotation: Any) -> str:
         return " or ".join(dict.fromkeys(rule_of(one) for one in arguments))
     if origin is Literal:
         return f"one of {', '.join(map(str, arguments))}"
+    if origin in (list, tuple) and get_origin(_without_none(arguments[0])) is Literal:
+        return f"a list of words, each {rule_of(_without_none(arguments[0]))}"
     if origin in (list, tuple):
         return f"a list of {rule_of(arguments[0]).removeprefix('a ')}s"
     names = {bool: "true or false", int: "a whole number", float: "a number", str: "text", Path: "a path"}
     names |= {dict: "a JSON object", types.NoneType: "none"}
     kind = origin or annotation
-    return names.get(kind) or f"a `{getattr(kind, '__name__', kind)}`"
+    name = getattr(kind, "__name__", str(kind))
+    return names.get(kind) or f"{'an' if name[:1] in 'AEIOU' else 'a'} `{name}`"
 
 
 def _without_none(annotation: Any) -> Any:

@@ -100,7 +100,12 @@ def test_methods_and_files_correspond():
 def test_method_names_are_unique_in_the_source():
     # A duplicate key of a dictionary literal would silently replace the first one.
     tree = ast.parse((PACKAGE / "methods" / "__init__.py").read_text())
-    (literal,) = [node for node in ast.walk(tree) if isinstance(node, ast.Dict)]
+    literal = next(
+        node.value
+        for node in tree.body
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.target.id == "METHODS"
+    )
+    assert isinstance(literal, ast.Dict)
     keys = [key.value for key in literal.keys if isinstance(key, ast.Constant)]
     assert sorted(keys) == sorted(set(keys)) == sorted(METHODS)
 

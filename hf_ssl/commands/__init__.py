@@ -59,7 +59,9 @@ def _answer(words: list[str]) -> int:
     words = [word for word in words if word != "--debug"]
     try:
         with errors_for_users(debug):
-            return _dispatch(words)
+            code = _dispatch(words)
+            sys.stdout.flush()  # a full disk or a closed pipe is an error like any other
+            return code
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else int(bool(end.code))
 
@@ -76,6 +78,7 @@ def _dispatch(words: list[str]) -> int:
     name = words[0].replace("-", "_")
     if name not in COMMANDS:
         raise UserError(f"Unknown command `{words[0]}`.{near_name(name, COMMANDS)} `hf-ssl --help` lists them all.")
+    importlib.import_module("hf_ssl.methods")  # tells transformers' Auto classes about them
     command = importlib.import_module(f"hf_ssl.commands.{name}").COMMAND
     return command.main(words[1:])
 

@@ -9,7 +9,8 @@ in figure 2 of the DirectPred paper. Alignment, uniformity and LiDAR compare aug
 run's own recipe unless `--view_recipe` says otherwise (moco_v2 for encoders of other origin): compare encoders under
 one recipe.
 
-Writes analysis.json and figures: into the encoder folder of a single local encoder, else to `--output`.
+Writes analysis.json and figures for a single local encoder, or wherever `--output` says. With public images they go
+into the encoder's folder, which is published with it; with your own images into the folder `evaluations` beside it.
 """
 
 import json
@@ -22,7 +23,7 @@ from PIL import Image
 from torch import nn
 
 from hf_ssl.commands.command import Command
-from hf_ssl.commands.encoder_settings import ReadingSettings, check_least, method_of, titles_of
+from hf_ssl.commands.encoder_settings import ReadingSettings, goes_on_card, method_of, place_beside, titles_of
 from hf_ssl.data.sources import Source
 from hf_ssl.data.views import find_recipe
 from hf_ssl.errors import UserError
@@ -34,10 +35,12 @@ from hf_ssl.evaluation.analysis import (
 )
 from hf_ssl.evaluation.encoders import Encoder, WithProjection, encoder_folder, load_encoder
 from hf_ssl.evaluation.features import extract_features
+from hf_ssl.evaluation.references import read_json
 from hf_ssl.evaluation.view_features import extract_view_features
 from hf_ssl.figures.diagnostics import diagnosis_curves, predictor_curves, spectrum_curves
 from hf_ssl.figures.negatives import negative_curves
-from hf_ssl.settings import checked
+from hf_ssl.settings import check_least, checked
+from hf_ssl.training.output import make_folder
 
 _RECIPE = "moco_v2"  # of encoders that no run of this package made
 _PARTS = {"representation": FEATURE_NUMBERS, "projection": FEATURE_NUMBERS, "predictor": PREDICTOR_NUMBERS}
@@ -54,7 +57,7 @@ class AnalysisSettings(ReadingSettings):
         views: Views of an image, at least 2.
         view_images: Images to make views of, at least 2. If not given: 1000, or twice the features if that is more.
         max_images: Size of the sample of the split, at least 2.
-        output: Folder for analysis.json and figures, instead of the folder of a single local encoder.
+        output: Folder for analysis.json and figures, instead of a place in the run of a single local encoder.
     """
 
     encoders: list[str]
@@ -76,8 +79,6 @@ class AnalysisSettings(ReadingSettings):
             raise UserError("`encoders` must name at least one encoder, such as `runs/first`.")
         if self.view_recipe is not None:
             find_recipe(self.view_recipe)
-        if self.output is not None and self.output.is_file():
-            raise UserError(f"`output` must be a folder, but `{self.output}` is a file. Choose another name.")
 
 
 @dataclass(frozen=True)
@@ -108,14 +109,24 @@ def run(settings: AnalysisSettings) -> AnalysisResult:
     folders = {name: encoder_folder(name) for name in settings.encoders}
     titles = titles_of(settings.encoders)
     source = settings.open(settings.split)
+    folder = _place(settings, folders[settings.encoders[0]] if len(folders) == 1 else None)
     found = {titles[name]: _analyse(settings, titles[name], name, folder, source) for name, folder in folders.items()}
-    folder = settings.output or (folders[settings.encoders[0]] if len(folders) == 1 else None)
     figures: list[Path] = []
     if folder is not None:
         heading = f"{Path(source.name).name}, split {settings.split}"
         drawn = _figures(found, {titles[name]: encoder for name, encoder in folders.items()}, heading)
         figures = _keep(settings, source.name, folder, found, drawn)
     return AnalysisResult(found, _heading(settings, source.name, found), folder, figures)
+
+
+def _place(settings: AnalysisSettings, encoder: Path | None) -> Path | None:
+    """Folder of the numbers and figures: what is private stays out of the encoder's folder, which is published."""
+    if settings.output is not None:
+        make_folder(settings.output, "output")
+        return settings.output
+    if encoder is None:
+        return None
+    return encoder if goes_on_card(settings, encoder) else place_beside(encoder)
 
 
 def _analyse(settings: AnalysisSettings, title: str, name: str, folder: Path | None, source: Source) -> dict[str, Any]:
@@ -127,8 +138,9 @@ def _analyse(settings: AnalysisSettings, title: str, name: str, folder: Path | N
     if method is not None:
         module = WithProjection(method).to(device).eval().requires_grad_(False)
         encoder = Encoder(module, encoder.transform, width, encoder.name)
-    recipe, image_size = _recipe_of(folder, encoder)
-    recipe = settings.view_recipe or recipe
+    recipe, view_settings, image_size = _recipe_of(folder, encoder)
+    if settings.view_recipe is not None:
+        recipe, view_settings = settings.view_recipe, None
     num_images = settings.view_images or min(max(1000, 2 * width), settings.max_images)
     features = extract_features(
         encoder,
@@ -148,6 +160,7 @@ def _analyse(settings: AnalysisSettings, title: str, name: str, folder: Path | N
         num_workers=settings.num_workers,
         max_images=num_images,
         seed=settings.seed,
+        view_settings=view_settings,
         description=f"{title}, {settings.views} views by {recipe}",
     )
     if len(features) < 2 or len(views) < 2:
@@ -164,19 +177,21 @@ def _analyse(settings: AnalysisSettings, title: str, name: str, folder: Path | N
         "view_images": len(views),
         "views": settings.views,
         "view_recipe": recipe,
+        "view_settings": view_settings,
         "image_size": image_size,
         "dims": {"representation": width, "projection": features.shape[1] - width},
     }
     return about | {part: analysis.as_json() for part, analysis in parts.items()}
 
 
-def _recipe_of(folder: Path | None, encoder: Encoder) -> tuple[str, int]:
+def _recipe_of(folder: Path | None, encoder: Encoder) -> tuple[str, dict[str, Any] | None, int]:
     """Augmentation and size of the views that an encoder was trained on, as far as it tells."""
     run = folder / "run.json" if folder is not None else None
     if run is not None and run.is_file():
-        told = json.loads(run.read_text(encoding="utf-8"))
-        return told["data"]["view_recipe"], told["config"]["image_size"]
-    return _RECIPE, _input_size(encoder)
+        told = read_json(run)
+        data = told["data"]
+        return data["view_recipe"], data.get("view_settings"), told["config"]["image_size"]
+    return _RECIPE, None, _input_size(encoder)
 
 
 def _input_size(encoder: Encoder) -> int:

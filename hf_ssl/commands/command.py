@@ -3,8 +3,9 @@
 import inspect
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, Field, dataclass, fields
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 from hf_ssl.commands.errors import as_user_errors
@@ -49,7 +50,9 @@ class Command:
         known = {field.name: field for field in flags_of(self.settings)}
         named = {name for group in (self.groups or {}).values() for name in group}
         groups = {heading: [known[name] for name in names] for heading, names in (self.groups or {}).items()}
-        groups["more"] = [field for name, field in known.items() if name not in named]
+        groups["more" if self.first or named else "settings"] = [
+            field for name, field in known.items() if name not in named
+        ]
         values = parse_flags(
             arguments,
             {heading: members for heading, members in groups.items() if members},
@@ -76,6 +79,8 @@ def python_function(command: Command) -> Callable[..., Any]:
     Errors that the user can put right are raised as `UserError`.
     """
     name = command.function or command.name
+    # A command of a group is called by the group's function: `study("ablation", ...)`.
+    function, *kind = name.split()
 
     def call(*args: Any, **values: Any) -> Any:
         bound = dict(zip(command.words, args, strict=False)) | values
@@ -84,8 +89,8 @@ def python_function(command: Command) -> Callable[..., Any]:
         twice = [word for word, _ in zip(command.words, args, strict=False) if word in values]
         if twice:
             raise TypeError(f"`{name}` got `{twice[0]}` by position and by name.")
-        show_log()
-        with as_user_errors(), called_as(call_text(name, bound)):
+        show_log(in_python=True)
+        with as_user_errors(), called_as(call_text(function, bound, *kind)):
             return command.run(command.settings(**bound))
 
     call.__name__ = call.__qualname__ = name
@@ -95,9 +100,16 @@ def python_function(command: Command) -> Callable[..., Any]:
     return call
 
 
-def call_text(name: str, values: Mapping[str, Any]) -> str:
-    """A call as it stands in Python code; objects that no code can write down as the name of their class."""
-    return f"hf_ssl.{name}({', '.join(f'{key}={_in_code(value)}' for key, value in values.items())})"
+def call_text(name: str, values: Mapping[str, Any], *places: Any) -> str:
+    """A call as it stands in Python code; objects that no code can write down as the name of their class.
+
+    Args:
+        name: Name of the function.
+        values: Its keyword arguments.
+        places: Its arguments by position.
+    """
+    words = [*map(_in_code, places), *(f"{key}={_in_code(value)}" for key, value in values.items())]
+    return f"hf_ssl.{name}({', '.join(words)})"
 
 
 def _in_code(value: Any) -> str:
@@ -112,9 +124,17 @@ def _in_code(value: Any) -> str:
     return repr(value) if isinstance(value, str | int | float | type(None)) else f"<{type(value).__name__}>"
 
 
+def _in_order(command: Command) -> list[Field]:
+    """The settings as a reader wants them: those given by place, those that most people need, the others."""
+    order = [*command.words, *command.first]
+    return sorted(
+        fields(command.settings), key=lambda field: order.index(field.name) if field.name in order else len(order)
+    )
+
+
 def _signature(command: Command) -> inspect.Signature:
     parameters = []
-    for field in sorted(fields(command.settings), key=lambda field: field.name not in command.words):
+    for field in _in_order(command):
         default = field.default if field.default_factory is MISSING else field.default_factory()
         kind = inspect.Parameter.KEYWORD_ONLY
         if field.name in command.words:
@@ -127,7 +147,8 @@ def _signature(command: Command) -> inspect.Signature:
 def _docstring(command: Command) -> str:
     summary = command.text.strip().split("\n\n")[0]
     described = descriptions_of(command.settings)
-    lines = [f"    {field.name}: {described[field.name]}" for field in fields(command.settings)]
+    texts = [f"{field.name}: {described[field.name]}" for field in _in_order(command)]
+    lines = [fill(text, 100, initial_indent=" " * 4, subsequent_indent=" " * 8) for text in texts]
     returns = inspect.get_annotations(command.run).get("return")
     about = f"\n\nReturns:\n    {returns.__name__}: {(returns.__doc__ or '').splitlines()[0]}" if returns else ""
     return (

@@ -17,7 +17,7 @@ import socket
 from dataclasses import dataclass
 
 from hf_ssl.commands.command import Command
-from hf_ssl.commands.encoder_settings import ReadingSettings, check_least
+from hf_ssl.commands.encoder_settings import ReadingSettings
 from hf_ssl.demo.collection import collect, name_of_data
 from hf_ssl.demo.space import published_reference, push_space
 from hf_ssl.errors import UserError
@@ -26,7 +26,7 @@ from hf_ssl.evaluation.portrait import MAX_IMAGES
 from hf_ssl.hub.embedding import SHOWN_BY_DEFAULT
 from hf_ssl.hub.names import check_repo_id
 from hf_ssl.invocation import command_line
-from hf_ssl.settings import checked
+from hf_ssl.settings import check_least, checked
 
 
 @checked

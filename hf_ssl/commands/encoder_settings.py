@@ -11,7 +11,11 @@ from transformers import AutoModelForPreTraining
 from hf_ssl.data.sources import Source, open_source
 from hf_ssl.errors import UserError
 from hf_ssl.evaluation.encoders import encoder_folder
-from hf_ssl.settings import checked
+from hf_ssl.evaluation.references import read_json
+from hf_ssl.hub.embedding import SHOWN_BY_DEFAULT
+from hf_ssl.modules.quiet import quiet_transformers
+from hf_ssl.settings import check_least, checked
+from hf_ssl.training.output import make_folder
 
 
 @checked
@@ -79,25 +83,53 @@ def titles_of(encoders: Sequence[str]) -> dict[str, str]:
     return {name: title if titles.count(title) == 1 else name for name, title in short.items()}
 
 
+def goes_on_card(
+    settings: ReadingSettings, folder: Path | None, card: bool | None = None, output: Path | None = None
+) -> bool:
+    """Whether numbers and pictures of a data set may go into an encoder's folder, and be published with it.
+
+    Args:
+        settings: Name the data set.
+        folder: Folder of the encoder; None if it is not a local one.
+        card: What the user said; None leaves it to the data set: yes for embedded ones, those of the Hub, and the one
+            that the encoder was trained on.
+        output: Another place that the user gave.
+    """
+    if folder is None or output is not None:
+        return False
+    if card is not None:
+        return card
+    if not isinstance(settings.dataset, str):
+        return False
+    path = Path(settings.dataset).expanduser()
+    if settings.dataset in SHOWN_BY_DEFAULT or not path.exists():
+        return True
+    record = folder / "run.json"
+    trained_on = read_json(record)["data"]["dataset"] if record.is_file() else None
+    return trained_on is not None and Path(trained_on).expanduser().resolve() == path.resolve()
+
+
+def place_beside(folder: Path) -> Path:
+    """Where results lie that are not published: `evaluations` in a run, else beside the encoder's folder."""
+    folder = folder if folder.name else folder.resolve()
+    return folder.parent / ("evaluations" if folder.name == "encoder" else f"{folder.name}-evaluations")
+
+
+def check_output_file(path: Path, setting: str) -> None:
+    """Refuse a file that cannot be written, before the work whose result it is to hold; makes its folder.
+
+    Raises:
+        UserError: If it is a folder, or its folder cannot be written.
+    """
+    if path.is_dir():
+        raise UserError(f"`{setting}` must be a file, but `{path}` is a folder. Give the name of a file in it.")
+    make_folder(path.parent, setting, "Give a file in another folder.")
+
+
 def method_of(folder: Path | None, device: str = "cpu") -> nn.Module | None:
     """The method of a run, in evaluation mode, if an encoder folder belongs to a run."""
     pretraining = folder.parent / "pretraining" if folder is not None and folder.name == "encoder" else None
     if pretraining is None or not (pretraining / "config.json").is_file():
         return None
-    return AutoModelForPreTraining.from_pretrained(pretraining).to(device).eval()
-
-
-def check_least(settings: Any, **least: int) -> None:
-    """Refuse numbers that are too small; None passes.
-
-    Args:
-        settings: A settings object.
-        least: The least value of each field, by name.
-
-    Raises:
-        UserError: Names the first.
-    """
-    for name, smallest in least.items():
-        value = getattr(settings, name)
-        if value is not None and value < smallest:
-            raise UserError(f"`{name}` must be at least {smallest}, got {value}.")
+    with quiet_transformers():
+        return AutoModelForPreTraining.from_pretrained(pretraining).to(device).eval()

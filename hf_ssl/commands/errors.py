@@ -2,6 +2,8 @@
 
 import os
 import re
+import select
+import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -19,7 +21,9 @@ def user_message(error: BaseException) -> str | None:
     Beside `UserError` these are settings of a method that its config refuses, and what the operating system or the Hub
     refuses.
     """
-    from huggingface_hub.errors import HfHubHTTPError, StrictDataclassError  # not needed by `hf-ssl --help`
+    # Not needed by `hf-ssl --help`.
+    from huggingface_hub.errors import HfHubHTTPError, StrictDataclassError
+    from safetensors import SafetensorError
 
     if isinstance(error, UserError):
         return " ".join(str(error).split())
@@ -27,6 +31,8 @@ def user_message(error: BaseException) -> str | None:
         return _strict_message(error)
     if isinstance(error, HfHubHTTPError):
         return f"The Hub refuses: {' '.join((error.server_message or str(error)).split())}"
+    if isinstance(error, SafetensorError):
+        return f"A file of weights is damaged or not complete: {error}. Copy or download it again."
     if isinstance(error, OSError):
         place = f": `{error.filename}`" if error.filename else ""
         return f"{error.strerror}{place}." if error.strerror else " ".join(str(error).split())
@@ -62,6 +68,8 @@ def errors_for_users(debug: bool = False) -> Iterator[None]:
         print("Interrupted.", file=sys.stderr)  # noqa: T201
         raise SystemExit(130) from None
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and _reader_has_gone():
+            raise SystemExit(128 + signal.SIGPIPE) from None
         message = user_message(error)
         if message is None or debug:
             raise
@@ -75,6 +83,18 @@ def _strict_message(error: BaseException) -> str:
     if wrong_type:
         return f"`{wrong_type.group(1)}` must be {wrong_type.group(2)}, got {wrong_type.group(3)}."
     return " ".join(cause.split())
+
+
+def _reader_has_gone() -> bool:
+    """Whether nobody reads standard output any more, as in `hf-ssl methods | head -1`; it is closed then."""
+    if not hasattr(select, "poll"):  # Windows
+        return False
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), select.POLLOUT)
+    gone = any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
+    if gone:  # what is left in the buffer would raise again when Python ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return gone
 
 
 def _print_once(message: str) -> None:

@@ -17,14 +17,20 @@ that, exactly: the encoder is frozen, so its features of 100 augmented passes ov
 epoch, are computed first (80 are enough for `linear-byol`). Fewer passes are used again in later epochs.
 """
 
-import json
 import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from hf_ssl.commands.command import Command
-from hf_ssl.commands.encoder_settings import ReadingSettings, check_least, method_of, titles_of
+from hf_ssl.commands.encoder_settings import (
+    ReadingSettings,
+    check_output_file,
+    goes_on_card,
+    method_of,
+    place_beside,
+    titles_of,
+)
 from hf_ssl.data.sources import Source
 from hf_ssl.errors import UserError, near_name
 from hf_ssl.evaluation.clustering import write_assignments
@@ -32,11 +38,12 @@ from hf_ssl.evaluation.comparison import BASELINES, Comparison, compare, shared_
 from hf_ssl.evaluation.encoders import Encoder, encoder_folder, load_encoder
 from hf_ssl.evaluation.portrait import take_portrait
 from hf_ssl.evaluation.protocols import AUGMENTED, PROTOCOLS, check_protocol
+from hf_ssl.evaluation.references import read_json
 from hf_ssl.evaluation.results import Table, draw_table, entries_of, heading_of, table_of, table_text, update_results
 from hf_ssl.hub.embedding import SHOWN_BY_DEFAULT, write_embedding
 from hf_ssl.hub.model_card import write_model_card
 from hf_ssl.invocation import command_line
-from hf_ssl.settings import checked
+from hf_ssl.settings import check_least, checked
 
 
 @checked
@@ -193,13 +200,15 @@ def run(settings: EvaluationSettings) -> EvaluationResult:
     test_source = opened.open(settings.split)
     train_source = test_source if settings.only_clusters() else opened.open(settings.train_split)
     labels = shared_labels(train_source, test_source, settings.label_column)
-    on_card = _goes_on_card(settings, folder)
+    if settings.card and (folder is None or not (folder / "run.json").is_file()):
+        raise UserError(f"`card` needs the folder of a run, got the encoder `{settings.encoder}`. Leave it out.")
+    on_card = goes_on_card(settings, folder, settings.card, settings.output)
+    place = _place(settings, folder, on_card, test_source.name)
     comparison, encoders = _measure(settings, folder, train_source, test_source, labels)
 
     about = {"dataset": test_source.name, "dataset_config": settings.dataset_config, "split": settings.split}
     results = entries_of(comparison, {**about, "command": command_line()}, settings.train_split)
     table = table_of(comparison)
-    place = _place(settings, folder, on_card, test_source.name)
     if place is not None:
         _keep(place, comparison, results, table, about)
     card = None
@@ -223,25 +232,6 @@ def run(settings: EvaluationSettings) -> EvaluationResult:
         card=card,
         loading=_how_to_load(folder) if settings.show_loading and folder is not None else "",
     )
-
-
-def _goes_on_card(settings: EvaluationSettings, folder: Path | None) -> bool:
-    """Whether the numbers may be published with the encoder."""
-    if settings.card and (folder is None or not (folder / "run.json").is_file()):
-        raise UserError(f"`card` needs the folder of a run, got the encoder `{settings.encoder}`. Leave it out.")
-    if folder is None or settings.output is not None:
-        return False
-    if settings.card is not None:
-        return settings.card
-    dataset = settings.dataset
-    if not isinstance(dataset, str):
-        return False
-    path = Path(dataset).expanduser()
-    if dataset in SHOWN_BY_DEFAULT or not path.exists():
-        return True
-    record = folder / "run.json"
-    trained_on = json.loads(record.read_text(encoding="utf-8"))["data"]["dataset"] if record.is_file() else None
-    return trained_on is not None and Path(trained_on).expanduser().resolve() == path.resolve()
 
 
 def _measure(
@@ -277,14 +267,14 @@ def _measure(
 def _place(settings: EvaluationSettings, folder: Path | None, on_card: bool, dataset: str) -> _Place | None:
     slug = re.sub(r"[^\w-]+", "-", Path(dataset).name).strip("-") or "data"
     if settings.output is not None:
+        check_output_file(settings.output, "output")
         return _Place(settings.output, settings.output.with_suffix(".png"), settings.output.with_suffix(".parquet"))
     if folder is None:
         return None
     if on_card:
         figure = folder / "figures" / f"evaluation-{slug}.png"
         return _Place(folder / "results.json", figure, folder / "assignments.parquet")
-    folder = folder if folder.name else folder.resolve()
-    beside = folder.parent / ("evaluations" if folder.name == "encoder" else f"{folder.name}-evaluations")
+    beside = place_beside(folder)
     return _Place(beside / "results.json", beside / f"{slug}.png", beside / f"{slug}.parquet")
 
 
@@ -318,7 +308,7 @@ def _notes(
 
 
 def _how_to_load(folder: Path) -> str:
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config = read_json(folder / "config.json")
     if "pretrained_cfg" not in config or "model_type" not in config:
         return ""
     trust = ", trust_remote_code=True" if "auto_map" in config else ""

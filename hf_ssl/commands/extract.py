@@ -25,7 +25,7 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
 from hf_ssl.commands.command import Command
-from hf_ssl.commands.encoder_settings import ReadingSettings, check_least
+from hf_ssl.commands.encoder_settings import ReadingSettings
 from hf_ssl.data.sources import Source
 from hf_ssl.errors import UserError
 from hf_ssl.evaluation.encoders import Encoder, ImageTransform, load_encoder
@@ -43,7 +43,7 @@ from hf_ssl.features.search import build_index, new_index
 from hf_ssl.hub.names import check_repo_id
 from hf_ssl.hub.push import push_files
 from hf_ssl.invocation import command_line
-from hf_ssl.settings import checked
+from hf_ssl.settings import check_least, checked
 from hf_ssl.training.processes import check_num_processes, requested_processes
 
 logger = logging.getLogger(__name__)

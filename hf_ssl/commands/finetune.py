@@ -4,10 +4,10 @@
     hf-ssl finetune ENCODER --dataset ORG/NAME --label_fraction 0.01 --num_steps 500 --output_dir runs/one-percent
 
 On several devices start it as `accelerate launch -m hf_ssl finetune ...`. ENCODER is the folder of a run, an encoder
-folder, a repo on the Hub or a timm name; with the prefix `random:` its architecture is trained from scratch, which
-shows what pretraining was worth. The same command with `--resume auto` continues a run that was stopped, bit for bit.
-`classifier/` in the output folder is the repository to publish: weights, labels, results of the last step, figures and
-model card.
+folder, a repository on the Hub or a timm name; with the prefix `random:` its architecture is trained from scratch,
+which shows what pretraining was worth. The same command with `--resume auto` continues a run that was stopped, bit for
+bit. `classifier/` in the output folder is the repository to publish: weights, labels, results of the last step,
+figures and model card.
 """
 
 import logging
@@ -31,6 +31,7 @@ from hf_ssl.fine_tuning.export import export_classifier, publish_classifier, wri
 from hf_ssl.fine_tuning.settings import FineTuningSettings
 from hf_ssl.fine_tuning.task import FineTuningResult, fine_tune
 from hf_ssl.hub.access import check_push_access
+from hf_ssl.hub.names import check_license
 from hf_ssl.invocation import command_line
 from hf_ssl.settings import checked
 from hf_ssl.training.output import prepare_output_dir
@@ -115,6 +116,7 @@ def run(settings: FineTuneSettings) -> FineTuneResult:
     """Check, train, score, export."""
     data, own = settings.data, settings.fine_tuning
     prepare_output_dir(own.training)
+    check_license(own.license)
     if own.push_to_hub and _is_first():
         check_push_access(own.repo_id or "", private=own.private)
     source = data.open()

@@ -127,6 +127,7 @@ def _spelt_out(
         if name not in fields and positive in fields and _plain(fields[positive].type) is bool:
             if equals:
                 raise UserError(f"`--{name}` takes no value. Write `--{positive} {value}` or `--{name}`.")
+            _refuse_value(f"`--{name}` takes no value. Write `--{positive} true|false` or `--{name}`.", rest, words)
             spelt.append(f"--{positive}=false")
         elif name not in fields:
             raise UserError(f"Unknown flag `--{flag}`.{_nearest_flag(name, fields)}")
@@ -138,8 +139,16 @@ def _spelt_out(
             spelt.append(f"--{name}={value}")
         else:
             follows = bool(rest) and rest[0].lower() in (*_SWITCH, "none")
+            if not follows:
+                _refuse_value(f"`--{name}` must be true or false, got '{''.join(rest[:1])}'.", rest, words)
             spelt.append(f"--{name}={rest.pop(0) if follows else 'true'}")
     return spelt
+
+
+def _refuse_value(message: str, rest: Sequence[str], words: Sequence[str]) -> None:
+    """Raise an error about what follows a switch if it can only be meant as the switch's value."""
+    if rest and not rest[0].startswith("-") and not words:
+        raise UserError(message)
 
 
 def _is_negative(word: str) -> bool:
@@ -281,7 +290,8 @@ class _Parser(ArgumentParser):
         try:
             namespace, unknown = self.parse_known_intermixed_args(arguments)
         except ArgumentError as error:
-            raise UserError(f"`{(error.argument_name or '').split('/')[0]}` {error.message}.") from None
+            message = "needs a value" if error.message.startswith("expected ") else error.message
+            raise UserError(f"`{(error.argument_name or '').split('/')[0]}` {message}.") from None
         if unknown:
             raise UserError(f"`{unknown[0]}` belongs to no flag. Flags start with `--`; quote values with spaces.")
         return {name: value for name, value in vars(namespace).items() if name not in self._names or value}

@@ -26,13 +26,15 @@ from hf_ssl.commands.flags import flags_of, parse_flags
 from hf_ssl.commands.log import show_log
 from hf_ssl.commands.resolve import DEFAULT_METHOD, INHERITED, check_recipe, method_of, request_of
 from hf_ssl.data.settings import DataSettings
+from hf_ssl.errors import UserError
+from hf_ssl.evaluation.references import read_json
 from hf_ssl.hub.background import BackgroundPublisher
 from hf_ssl.hub.finish import finish_run
 from hf_ssl.invocation import called_as
 from hf_ssl.methods import METHODS
 from hf_ssl.methods.base import SSLPreTrainedModel
 from hf_ssl.training.arguments import TrainingSettings
-from hf_ssl.training.checkpoint import find_checkpoint
+from hf_ssl.training.checkpoint import complete_checkpoints
 from hf_ssl.training.loop import TrainingResult, train
 from hf_ssl.training.start import EncoderStart, MethodStart
 
@@ -42,6 +44,25 @@ FIRST = (
     *("method", "dataset", "output_dir", "architecture", "recipe"),
     *("num_epochs", "max_hours", "batch_size", "image_size", "resume"),
 )
+
+GROUPS = {
+    "run": ("output_dir", "recipe", "seed"),
+    "length": ("num_epochs", "num_steps", "max_hours", "batch_size", "gradient_accumulation_steps"),
+    "weights to start from": ("pretrained", "start_from"),
+    "optimizer": (
+        *("optimizer", "base_learning_rate", "learning_rate_scaling", "lr_schedule", "warmup_epochs", "warmup_steps"),
+        *("weight_decay", "decay_norm_and_bias", "optimizer_momentum", "lars_trust_coefficient", "max_grad_norm"),
+        *("predictor_lr_multiplier", "predictor_weight_decay"),
+    ),
+    "machine": ("mixed_precision", "compile", "activation_checkpointing", "channels_last", "batch_norm", "cpu"),
+    "checkpoints and log": (
+        *("checkpoint_every", "keep_checkpoints", "resume", "log_every", "diagnostics_every", "on_collapse"),
+        "report_to",
+    ),
+    "evaluation": ("knn_every", "knn_split", "knn_images"),
+    "Hub": ("push_to_hub", "push_checkpoints", "repo_id", "private", "license", "gallery"),
+}
+"""Headings in `--help` of the fields of `TrainingSettings`, each of which stands under one."""
 
 _COLLAPSED = 3  # exit code of a run that `on_collapse` stopped
 
@@ -120,13 +141,13 @@ def pretrain(
     Raises:
         UserError: If a setting or an input cannot be used; says which, why and what to do.
     """
-    given = {"method": method, "dataset": dataset, "output_dir": os.fspath(output_dir), "recipe": recipe, **settings}
+    given = {"method": method, "dataset": dataset, "output_dir": output_dir, "recipe": recipe, **settings}
     if encoder is not None:
         given["architecture"] = encoder
-    shown = {**given, "method": method if isinstance(method, str) else method.__name__}
+    shown = {**given, "method": method if isinstance(method, str) else getattr(method, "__name__", repr(method))}
     if encoder is not None:
         shown["encoder"] = shown.pop("architecture")
-    show_log()
+    show_log(in_python=True)
     with as_user_errors(), called_as(call_text("pretrain", shown)):
         return run(given)
 
@@ -144,8 +165,10 @@ def run(given: Mapping[str, Any]) -> PretrainResult:
     training = request.training
     set_seed(training.seed)
     model = request.method(request.config)
-    fresh = find_checkpoint(Path(training.output_dir), training.resume) is None
-    if fresh and request.start is not None:
+    resumed = training.resume not in (None, "auto") or (
+        training.resume == "auto" and complete_checkpoints(Path(training.output_dir))
+    )
+    if request.start is not None and not resumed:
         _load(request.start, model)
     publisher = _publisher(training)
     result = train(
@@ -168,24 +191,31 @@ def run(given: Mapping[str, Any]) -> PretrainResult:
 def _load(start: EncoderStart | MethodStart, model: SSLPreTrainedModel) -> None:
     if isinstance(start, MethodStart):
         logger.info("start    takes from %s: %s", start.folder, ", ".join(start.load_into(model)))
-        return
-    for name in ("encoder", "target_encoder"):
-        if hasattr(model, name):
-            start.load_into(model.get_submodule(name))
+    else:
+        for name in ("encoder", "target_encoder"):
+            if hasattr(model, name):
+                start.load_into(model.get_submodule(name))
+    for name, weight in model.named_parameters():
+        if not weight.isfinite().all():
+            raise UserError(
+                f"The weights to start from must be finite, but `{name}` of them holds NaN or infinity. Its training "
+                "has diverged: start from another checkpoint."
+            )
 
 
 def _result(
     training: TrainingSettings, result: TrainingResult, encoder: Path | None, url: str | None
 ) -> PretrainResult:
     run_dir = Path(training.output_dir)
-    collapse = (_read_json(run_dir / "run.json") or {}).get("collapse") if result.is_main_process else None
+    collapse = read_json(run_dir / "run.json").get("collapse") if result.is_main_process else None
     lines = run_dir / "metrics.jsonl"
+    measured = encoder / "results.json" if encoder is not None else None
     stopped = _COLLAPSED if not result.finished else 0
     return PretrainResult(
         run_dir=run_dir,
         encoder=encoder,
         pretraining=None if encoder is None else run_dir / "pretraining",
-        results=(_read_json(encoder / "results.json") or {}).get("results", []) if encoder is not None else [],
+        results=read_json(measured)["results"] if measured is not None and measured.is_file() else [],
         metrics=[json.loads(line) for line in lines.read_text().splitlines()] if lines.exists() else [],
         step=result.step,
         num_steps=result.num_steps,
@@ -193,10 +223,6 @@ def _result(
         url=url,
         exit_code=128 + result.signal if result.signal else stopped,
     )
-
-
-def _read_json(path: Path) -> dict[str, Any] | None:
-    return json.loads(path.read_text()) if path.is_file() else None
 
 
 def _report_early_end(result: TrainingResult, publisher: BackgroundPublisher | None) -> None:
@@ -238,14 +264,19 @@ class _Pretrain:
         method = method_of(name)
         recipe = _typed(arguments, "recipe") or "auto"
         check_recipe(method, recipe)
-        text = f"{__doc__}\nRecipes of {name}: auto, {', '.join(method.recipes)}.\n"
+        text = (
+            f"{__doc__}\nRecipes of {name}: auto, {', '.join(method.recipes)}. A value in brackets is the default. A "
+            "recipe\nreplaces some of them: `--recipe NAME --help` shows which, and `auto` says which when the run "
+            "starts.\n"
+        )
+        training = {field.name: field for field in flags_of(TrainingSettings)}
         return parse_flags(
             arguments,
             {
                 "method": flags_of(choice),
                 f"settings of {name}": flags_of(method.config_class, without=sorted(INHERITED)),
                 "data": flags_of(DataSettings),
-                "training": flags_of(TrainingSettings),
+                **{heading: [training[one] for one in names] for heading, names in GROUPS.items()},
             },
             program="hf-ssl pretrain",
             description=text,

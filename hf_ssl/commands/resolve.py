@@ -1,6 +1,5 @@
 """From what the user said of a pretraining run to what it needs: data opened, recipe chosen, weights found."""
 
-import json
 import logging
 import os
 from collections.abc import Mapping
@@ -16,15 +15,17 @@ from hf_ssl.data.settings import DataSettings
 from hf_ssl.data.sources import Source
 from hf_ssl.data.views import VIEW_RECIPES
 from hf_ssl.errors import UserError, near_name
+from hf_ssl.evaluation.references import read_json
 from hf_ssl.hub.access import check_push_access
+from hf_ssl.hub.names import check_license
 from hf_ssl.methods import METHODS
 from hf_ssl.methods.base import SSLConfig, SSLPreTrainedModel, check_method_class
-from hf_ssl.settings import as_declared, refuse_unknown
+from hf_ssl.settings import as_declared, refuse_unknown, wrong_value
 from hf_ssl.training.arguments import ALTERNATIVES, TrainingSettings
 from hf_ssl.training.checkpoint import write_json
 from hf_ssl.training.monitor import open_knn
 from hf_ssl.training.output import prepare_output_dir
-from hf_ssl.training.recipe import choose_recipe
+from hf_ssl.training.recipe import Choice, choose_recipe
 from hf_ssl.training.start import EncoderStart, MethodStart, check_encoder, find_encoder, find_method, with_image_size
 
 logger = logging.getLogger(__name__)
@@ -33,6 +34,8 @@ DEFAULT_METHOD = "directpred"
 INHERITED = frozenset(field.name for field in fields(PreTrainedConfig))
 """Fields of a method's config that are transformers' and no settings of ours."""
 
+_OF_ENCODER = ("architecture", "model_args", "image_size", "image_mean", "image_std")
+_CHOICE = "recipe.json"  # in the run's folder: what `auto` has chosen
 _EMBEDDED = ("shapes", "digits")
 _SLOWER = 0.1  # of a recipe's learning rate, for weights that were loaded: scripts/guides/existing_weights.md
 _LOADED_WARMUP = 0.1  # of the run
@@ -64,8 +67,11 @@ def request_of(given: Mapping[str, Any]) -> Request:
     values = {ALIASES.get(name, name): value for name, value in given.items() if name != "method"}
     method = method_of(given.get("method", DEFAULT_METHOD))
     known = _kinds_of(method)
-    refuse_unknown(values, known, f"Pretraining by `{method.__name__}` has no setting")
+    refuse_unknown(values, {**known, "method": str}, f"Pretraining by `{method.__name__}` has no setting")
     values = {name: as_declared(value, known[name]) for name, value in values.items()}
+    for name, shown in (("architecture", "encoder"), ("start_from", "start_from"), ("recipe", "recipe")):
+        if not isinstance(values.get(name), str | None):
+            raise UserError(wrong_value(shown, str, values[name]))
     recipe = values.get("recipe") or "auto"
     check_recipe(method, recipe)
     if "output_dir" not in values:
@@ -73,8 +79,9 @@ def request_of(given: Mapping[str, Any]) -> Request:
     prepare_output_dir(TrainingSettings(output_dir=values["output_dir"], resume=values.get("resume")))
     data = _only(DataSettings, values)
     source = data.open()
-    chosen = _chosen(method, recipe, source, values)
-    start, of_start = _start_of(values)
+    choice = _choice_of(method, recipe, source, values)
+    chosen = dict(choice.values)
+    start, of_start = _start_of(method, values)
     if start is not None:
         chosen = _for_loaded_weights(chosen) | of_start
     for one, other in (*ALTERNATIVES, *((other, one) for one, other in ALTERNATIVES)):
@@ -84,13 +91,16 @@ def request_of(given: Mapping[str, Any]) -> Request:
         chosen |= {"num_epochs": None, "num_steps": None}
     final = {**chosen, **values, "recipe": recipe}
     if isinstance(start, EncoderStart):
-        final["architecture"] = start.architecture
+        # Its `model_args` are the published ones, with what the user said and the image size.
+        final |= {"architecture": start.architecture, "model_args": start.model_args or None}
     data, training = _only(DataSettings, final), _only(TrainingSettings, final)
     config = _config_of(method, final)
     config.adapt_to_data(source.num_images)
+    check_license(training.license)
     if training.push_to_hub or training.push_checkpoints:
         check_push_access(training.repo_id or "", private=training.private)
     open_knn(source, data, training)
+    _keep_choice(choice, training)  # not before all else is known to be right
     return Request(method, config, data, training, source, start)
 
 
@@ -127,9 +137,13 @@ def _only(kind: Any, values: Mapping[str, Any]) -> Any:
     return kind(**{name: value for name, value in values.items() if name in names})
 
 
+def own_fields(method: type[SSLPreTrainedModel]) -> set[str]:
+    """Settings of a method's config, without those of transformers."""
+    return {field.name for field in fields(method.config_class)} - INHERITED  # pyright: ignore[reportArgumentType]
+
+
 def _config_of(method: type[SSLPreTrainedModel], values: Mapping[str, Any]) -> SSLConfig:
-    names = {field.name for field in fields(method.config_class)} - INHERITED  # pyright: ignore[reportArgumentType]
-    own = {name: value for name, value in values.items() if name in names}
+    own = {name: value for name, value in values.items() if name in own_fields(method)}
     config = method.config_class(**own)
     config.model_args = with_image_size(config.architecture, config.model_args or {}, config.image_size) or None
     check_encoder(config.architecture, config.model_args or {}, config.image_size)
@@ -159,41 +173,52 @@ def check_recipe(method: type[SSLPreTrainedModel], recipe: str) -> None:
             )
 
 
-def _chosen(
-    method: type[SSLPreTrainedModel], recipe: str, source: Source, values: Mapping[str, Any]
-) -> dict[str, Any]:
-    """The recipe's values; those of `auto` are chosen once and kept in the run's folder."""
+def _choice_of(method: type[SSLPreTrainedModel], recipe: str, source: Source, values: Mapping[str, Any]) -> Choice:
+    """The recipe's values; those of `auto` are chosen once, with a text that says why."""
     if recipe != "auto":
-        return dict(method.recipes[recipe])
-    kept = Path(values["output_dir"]) / "recipe.json"
+        return Choice(dict(method.recipes[recipe]), "")
+    kept = Path(values["output_dir"]) / _CHOICE
     if values.get("resume") is not None and kept.is_file():
-        return json.loads(kept.read_text())  # on another machine `auto` might choose otherwise
+        return Choice(read_json(kept), "")  # on another machine `auto` might choose otherwise
     gpu = None
     if torch.cuda.is_available() and not values.get("cpu"):
         gpu = torch.cuda.get_device_properties(0).total_memory / 2**30
-    choice = choose_recipe(
+    return choose_recipe(
         method,
         source,
         values,
         gpu_gib=gpu,
         num_processes=int(os.environ.get("WORLD_SIZE", "1")),
+        num_cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
         embedded=isinstance(values.get("dataset", "shapes"), str) and values.get("dataset", "shapes") in _EMBEDDED,
     )
-    logger.info(choice.why)
-    if os.environ.get("RANK", "0") == "0":
-        write_json(kept, choice.values)
-    return dict(choice.values)
 
 
-def _start_of(values: Mapping[str, Any]) -> tuple[EncoderStart | MethodStart | None, dict[str, Any]]:
+def _keep_choice(choice: Choice, training: TrainingSettings) -> None:
+    """Say what `auto` has chosen, and keep it in the run's folder."""
+    if choice.why:
+        logger.info(choice.why)
+        if os.environ.get("RANK", "0") == "0":
+            write_json(Path(training.output_dir) / _CHOICE, choice.values)
+
+
+def _start_of(
+    method: type[SSLPreTrainedModel], values: Mapping[str, Any]
+) -> tuple[EncoderStart | MethodStart | None, dict[str, Any]]:
     """Where the weights come from, and the settings that come with them."""
     reference = values.get("start_from")
     if reference is not None:
         if "architecture" in values or values.get("pretrained"):
             raise UserError("`start_from` brings its encoder. Leave out `encoder` and `pretrained`.")
-        method = find_method(reference)
-        names = ("architecture", "model_args", "image_size", "image_mean", "image_std")
-        return method, {name: method.config[name] for name in names if name in method.config}
+        former = find_method(reference)
+        same = former.model_type == method.config_class.model_type
+        names = own_fields(method) if same else _OF_ENCODER
+        taken = {name: former.config[name] for name in names if name in former.config}
+        if values.get("image_size", taken["image_size"]) != taken["image_size"]:
+            taken["model_args"] = {
+                name: value for name, value in (taken.get("model_args") or {}).items() if name != "img_size"
+            }
+        return former, taken
     if "architecture" not in values:
         if values.get("pretrained"):
             raise UserError("`pretrained` needs `encoder`, the timm name whose weights are loaded.")

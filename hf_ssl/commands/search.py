@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from hf_ssl.commands.command import Command
-from hf_ssl.commands.encoder_settings import check_least
+from hf_ssl.commands.encoder_settings import check_output_file
 from hf_ssl.data.decode import SkippedImageError, decode
 from hf_ssl.data.rows import RowReader
 from hf_ssl.data.sources import Source, open_source
@@ -27,7 +27,7 @@ from hf_ssl.errors import UserError
 from hf_ssl.evaluation.encoders import Encoder, load_encoder
 from hf_ssl.features.search import Neighbours, SavedFeatures, features_of_pictures, nearest, open_features
 from hf_ssl.figures.neighbours import neighbour_gallery
-from hf_ssl.settings import checked
+from hf_ssl.settings import check_least, checked
 
 
 @checked
@@ -87,6 +87,8 @@ class SearchResult:
 
 def run(settings: SearchSettings) -> SearchResult:
     """Search, and draw if asked to."""
+    if settings.figure is not None:
+        check_output_file(settings.figure, "figure")
     pictures = [_picture(image) for image in settings.images]
     saved = open_features(settings.index, settings.split, settings.revision)
     encoder = _encoder_of(saved, settings)
@@ -190,7 +192,6 @@ def _draw(
                 title += f" {_name(saved.record['labels'][main_label], label) or '-'}"
             titles[-1].append(title)
     assert settings.figure is not None
-    settings.figure.parent.mkdir(parents=True, exist_ok=True)
     neighbour_gallery(rows, titles=titles).savefig(settings.figure)
 
 

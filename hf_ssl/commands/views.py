@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hf_ssl.commands.command import Command
-from hf_ssl.commands.encoder_settings import check_least
+from hf_ssl.commands.encoder_settings import check_output_file
 from hf_ssl.data.decode import SkippedImageError, decode
 from hf_ssl.data.draws import numbers_of
 from hf_ssl.data.reader import Reader
@@ -26,7 +26,7 @@ from hf_ssl.data.views import Views
 from hf_ssl.errors import UserError, near_name
 from hf_ssl.figures.views import view_sheet
 from hf_ssl.methods import METHODS
-from hf_ssl.settings import checked
+from hf_ssl.settings import check_least, checked
 
 _IMAGE_SIZE = 224  # that of ImageNet's recipes
 _CHUNK_SIZE = 64
@@ -115,6 +115,7 @@ class _Shown:
 
 def run(settings: ViewsSettings) -> ViewsResult:
     """Read the images, make their views, draw."""
+    check_output_file(settings.output, "output")
     source = settings.open()
     name = settings.view_recipe or METHODS[settings.method].view_recipe
     recipe = settings.find_recipe(name)
@@ -145,7 +146,6 @@ def run(settings: ViewsSettings) -> ViewsResult:
         notes=_notes(recipe.source, settings.view_settings),
         names=[one.name for one in shown],
     )
-    settings.output.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(settings.output)
     return ViewsResult(settings.output, name, image_size, len(shown), settings.views, skipped)
 

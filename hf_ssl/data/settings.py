@@ -25,7 +25,8 @@ class ViewedDataSettings:
         split: Split to use; a folder without split folders is `train`.
         image_column: Column of the images; found by its type or name if not given.
         label_column: Main label column; found by its type or name if not given. Training needs none.
-        view_recipe: Augmentation, a name in `hf_ssl/data/recipes.py`; the method's own if not given.
+        view_recipe: Augmentation, such as `moco_v2`, `byol`, `simclr`, `crop_and_flip` or `randaugment`; see it by
+            `hf-ssl views`. The method's own if not given.
         view_settings: JSON object of single parameters that replace the recipe's, such as
             '{"crop_scale": [0.4, 1.0], "grey_probability": 0}'; names are those of `ViewParameters` in
             `hf_ssl/data/recipes.py`. They hold for both views; under `first` or `second` for one of them.

@@ -15,6 +15,7 @@ import timm
 import torch
 from huggingface_hub.errors import HfHubHTTPError
 from PIL import Image
+from safetensors import SafetensorError
 from timm.data.config import resolve_data_config
 from timm.data.transforms_factory import create_transform
 from torch import Tensor, nn
@@ -24,6 +25,7 @@ from hf_ssl.errors import UserError
 from hf_ssl.evaluation.references import encoder_folder, timm_reference
 from hf_ssl.modules.encoder import build_encoder, hidden_size_of
 from hf_ssl.modules.preprocessing import preprocessing
+from hf_ssl.modules.quiet import quiet_transformers
 
 
 class ImageTransform:
@@ -243,7 +245,7 @@ def _open_timm(name: str, seed: int | None) -> tuple[nn.Module, ImageTransform]:
     if seed is None:
         try:
             model = timm.create_model(name, pretrained=True, num_classes=0)
-        except (RuntimeError, OSError, HfHubHTTPError) as error:
+        except (RuntimeError, OSError, HfHubHTTPError, SafetensorError) as error:
             reason = str(error).strip().splitlines()[0]
             raise UserError(f"timm could not load the weights of `{name}`: {reason}") from error
     else:
@@ -253,6 +255,7 @@ def _open_timm(name: str, seed: int | None) -> tuple[nn.Module, ImageTransform]:
     return model, ImageTransform(model.pretrained_cfg)  # pyright: ignore[reportArgumentType]
 
 
+@quiet_transformers()
 def _open_transformers(
     name: str, revision: str | None, seed: int | None
 ) -> tuple[PooledTransformersEncoder, ProcessorTransform]:
@@ -269,7 +272,7 @@ def _open_transformers(
         else:
             with _seeded(seed):
                 model, missing = AutoModel.from_config(config, dtype=torch.float32), []
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"transformers could not load the encoder `{name}`: {reason}") from error
     without_pooler = [key for key in missing if "pooler" not in key.split(".")]

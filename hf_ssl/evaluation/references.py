@@ -111,7 +111,9 @@ def hub_file(repo: str, filename: str) -> Path:
         return Path(huggingface_hub.hf_hub_download(name, filename, revision=revision or None))
     except (HfHubHTTPError, EntryNotFoundError, HFValidationError, OSError) as error:
         reason = _why_not(error, name, filename, revision)
-        raise UserError(f"`{name}` is no folder here, and the Hub gave no `{filename}` of it: {reason}") from error
+        raise UserError(
+            f"There is no folder `{name}`, and the Hub gave no `{filename}` of the repository: {reason}"
+        ) from error
 
 
 def _why_not(error: Exception, repo: str, filename: str, revision: str) -> str:

@@ -153,7 +153,7 @@ def _read(path: Path) -> list[dict[str, Any]]:
     try:
         return list(json.loads(path.read_text(encoding="utf-8"))["results"])
     except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise UserError(f"`{path}` is no file of results. Move it away or name another by `--output`.") from error
+        raise UserError(f"`{path}` does not hold results. Move it away or name another by `--output`.") from error
 
 
 def _key(entry: Mapping[str, Any]) -> tuple[Any, ...]:

@@ -1,7 +1,8 @@
 """Features of augmented views: what alignment, uniformity and LiDAR compare."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from hf_ssl.data.draws import NUM_DRAWS, draw_view
+from hf_ssl.data.recipes import ViewRecipe
 from hf_ssl.data.sources import Source
 from hf_ssl.data.stream import evaluation_batches
 from hf_ssl.data.views import find_recipe, make_view
@@ -27,14 +29,14 @@ class ManyViews:
 
     Args:
         transform: Pixels, (3, height, width), of a picture that needs no more cropping; see `Encoder.transform`.
-        recipe: A name in `VIEW_RECIPES`.
+        recipe: How the views are augmented; see `find_recipe`.
         image_size: Height and width of a view, in pixels.
         num_views: Views of each image, at least 1.
         seed: Of all draws, at least 0.
     """
 
     transform: Callable[[Image.Image], Tensor]
-    recipe: str
+    recipe: ViewRecipe
     image_size: int
     num_views: int
     seed: int
@@ -42,10 +44,9 @@ class ManyViews:
     def __call__(self, image: Image.Image, row: int) -> Tensor:
         """Pixels of the views of one image, (num_views, 3, height, width), from the image and its row."""
         picture = np.asarray(image.convert("RGB"))
-        recipe = find_recipe(self.recipe)
         views = []
         for number in range(self.num_views):
-            parameters = recipe.first if number % 2 == 0 else recipe.second
+            parameters = self.recipe.first if number % 2 == 0 else self.recipe.second
             numbers = np.random.default_rng([self.seed, row, number]).random(NUM_DRAWS).tolist()
             draw = draw_view(picture.shape[0], picture.shape[1], parameters, numbers)
             view = make_view(picture, parameters, draw, self.image_size)
@@ -64,6 +65,7 @@ def extract_view_features(
     num_workers: int = 0,
     max_images: int | None = None,
     seed: int = 0,
+    view_settings: Mapping[str, Any] | None = None,
     description: str | None = None,
 ) -> Tensor:
     """Features of augmented views of the images of a source, in one process.
@@ -78,16 +80,17 @@ def extract_view_features(
         num_workers: Worker processes that decode and augment, at least 0.
         max_images: Use a sample of so many images from all over the source, at least 1; None for all.
         seed: Of all draws, at least 0.
+        view_settings: Single parameters of the recipe to change; see `find_recipe`.
         description: Text of a progress bar; None for no bar.
 
     Returns:
         (images, num_views, dim), float32, on the CPU; images that cannot be read are left out.
 
     Raises:
-        UserError: If the recipe is unknown, no image is usable or a feature is not finite.
+        UserError: If the recipe is unknown or cannot be changed so, no image is usable or a feature is not finite.
     """
-    find_recipe(recipe)
-    views = ManyViews(encoder.transform.of_crops(), recipe, image_size, num_views, seed)
+    augmentation = find_recipe(recipe, view_settings)
+    views = ManyViews(encoder.transform.of_crops(), augmentation, image_size, num_views, seed)
     device = next(encoder.module.parameters()).device
     batches = evaluation_batches(
         source,

@@ -28,6 +28,8 @@ from hf_ssl.data.sources import Source
 from hf_ssl.errors import UserError
 from hf_ssl.evaluation.encoders import Encoder
 from hf_ssl.evaluation.features import RowFeatures
+from hf_ssl.evaluation.references import read_json
+from hf_ssl.training.output import make_folder
 
 RECORD = "features.json"
 DTYPES = ("float32", "float16")
@@ -84,7 +86,7 @@ def describe(
 def read_record(folder: Path) -> dict[str, Any] | None:
     """The record of a folder; None if it has none."""
     path = folder / RECORD
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    return read_json(path) if path.is_file() else None
 
 
 def write_record(folder: Path, record: Mapping[str, Any]) -> None:
@@ -108,21 +110,20 @@ def begin_split(folder: Path, description: Mapping[str, Any], source: Source, *,
     Raises:
         UserError: If the folder holds something else, or features of another encoder, data set or setting.
     """
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"`--output` must be a folder, but `{folder}` is a file. Choose another name.")
+    make_folder(folder, "output")
     record = read_record(folder)
     if record is None and folder.is_dir() and any(folder.iterdir()):
-        raise UserError(f"`--output` `{folder}` is not empty and holds no features. Choose another folder.")
+        raise UserError(f"`output` `{folder}` is not empty and holds no features. Choose another folder.")
     if record is not None and overwrite:
         remove_features(folder)
         record = None
     if record is not None:
         other = _difference(record, description, source)
         if other:
-            raise UserError(f"`{folder}` holds features {other}. Choose another `--output`, or add `--overwrite`.")
+            raise UserError(f"`{folder}` holds features {other}. Choose another `output`, or add `--overwrite`.")
     record = record or dict(description)
     record["splits"].setdefault(source.split, {"fingerprint": source.fingerprint})
-    (folder / "data").mkdir(parents=True, exist_ok=True)
+    (folder / "data").mkdir(exist_ok=True)
     write_record(folder, record)
     return set(_shards(folder, source.split))
 

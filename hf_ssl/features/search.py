@@ -100,7 +100,7 @@ def open_features(folder_or_repo: str, split: str | None = None, revision: str |
         except (HfHubHTTPError, EntryNotFoundError, OSError, ValueError) as error:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
             raise UserError(
-                f"`{folder_or_repo}` is no folder here, and the Hub gave no `{name}` of a data set of that name: "
+                f"There is no folder `{folder_or_repo}`, and the Hub gave no `{name}` of a data set of that name: "
                 f"{reason}."
             ) from error
 

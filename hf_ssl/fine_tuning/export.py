@@ -15,6 +15,7 @@ from torch import nn
 from hf_ssl.errors import UserError
 from hf_ssl.hub.cards import (
     BEST_EPOCH,
+    content_of,
     duration_text,
     figures_of,
     hub_id_of_data,
@@ -22,7 +23,6 @@ from hf_ssl.hub.cards import (
     license_of,
     marked,
     name_of_data,
-    read_json,
     setting_text,
 )
 from hf_ssl.hub.export import as_published, has_cifar_stem, plain_state_dict, pooling_of, replacing
@@ -145,11 +145,11 @@ def write_classifier_card(folder: Path, repo_id: str | None = None, *, license: 
 
 def render_classifier_card(folder: Path, repo_id: str | None = None, *, license: str | None = None) -> str:
     """The text that `write_classifier_card` writes; same arguments and errors."""
-    run = read_json(folder / "run.json")
+    run = content_of(folder / "run.json")
     if not run:
         raise UserError(f"`{folder}` has no `run.json`, which the model card is made of. Fine-tune again.")
-    results = read_json(folder / "results.json").get("results", [])
-    config = read_json(folder / "config.json")
+    results = content_of(folder / "results.json").get("results", [])
+    config = content_of(folder / "config.json")
     repo_id = repo_id or run["training"].get("repo_id")
     license = license or license_of(folder / "README.md")
     names = [config["id2label"][str(number)] for number in range(config["num_classes"])]

@@ -9,6 +9,8 @@ from typing import Any
 
 from huggingface_hub import RepoCard
 
+from hf_ssl.evaluation.references import read_json
+
 BEST_EPOCH = "-best"
 """Ending of protocols whose epoch was chosen on the split that they are scored on."""
 
@@ -91,9 +93,9 @@ def license_of(card: Path) -> str | None:
     return RepoCard.load(card, ignore_metadata_errors=True).data.get("license") if card.is_file() else None
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The content of a file; empty where there is none."""
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+def content_of(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; empty where there is none."""
+    return read_json(path) if path.is_file() else {}
 
 
 def duration_text(seconds: float) -> str:

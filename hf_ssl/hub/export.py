@@ -15,7 +15,6 @@ import timm
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers.utils import logging
 
 from hf_ssl.errors import UserError
 from hf_ssl.hub import handler
@@ -25,6 +24,7 @@ from hf_ssl.methods.base import SSLConfig, SSLPreTrainedModel
 from hf_ssl.modules import resnet_cifar
 from hf_ssl.modules.encoder import hidden_size_of
 from hf_ssl.modules.preprocessing import preprocessing
+from hf_ssl.modules.quiet import quiet_transformers
 
 # What sentence-transformers reads since 5.4. Without these it would average the tokens of a ViT, class token included.
 _SENTENCE_TRANSFORMERS: dict[str, Any] = {
@@ -103,7 +103,7 @@ def export_run(model: SSLPreTrainedModel, run_dir: Path) -> Path:
             _keep_what_describes_the_weights(encoder_folder, new)
         if (new / "run.json").is_file():
             write_model_card(new, shown_as=encoder_folder)
-    with replacing(run_dir / "pretraining") as new, _no_progress_bar():
+    with replacing(run_dir / "pretraining") as new, quiet_transformers():
         weights = {name: value.contiguous() for name, value in plain_state_dict(model).items()}
         model.save_pretrained(new, state_dict=weights, readme=False)  # the encoder's card tells of both
     return encoder_folder
@@ -190,18 +190,6 @@ def pooling_of(encoder: nn.Module) -> str | None:
         if isinstance(pool, str) and pool:
             return pool
     return None
-
-
-@contextlib.contextmanager
-def _no_progress_bar() -> Iterator[None]:
-    """Saving takes a moment; a bar for each checkpoint would tear the training's own."""
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
 
 
 def _same_file(first: Path, second: Path) -> bool:

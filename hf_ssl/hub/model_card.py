@@ -4,7 +4,7 @@ Every number comes from the folder's `run.json`, `results.json` and `embedding.j
 does not say.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from transformers import PreTrainedConfig
 from hf_ssl.errors import UserError
 from hf_ssl.hub.cards import (
     BEST_EPOCH,
+    content_of,
     duration_text,
     figures_of,
     hub_id_of_data,
@@ -24,7 +25,6 @@ from hf_ssl.hub.cards import (
     license_of,
     marked,
     name_of_data,
-    read_json,
     reference_text,
     setting_text,
 )
@@ -75,7 +75,7 @@ def render_model_card(
     Where there is no `run.json`, `model` tells the method and its settings, and the card says that nothing is known
     of the training.
     """
-    run = read_json(encoder_folder / "run.json")
+    run = content_of(encoder_folder / "run.json")
     if not run and model is not None:
         run = {"method": _name_of(type(model)), "config": own_settings(model.config)}  # pyright: ignore[reportArgumentType]
     if not run:
@@ -86,8 +86,8 @@ def render_model_card(
     repo_id = repo_id or run.get("training", {}).get("repo_id")
     license = license or license_of(encoder_folder / "README.md") or run.get("license")
     license = license or run.get("training", {}).get("license")
-    results = read_json(encoder_folder / "results.json").get("results", [])
-    embedding = read_json(encoder_folder / "embedding.json")
+    results = content_of(encoder_folder / "results.json").get("results", [])
+    embedding = content_of(encoder_folder / "embedding.json")
     metadata = _metadata(run, results, repo_id or folder.parent.name, license)
     _check_metadata(metadata)
     data = run.get("data")
@@ -97,7 +97,7 @@ def render_model_card(
         "recorded": data is not None,
         "start": _start_of(run),
         "collapse": _collapse_of(run),
-        "config": read_json(encoder_folder / "config.json"),
+        "config": content_of(encoder_folder / "config.json"),
         "batch_norm": _has_batch_norm(encoder_folder / "model.safetensors"),
         "source": repo_id or folder.as_posix(),
         "on_hub": repo_id is not None,
@@ -200,7 +200,7 @@ def _metadata(run: Mapping[str, Any], results: list[dict[str, Any]], name: str, 
         base_model_relation="finetune" if base_model else None,
         datasets=[dataset] if dataset else None,
         model_name=name.split("/")[-1] if results else None,
-        eval_results=[_eval_result(result) for result in results] or None,
+        eval_results=_grouped(map(_eval_result, results)) or None,
     )
 
 
@@ -214,6 +214,14 @@ def _check_metadata(written: ModelCardData) -> None:
             )
     if [vars(one) for one in read.get("eval_results", [])] != [vars(one) for one in written.get("eval_results", [])]:
         raise UserError("`results.json` holds numbers that the card's metadata cannot. Measure the encoder again.")
+
+
+def _grouped(results: Iterable[EvalResult]) -> list[EvalResult]:
+    """In the order in which the metadata is read: by task and data set, of which it has one entry each."""
+    groups: dict[Any, list[EvalResult]] = {}
+    for result in results:
+        groups.setdefault(result.unique_identifier, []).append(result)
+    return [result for group in groups.values() for result in group]
 
 
 def _eval_result(result: Mapping[str, Any]) -> EvalResult:

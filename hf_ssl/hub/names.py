@@ -8,6 +8,7 @@ from huggingface_hub.utils import validate_repo_id
 
 from hf_ssl.errors import UserError
 
+_LICENSE = re.compile(r"[a-z0-9]+([-.+][a-z0-9]+)*")
 _COMMIT = re.compile(r"[0-9a-f]{40}", re.IGNORECASE)
 _NOT_IN_A_REF = re.compile(r"[\x00-\x20\x7f~^:?*\[\\]|\.\.|@\{|//")
 
@@ -24,6 +25,19 @@ def check_repo_id(repo_id: str) -> None:
         raise UserError(
             f"`repo_id` must be `org/name` of letters, digits, `-`, `_` and `.`, at most 96 of them, got `{repo_id}`."
         ) from None
+
+
+def check_license(license: str | None) -> None:
+    """Refuse what cannot be the identifier of a licence on the Hub, which refuses a card with it.
+
+    Raises:
+        UserError: If it cannot be one.
+    """
+    if license is not None and not _LICENSE.fullmatch(license):
+        raise UserError(
+            f"`license` must be the identifier of a licence on the Hub, such as `apache-2.0`, got `{license}`. It has "
+            "small letters, digits and `-` or `.` between them."
+        )
 
 
 def check_refs(revision: str | None, tag: str | None) -> None:

@@ -12,7 +12,7 @@ import jinja2
 from hf_ssl.hub.cards import is_edited, marked
 from hf_ssl.hub.export import export_run, plain_state_dict
 from hf_ssl.hub.model_card import describe_method
-from hf_ssl.hub.names import check_refs, check_repo_id
+from hf_ssl.hub.names import check_license, check_refs, check_repo_id
 from hf_ssl.hub.publish import files_to_push, first_difference, is_stale, publish
 from hf_ssl.hub.push import push_files
 from hf_ssl.methods import METHODS
@@ -56,6 +56,7 @@ def push_method(
     tag: str | None = None,
     message: str | None = None,
     license: str | None = None,
+    token: str | None = None,
 ) -> str:
     """Publish a method: its encoder as the repository's root, the whole method in `pretraining/`, and the card.
 
@@ -63,9 +64,19 @@ def push_method(
     """
     check_repo_id(repo_id)
     check_refs(revision, tag)
+    check_license(license)
     run_dir = _run_of(model)
     if run_dir is not None:
-        return publish(run_dir, repo_id, private=private, revision=revision, tag=tag, message=message, license=license)
+        return publish(
+            run_dir,
+            repo_id,
+            private=private,
+            revision=revision,
+            tag=tag,
+            message=message,
+            license=license,
+            token=token,
+        )
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         export_run(model, folder)
@@ -77,6 +88,7 @@ def push_method(
             tag=tag,
             message=message or "Publish the method",
             is_stale=is_stale,
+            token=token,
             retry=f'push_to_hub("{repo_id}")',
         )
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from hf_ssl.errors import UserError
 from hf_ssl.hub.cards import is_edited
 from hf_ssl.hub.model_card import render_model_card
-from hf_ssl.hub.names import check_refs, check_repo_id, url_of
+from hf_ssl.hub.names import check_license, check_refs, check_repo_id, url_of
 from hf_ssl.hub.push import push_files
 from hf_ssl.methods.base import SSLPreTrainedModel
 
@@ -28,6 +28,7 @@ def publish(
     dry_run: bool = False,
     message: str | None = None,
     license: str | None = None,
+    token: str | None = None,
 ) -> str:
     """Push `run_dir/encoder` and `run_dir/pretraining` in one commit, by `push_files`: all of it arrives or nothing.
 
@@ -44,6 +45,7 @@ def publish(
         dry_run: Check everything that can be checked without the network, and push nothing.
         message: Commit message.
         license: Licence of the weights for the card, such as `apache-2.0`.
+        token: Token of the Hub; None: that of `hf auth login` or `HF_TOKEN`.
 
     Returns:
         Address of what was pushed.
@@ -55,6 +57,7 @@ def publish(
     """
     check_repo_id(repo_id)
     check_refs(revision, tag)
+    check_license(license)
     files_to_push(run_dir, repo_id, license=license)  # finds what is missing before anything is sent
     _check_same_encoder(run_dir)
     if dry_run:
@@ -67,6 +70,7 @@ def publish(
         tag=tag,
         message=message or "Publish the run",
         is_stale=is_stale,
+        token=token,
         retry=_command(run_dir, repo_id, private, revision=revision, tag=tag, message=message, license=license),
     )
 

@@ -64,6 +64,7 @@ def push_files(
     message: str,
     is_stale: Callable[[str], bool] = lambda path: False,
     space_sdk: str | None = None,
+    token: str | None = None,
     retry: str,
 ) -> str:
     """Push files in one commit; either all of them arrive or nothing.
@@ -86,6 +87,7 @@ def push_files(
         is_stale: Whether a path in the repository that `files` does not have was written by an earlier push and is to
             be removed.
         space_sdk: What runs a Space: `gradio`, `docker` or `static`.
+        token: Token of the Hub; None: that of `hf auth login` or `HF_TOKEN`.
         retry: Command that pushes again, for errors.
 
     Returns:
@@ -98,7 +100,7 @@ def push_files(
     check_repo_id(repo_id)
     check_refs(revision, tag)
     again = without_tokens(f"The local files are intact; then: {retry}")
-    token = get_token()
+    token = token or get_token()
     if token is None:
         raise UserError(f"No Hub token was found. Run `hf auth login` or set `HF_TOKEN`. {again}")
     api = HfApi(token=token, library_name="hf_ssl", library_version=__version__)

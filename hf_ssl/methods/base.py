@@ -238,6 +238,7 @@ class SSLPreTrainedModel(WithEncoder, ABC):
         tag: str | None = None,
         commit_message: str | None = None,
         license: str | None = None,
+        token: str | None = None,
     ) -> str:
         """Publish what `hf-ssl publish` publishes: the encoder as the root, the method in `pretraining/`, the card.
 
@@ -251,6 +252,7 @@ class SSLPreTrainedModel(WithEncoder, ABC):
             tag: Name for what is pushed, such as `v1.0`; a tag that names something else is an error.
             commit_message: Title of the commit.
             license: Licence of the weights for the card, such as `apache-2.0`; none is assumed.
+            token: Token of the Hub; that of `hf auth login` or `HF_TOKEN` if not given.
 
         Returns:
             Address of what was pushed.
@@ -266,6 +268,7 @@ class SSLPreTrainedModel(WithEncoder, ABC):
             tag=tag,
             message=commit_message,
             license=license,
+            token=token,
         )
 
 

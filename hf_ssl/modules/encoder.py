@@ -105,7 +105,7 @@ def check_encoder(architecture: str, model_args: Mapping[str, Any] | None, image
         try:
             with torch.inference_mode():
                 features = encoder(torch.zeros(1, 3, image_size, image_size))
-        except (RuntimeError, AssertionError, ValueError, TypeError) as error:
+        except (RuntimeError, AssertionError, ValueError, TypeError, IndexError) as error:
             raise UserError(
                 f"`{architecture}` cannot take images of `image_size` {image_size}: {_reason(error)} Give another "
                 "size, or another encoder."

@@ -35,7 +35,8 @@ class SSLConfig(PreTrainedConfig):
     """Settings that every method shares: the encoder and the images that it expects.
 
     Args:
-        architecture: timm name of the encoder.
+        architecture: timm name of the encoder. `--encoder` also takes a Hub id, an encoder folder or a run, and then
+            starts from its weights.
         model_args: Further arguments of `timm.create_model` as a JSON object, such as `{"patch_size": 4}`.
         image_size: Height and width of a view, in pixels, at least 8.
         image_mean: Mean of each channel, subtracted from images in [0, 1].

@@ -28,9 +28,10 @@ from accelerate.utils import set_seed
 
 from hf_ssl.data.sources import Source
 from hf_ssl.errors import UserError
+from hf_ssl.evaluation.references import read_json
 from hf_ssl.methods.base import SSLPreTrainedModel
 from hf_ssl.methods.byol import BYOLConfig, BYOLForPreTraining
-from hf_ssl.settings import checked
+from hf_ssl.settings import check_least, checked
 from hf_ssl.studies.ablation_grid import AXES, GRIDS, Cell, cells_of
 from hf_ssl.studies.ablation_report import HEAD, line_of, summary, write_report
 from hf_ssl.studies.ablation_theory import Measured, Run, Start, measure_start, theory_of
@@ -41,7 +42,7 @@ from hf_ssl.studies.many_runs import (
     claim_folder,
     parts_of_recipe,
 )
-from hf_ssl.studies.settings import StudySettings, check_least, check_recipe
+from hf_ssl.studies.settings import StudySettings, check_recipe
 from hf_ssl.training.arguments import TrainingSettings
 from hf_ssl.training.checkpoint import write_json
 from hf_ssl.training.loop import train
@@ -208,7 +209,7 @@ class _Bench:
         settings = self._settings(cell, seed)
         result = Path(settings.output_dir) / "result.json"
         if result.exists():
-            return Run.from_record(json.loads(result.read_text()))
+            return Run.from_record(read_json(result))
         expected = self.expect(cell, seed)
         model = self._model(cell, seed)
         ended = train(model, self.source, self.data, settings)
@@ -223,7 +224,7 @@ class _Bench:
             spread=last["feature_std"] * math.sqrt(self.config["projection_dim"]),
             projection_rank=last["projection_effective_rank"],
             representation_rank=last["representation_effective_rank"],
-            seconds=json.loads((result.parent / "run.json").read_text())["progress"]["seconds"],
+            seconds=read_json(result.parent / "run.json")["progress"]["seconds"],
         )
         run = Run(cell=cell, seed=seed, start=expected.start, theory=expected.theory, measured=measured)
         write_json(result, run.record())

@@ -1,6 +1,5 @@
 """What studies of many runs share: a folder of one choice of settings, an orderly stop, means over seeds."""
 
-import json
 import os
 import signal
 import statistics
@@ -12,9 +11,11 @@ from typing import Any
 from hf_ssl.data.settings import DataSettings
 from hf_ssl.data.sources import Source
 from hf_ssl.errors import UserError
+from hf_ssl.evaluation.references import read_json
 from hf_ssl.studies.settings import StudySettings
 from hf_ssl.training.arguments import TrainingSettings
 from hf_ssl.training.checkpoint import write_json
+from hf_ssl.training.output import make_folder
 
 
 class StoppedError(Exception):
@@ -71,14 +72,14 @@ def claim_folder(folder: Path, settings: Mapping[str, Any]) -> None:
     """
     path = folder / "settings.json"
     if path.exists():
-        before = json.loads(path.read_text())
+        before = read_json(path)
         for name, value in settings.items():
             if before.get(name) != value:
                 raise UserError(
                     f"The runs in `{folder}` have `{name}` {before.get(name)}, got {value}. Give another "
                     "`output_dir`, or the same settings to go on."
                 )
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder, "output_dir")
     write_json(path, settings)
 
 

@@ -13,7 +13,6 @@ Killed or stopped? The same command continues. Writes methods.json, methods.md a
 which has its `encoder` folder.
 """
 
-import json
 import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -27,10 +26,11 @@ from hf_ssl.data.sources import Source
 from hf_ssl.errors import UserError
 from hf_ssl.evaluation.features import encoder_of, extract_features
 from hf_ssl.evaluation.protocols import measure, with_classes_of
+from hf_ssl.evaluation.references import read_json
 from hf_ssl.hub.export import export_run
 from hf_ssl.methods import METHODS
 from hf_ssl.methods.base import SSLConfig, SSLPreTrainedModel
-from hf_ssl.settings import checked
+from hf_ssl.settings import check_least, check_positive, checked
 from hf_ssl.studies.many_runs import (
     StoppedError,
     check_one_process,
@@ -39,7 +39,7 @@ from hf_ssl.studies.many_runs import (
     parts_of_recipe,
 )
 from hf_ssl.studies.methods_report import RANDOM, VARIANTS, MethodRun, line_of, table_of, write_report
-from hf_ssl.studies.settings import StudySettings, check_least, check_positive, check_recipe, chosen_names
+from hf_ssl.studies.settings import StudySettings, check_recipe, chosen_names
 from hf_ssl.training.arguments import TrainingSettings
 from hf_ssl.training.checkpoint import write_json
 from hf_ssl.training.loop import train
@@ -178,7 +178,7 @@ class _Bench:
         folder = self._folder(name, seed)
         result = folder / "result.json"
         if result.exists():
-            return MethodRun(**json.loads(result.read_text()))
+            return MethodRun(**read_json(result))
         model = self._model(self.options.methods[0] if name == RANDOM else name, seed)
         seconds = 0.0
         if name != RANDOM:
@@ -187,7 +187,7 @@ class _Bench:
             if ended.signal:
                 raise StoppedError(ended.signal)
             export_run(model, folder)
-            seconds = json.loads((folder / "run.json").read_text())["progress"]["seconds"]
+            seconds = read_json(folder / "run.json")["progress"]["seconds"]
         finished = MethodRun(name, seed, **self._measure(model, f"{name}, seed {seed}"), seconds=seconds)
         folder.mkdir(parents=True, exist_ok=True)
         write_json(result, asdict(finished))

@@ -17,7 +17,6 @@ Killed or stopped? The same command continues. Writes study.json, study.md, plan
 beside the runs.
 """
 
-import json
 import logging
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,12 +30,13 @@ from hf_ssl.data.labelled_subset import class_names
 from hf_ssl.data.sources import Source
 from hf_ssl.errors import UserError
 from hf_ssl.evaluation.encoders import Encoder, WithProjection, encoder_of
+from hf_ssl.evaluation.references import read_json
 from hf_ssl.fine_tuning.classifier import RANDOM, check_classes, open_classifier
 from hf_ssl.fine_tuning.settings import FineTuningSettings
 from hf_ssl.fine_tuning.task import fine_tune
 from hf_ssl.methods.mochi import MoCHiConfig, MoCHiForPreTraining
 from hf_ssl.modules.preprocessing import preprocessing
-from hf_ssl.settings import checked
+from hf_ssl.settings import check_least, check_positive, checked
 from hf_ssl.studies.many_runs import (
     StoppedError,
     check_one_process,
@@ -56,7 +56,7 @@ from hf_ssl.studies.negatives_measures import (
     share_of_own_class,
 )
 from hf_ssl.studies.negatives_report import HEAD, folder_of, line_of, write_report
-from hf_ssl.studies.settings import StudySettings, check_least, check_positive, check_recipe, chosen_names
+from hf_ssl.studies.settings import StudySettings, check_recipe, chosen_names
 from hf_ssl.training.arguments import TrainingSettings
 from hf_ssl.training.checkpoint import write_json
 from hf_ssl.training.loop import train
@@ -204,7 +204,7 @@ class _Bench:
         folder = self.folder(method, seed)
         result = folder / "result.json"
         if result.exists():
-            return Run.from_record(json.loads(result.read_text()))
+            return Run.from_record(read_json(result))
         if method == SUPERVISED:
             measured = self._measure(f"{method}, seed {seed}", self._train_supervised(folder, seed))
         else:
@@ -271,6 +271,7 @@ class _Bench:
             self.source,
             self.test,
             view_recipe=self.data.view_recipe or "",
+            view_settings=self.data.view_settings,
             image_size=config.image_size,
             batch_size=self.training["batch_size"],
             num_workers=self.options.num_workers,

@@ -103,6 +103,7 @@ def measure_encoder(
     test: Source,
     *,
     view_recipe: str,
+    view_settings: Mapping[str, Any] | None,
     image_size: int,
     batch_size: int,
     num_workers: int,
@@ -117,6 +118,7 @@ def measure_encoder(
         train: Labelled images from which probe and k-NN learn.
         test: Labelled images that were not trained on, on which everything is measured.
         view_recipe: Augmentation of the views.
+        view_settings: Single parameters of it that were changed.
         image_size: Height and width of a view, in pixels.
         batch_size: Images in a forward pass.
         num_workers: Worker processes that decode.
@@ -142,6 +144,7 @@ def measure_encoder(
         batch_size=batch_size,
         num_workers=num_workers,
         max_images=min(max_images, _PAIRED_IMAGES),
+        view_settings=view_settings,
         description=description,
     )
     h, z = held_out.features[:, :dim], held_out.features[:, dim:]

@@ -1,4 +1,4 @@
-"""Settings that all studies share, and the checks of numbers that studies and simulations share."""
+"""Settings that all studies share."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 from hf_ssl.data.settings import DataSettings
 from hf_ssl.data.sources import DataLike
 from hf_ssl.errors import UserError, near_name
-from hf_ssl.settings import checked
+from hf_ssl.settings import check_least, check_positive, checked
 
 
 @checked
@@ -105,35 +105,3 @@ def chosen_names(names: Sequence[str], known: Sequence[str], what: str) -> list[
     if not names:
         raise UserError(f"`{what}s` must name at least one {what}. Known: {', '.join(known)}.")
     return list(dict.fromkeys(names))
-
-
-def check_least(settings: Any, **least: int) -> None:
-    """Refuse numbers that are too small; None passes.
-
-    Args:
-        settings: A settings object.
-        least: The least value of each field, by name.
-
-    Raises:
-        UserError: Names the first.
-    """
-    for name, smallest in least.items():
-        value = getattr(settings, name)
-        if value is not None and not value >= smallest:
-            raise UserError(f"`{name}` must be at least {smallest}, got {value}.")
-
-
-def check_positive(settings: Any, *names: str) -> None:
-    """Refuse numbers that are not above 0; None passes.
-
-    Args:
-        settings: A settings object.
-        names: Names of its fields.
-
-    Raises:
-        UserError: Names the first.
-    """
-    for name in names:
-        value = getattr(settings, name)
-        if value is not None and not value > 0:
-            raise UserError(f"`{name}` must be positive, got {value}.")

@@ -130,7 +130,8 @@ class TrainingSettings:
         if self.knn_every and not self.knn_split:
             raise UserError("`knn_every` needs `knn_split`, a labelled split such as `--knn_split test`.")
         if (self.push_to_hub or self.push_checkpoints) and not self.repo_id:
-            raise UserError("`push_to_hub` needs `repo_id`, such as `--repo_id org/directpred-r50`.")
+            wish = "push_to_hub" if self.push_to_hub else "push_checkpoints"
+            raise UserError(f"`{wish}` needs `repo_id`, such as `--repo_id org/directpred-r50`.")
 
     def _check_numbers(self) -> None:
         at_least_one = ("batch_size", "gradient_accumulation_steps", "log_every", "checkpoint_every")

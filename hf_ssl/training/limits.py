@@ -29,6 +29,12 @@ def check_batch(model: SSLPreTrainedModel, settings: TrainingSettings, num_proce
             f"`batch_size` must give {type(model).__name__} at least {model.least_images} images in one forward pass "
             f"of all processes, because its loss compares images of one batch, got {everywhere}. Raise it."
         )
+    splits = getattr(model.config, "bn_splits", 1)
+    if splits > 1 and settings.batch_size < 2 * max(1, splits // num_processes):
+        raise UserError(
+            f"`bn_splits` {splits} makes BatchNorm groups of {settings.batch_size} images on each of {num_processes} "
+            f"process{'es' * (num_processes > 1)}, and each group needs two. Lower `bn_splits`, or raise `batch_size`."
+        )
     synchronised = (settings.batch_norm or model.batch_norm) == "sync"
     together = everywhere if synchronised else settings.batch_size
     if together < 2 and any(_normalises_batch(module) for module in model.modules()):

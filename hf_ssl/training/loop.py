@@ -1,6 +1,5 @@
 """The training loop: the only place where the order of forward, backward, step and hook is decided."""
 
-import json
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -15,6 +14,7 @@ from torch import nn
 from hf_ssl.data.device_views import Normalize
 from hf_ssl.data.settings import DataSettings
 from hf_ssl.data.sources import Source
+from hf_ssl.evaluation.references import read_json
 from hf_ssl.methods.base import SSLOutput, SSLPreTrainedModel
 from hf_ssl.modules.batch_norm import synchronize_batch_norm
 from hf_ssl.training.arguments import TrainingSettings
@@ -109,6 +109,7 @@ def _train(
     start: Start | None,
     on_checkpoint: Callable[[int, SSLPreTrainedModel], None] | None,
 ) -> TrainingResult:
+    """`train`, in a folder of its own; long because the order of everything in a run is to be read in one place."""
     settings = with_precision(settings)
     accelerator = start_accelerator(settings)
     checkpoint = find_checkpoint(Path(settings.output_dir), settings.resume)
@@ -170,7 +171,7 @@ def _train(
 def plan_of_record(plan: Plan, output_dir: Path) -> Plan:
     """The plan with the length that the run was given when its first steps had been measured, if they had."""
     record = output_dir / "run.json"
-    training = json.loads(record.read_text())["training"] if record.exists() else {}
+    training = read_json(record)["training"] if record.exists() else {}
     if not training.get("fits_hours"):
         return plan
     return replace(plan, num_steps=training["num_steps"], warmup_steps=training["warmup_steps"], fits_hours=True)
@@ -200,10 +201,10 @@ def continue_record(run: dict[str, Any], output_dir: Path, restored: Restored, n
     """Take over what `run.json` knows about the part of the run that is done."""
     path = output_dir / "run.json"
     if path.exists():
-        former = json.loads(path.read_text())
+        former = read_json(path)
         kept = ("command", "started", "skipped", "progress", "collapse")
         run |= {name: former[name] for name in kept if name in former}
-        run["finished"] = former["finished"] if restored.step == num_steps else None
+        run["finished"] = former.get("finished") if restored.step == num_steps else None
     if restored.step == num_steps:
         logger.info("The run in `%s` has already finished: nothing is left to train.", output_dir)
     else:

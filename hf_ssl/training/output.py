@@ -1,4 +1,4 @@
-"""The folder of a run: checked before any work is done, and used by one run at a time."""
+"""Folders of results: checked before any work is done; that of a run is used by one run at a time."""
 
 import errno
 import logging
@@ -36,14 +36,27 @@ def prepare_output_dir(settings: TrainingSettings) -> None:
         raise UserError(
             f"`output_dir` `{folder}` is not empty. Give `--resume auto` to continue the run in it, or another folder."
         )
+    make_folder(folder, "output_dir")
+
+
+def make_folder(folder: Path, setting: str, cure: str = "Give another folder.") -> None:
+    """Make a folder, and refuse one that cannot be written before any work is done whose result is to go there.
+
+    Args:
+        folder: The folder.
+        setting: Name of the setting from which it comes.
+        cure: What to do about it.
+
+    Raises:
+        UserError: If the folder cannot be made or written.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise UserError(
-            f"`output_dir` `{folder}` cannot be written: {error.strerror}. Give another folder."
-        ) from error
+        reason = "it is a file" if folder.is_file() else error.strerror
+        raise UserError(f"`{setting}` `{folder}` cannot be written: {reason}. {cure}") from error
 
 
 def _holds_no_step(folder: Path) -> bool:

@@ -19,7 +19,7 @@ from hf_ssl.methods.base import SSLPreTrainedModel
 _LARGE = 100_000  # images from which the settings for ImageNet are taken, on a GPU
 _SMALL_SIDE = 48  # pixels; smaller images are like those of CIFAR-10
 _FEW = 20_000  # images below which a ResNet-50 is not worth its time
-_SEEN_ON_CPU, _SEEN_ON_GPU = 300_000, 10_000_000  # images seen in the whole run: about an hour, a few hours
+_SEEN_PER_CORE, _SEEN_ON_GPU = 40_000, 10_000_000  # images seen in the whole run: of the order of an hour, of hours
 _EPOCHS_ON_CPU, _EPOCHS_ON_GPU = (20, 400), (100, 800)
 _LARGEST_BATCH_ON_CPU = 128
 _BATCHES_PER_EPOCH = 8  # at least: with fewer, statistics of a batch are those of the data set
@@ -49,6 +49,7 @@ def choose_recipe(
     gpu_gib: float | None,
     num_processes: int,
     embedded: bool,
+    num_cores: int = 8,
 ) -> Choice:
     """Choose settings from the number and size of the images and the device.
 
@@ -59,6 +60,7 @@ def choose_recipe(
         gpu_gib: Memory of each GPU in GiB; None without a GPU.
         num_processes: Processes that train together, at least 1.
         embedded: Whether the data set is one that the package draws itself, for which `quickstart` is made.
+        num_cores: Cores of the processor, at least 1; they count where there is no GPU.
     """
     side = _typical_side(source)
     number = source.num_images
@@ -75,7 +77,7 @@ def choose_recipe(
     else:
         base = "cifar" if "cifar" in method.recipes else "none"
         values = dict(method.recipes.get(base, {}))
-        values |= _scaled_down(method, values, number, side, gpu_gib, num_processes)
+        values |= _scaled_down(method, values, number, side, gpu_gib, num_processes, num_cores)
         reason = "ImageNet's settings need a hundred thousand images and GPUs; `--recipe paper-imagenet` takes them"
     shown = {**values, **{name: value for name, value in given.items() if name in values}}
     chosen = (
@@ -114,6 +116,7 @@ def _scaled_down(
     side: int,
     gpu_gib: float | None,
     num_processes: int,
+    num_cores: int,
 ) -> dict[str, Any]:
     """What the settings for CIFAR-10 become for other images and machines."""
     values: dict[str, Any] = {}
@@ -134,10 +137,15 @@ def _scaled_down(
     if number is not None:
         fitting = max(2, number // (_BATCHES_PER_EPOCH * num_processes))
         batch = min(batch, 2 ** (fitting.bit_length() - 1))
-        seen, (fewest, most) = (_SEEN_ON_GPU, _EPOCHS_ON_GPU) if on_gpu else (_SEEN_ON_CPU, _EPOCHS_ON_CPU)
+        seen, (fewest, most) = (
+            (_SEEN_ON_GPU, _EPOCHS_ON_GPU) if on_gpu else (num_cores * _SEEN_PER_CORE, _EPOCHS_ON_CPU)
+        )
         values["num_epochs"] = float(min(max(round(seen / max(number, 1)), fewest), most))
         values["warmup_epochs"] = min(recipe.get("warmup_epochs") or 0, values["num_epochs"] / 10)
         values |= _smaller_queue(method, recipe, number, batch * num_processes)
+        splits = recipe.get("bn_splits", getattr(method.config_class, "bn_splits", 1))
+        if splits > batch // 2:
+            values["bn_splits"] = max(1, batch // 2)  # a group of BatchNorm needs two images
     values["batch_size"] = batch
     return values
 

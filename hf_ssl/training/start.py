@@ -196,8 +196,8 @@ def _not_of_timm(reference: str) -> str:
     if folder is not None and str(read_json(folder / "config.json").get("model_type")).startswith("hf_ssl"):
         return f"`{reference}` holds a whole method, not only an encoder. Give it as `start_from`."
     return (
-        f"`{reference}` is no encoder of timm, and hf_ssl trains only these. Give a timm name, a repository of timm "
-        "such as `timm/resnet50.a1_in1k`, or the folder of a run."
+        f"`{reference}` does not hold an encoder of timm, and hf_ssl trains only these. Give a timm name, a "
+        "repository of timm such as `timm/resnet50.a1_in1k`, or the folder of a run."
     )
 
 

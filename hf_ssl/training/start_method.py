@@ -144,8 +144,8 @@ def _local_method(reference: str, path: Path) -> MethodStart:
     checkpoints, record = complete_checkpoints(path), local_record(path / "run.json")
     if not checkpoints or record is None:
         raise UserError(
-            f"The folder `{reference}` holds no method: it has no `pretraining` folder, no checkpoint, and is no "
-            "folder that a method was saved to. Give the folder of a run."
+            f"The folder `{reference}` holds no method: it has no `pretraining` folder and no checkpoint, and "
+            "no method was saved to it. Give the folder of a run."
         )
     config = {**record["config"], "model_type": f"hf_ssl_{record['method']}"}
     origin = _origin_of_method(reference, config, "run", None, checkpoints[-1] / WEIGHTS, record)

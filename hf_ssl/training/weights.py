@@ -36,10 +36,11 @@ def fitted_weights(
         classifiers = published.get("classifier") or ()
         classifiers = (classifiers,) if isinstance(classifiers, str) else tuple(classifiers)
         dropped = {f"{classifier}.{kind}" for classifier in classifiers for kind in ("weight", "bias")}
-        weights = {key: value for key, value in weights.items() if key not in dropped}
-        kept = {key: value for key, value in weights.items() if key in wanted}
-        if not differences(wanted, kept):
-            return kept  # some classifiers have more than timm names
+        # Some heads have more than the classifier; an encoder that has such a part keeps it.
+        heads = {classifier.split(".")[0] for classifier in classifiers} - {key.split(".")[0] for key in wanted}
+        weights = {
+            key: value for key, value in weights.items() if key not in dropped and key.split(".")[0] not in heads
+        }
     if not differences(wanted, weights):
         return weights
     # timm knows what its networks were called before, and how each resamples its positions.
@@ -61,7 +62,7 @@ def weights_by_timm(timm_name: str, arguments: Mapping[str, Any], name: str) -> 
             with torch.random.fork_rng(devices=[]):  # pyright: ignore[reportUnknownMemberType]
                 torch.manual_seed(seed)  # pyright: ignore[reportUnknownMemberType]
                 model = timm.create_model(timm_name, pretrained=True, num_classes=0, **arguments)
-        except (RuntimeError, OSError, HfHubHTTPError, KeyError, TypeError, AssertionError) as error:
+        except (RuntimeError, OSError, HfHubHTTPError, LookupError, TypeError, AssertionError) as error:
             reason = " ".join(str(error).split())[:300]
             raise UserError(f"The weights of `{name}` do not fit `{timm_name}`: {reason}") from error
         built.append(model.state_dict())

@@ -9,7 +9,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,12 +18,12 @@ import numpy as np
 import peers
 import psutil
 import torch
-from hf_ssl.cli import errors_for_users, near_name, parse_settings
-from machine import describe_machine
+from machine import describe_machine, read_settings
 from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from hf_ssl.commands.errors import errors_for_users
 from hf_ssl.data.decode import decode as decode_record
 from hf_ssl.data.device_views import Normalize
 from hf_ssl.data.draws import numbers_of
@@ -32,6 +32,8 @@ from hf_ssl.data.reader import Chunk, Reader
 from hf_ssl.data.settings import DataSettings
 from hf_ssl.data.stream import CHUNK_SIZE, Batch, TrainingStream
 from hf_ssl.data.views import Views
+from hf_ssl.errors import UserError, near_name
+from hf_ssl.settings import checked
 
 DESCRIPTION = """Measure the data pipeline part by part: prints a table, and writes JSON to --output.
 
@@ -61,7 +63,7 @@ _FILE_SUFFIXES = {".parquet", ".tar", *IMAGE_SUFFIXES}
 Row = dict[str, Any]  # part, what, value, unit
 
 
-@dataclass
+@checked
 class BenchmarkSettings:
     """What is measured.
 
@@ -83,15 +85,16 @@ class BenchmarkSettings:
     repeats: list[int] = field(default_factory=lambda: [1, 10, 100])
     output: str | None = None
 
-    def __post_init__(self):
+    def validate_benchmark(self) -> None:
+        """Check names and ranges."""
         for name in self.only:
             if name not in PARTS:
-                raise ValueError(f"Unknown part `{name}`. Known: {', '.join(PARTS)}.{near_name(name, list(PARTS))}")
+                raise UserError(f"Unknown part `{name}`. Known: {', '.join(PARTS)}.{near_name(name, list(PARTS))}")
         for name, least in {"image_size": 1, "batch_size": 1, "seconds": 0.0}.items():
             if getattr(self, name) < least:
-                raise ValueError(f"`{name}` must be at least {least}, got {getattr(self, name)}.")
+                raise UserError(f"`{name}` must be at least {least}, got {getattr(self, name)}.")
         if any(count < 1 for count in self.repeats):
-            raise ValueError(f"`repeats` must be at least 1, got {min(self.repeats)}.")
+            raise UserError(f"`repeats` must be at least 1, got {min(self.repeats)}.")
 
 
 def main(arguments: list[str]) -> int:
@@ -101,8 +104,7 @@ def main(arguments: list[str]) -> int:
         print(json.dumps(_IN_FRESH_PROCESS[name](DataSettings(**data), BenchmarkSettings(**settings))))
         return 0
     groups = {"data": DataSettings, "benchmark": BenchmarkSettings}
-    values = parse_settings(arguments, groups, description=DESCRIPTION, examples=EXAMPLES)
-    data, settings = DataSettings(**values[0]), BenchmarkSettings(**values[1])
+    data, settings = read_settings(arguments, groups, "data.py", f"{DESCRIPTION}\n\n{EXAMPLES}")
     rows = []
     with tqdm(settings.only or list(PARTS), unit="part") as progress:
         for name in progress:
@@ -222,14 +224,14 @@ def memory(data: DataSettings, settings: BenchmarkSettings) -> Iterator[Row]:
     """Peak memory of a process that reads one epoch of the same files, repeated."""
     for repeats in settings.repeats:
         with tempfile.TemporaryDirectory() as folder:
-            _link_repeatedly(Path(data.dataset).expanduser(), Path(folder), repeats)
+            _link_repeatedly(Path(str(data.dataset)).expanduser(), Path(folder), repeats)
             peak = _in_fresh_process("memory", replace(data, dataset=folder), settings)
         yield {"what": f"{repeats} x, {peak['records']:,} records", "value": peak["megabytes"], "unit": "MB"}
 
 
 def _link_repeatedly(dataset: Path, folder: Path, repeats: int) -> None:
     if not dataset.exists():
-        raise ValueError(f"`memory` repeats files, but `{dataset}` is no file or folder. Leave it out by `--only`.")
+        raise UserError(f"`memory` repeats files, but `{dataset}` is no file or folder. Leave it out by `--only`.")
     files = [dataset] if dataset.is_file() else sorted(dataset.rglob("*"))
     for file in files:
         if file.suffix.lower() in _FILE_SUFFIXES and file.is_file():

@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Any, Literal
@@ -24,16 +24,18 @@ from typing import Any, Literal
 import peers
 import step
 import torch
-from hf_ssl.cli import errors_for_users, parse_settings
-from machine import describe_machine
+from machine import describe_machine, read_settings
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
+from hf_ssl.commands.errors import errors_for_users
 from hf_ssl.data.reader import Reader
 from hf_ssl.data.settings import DataSettings
+from hf_ssl.errors import UserError
 from hf_ssl.methods import METHODS
 from hf_ssl.methods.base import SSLPreTrainedModel
+from hf_ssl.settings import checked
 from hf_ssl.training.arguments import TrainingSettings
 from hf_ssl.training.batches import open_stream
 from hf_ssl.training.loop import train
@@ -46,7 +48,7 @@ EXAMPLES = """examples:
 _RECIPES_OF_LIGHTLY = ("moco", "byol", "simsiam", "end_to_end")
 
 
-@dataclass
+@checked
 class BenchmarkSettings:
     """What is measured.
 
@@ -76,14 +78,15 @@ class BenchmarkSettings:
     compare: Literal["lightly"] | None = None
     output: str | None = None
 
-    def __post_init__(self):
+    def validate_benchmark(self) -> None:
+        """Check names and ranges."""
         if self.method not in METHODS:
-            raise ValueError(f"Unknown method `{self.method}`. Known: {', '.join(METHODS)}.")
+            raise UserError(f"Unknown method `{self.method}`. Known: {', '.join(METHODS)}.")
         for name, least in {"image_size": 1, "batch_size": 2, "num_steps": 2, "rounds": 1}.items():
             if getattr(self, name) < least:
-                raise ValueError(f"`{name}` must be at least {least}, got {getattr(self, name)}.")
+                raise UserError(f"`{name}` must be at least {least}, got {getattr(self, name)}.")
         if self.compare == "lightly" and self.method not in _RECIPES_OF_LIGHTLY:
-            raise ValueError(
+            raise UserError(
                 f"`compare` lightly needs one of {', '.join(_RECIPES_OF_LIGHTLY)} as `method`, got `{self.method}`."
             )
 
@@ -94,8 +97,7 @@ Turn = Callable[[], float]  # images a second
 def main(arguments: list[str]) -> int:
     """Parse, measure, print and write; returns the exit code."""
     groups = {"data": DataSettings, "benchmark": BenchmarkSettings}
-    values = parse_settings(arguments, groups, description=__doc__ or "", examples=EXAMPLES)
-    data, settings = DataSettings(**values[0]), BenchmarkSettings(**values[1])
+    data, settings = read_settings(arguments, groups, "end_to_end.py", f"{__doc__}\n{EXAMPLES}")
     options = _options_of_step(settings)
     turns: dict[str, Turn] = {
         "network": lambda: _network(settings, options),

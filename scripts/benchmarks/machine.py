@@ -1,13 +1,17 @@
-"""What numbers depend on besides the program; every benchmark writes it beside its results."""
+"""What the benchmarks share: how they read their flags, and what numbers depend on besides the program."""
 
 import os
 import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
+
+from hf_ssl.commands.flags import flags_of, parse_flags
 
 _PACKAGES = (
     "hf_ssl",
@@ -21,6 +25,17 @@ _PACKAGES = (
     "pillow",
     "lightly",
 )
+
+
+def read_settings(arguments: Sequence[str], groups: Mapping[str, type], program: str, text: str) -> list[Any]:
+    """The settings objects that a command line gives, in the order of `groups` (heading in `--help` -> class)."""
+    flags = {heading: flags_of(kind) for heading, kind in groups.items()}
+    values = parse_flags(arguments, flags, program=f"python scripts/benchmarks/{program}", description=text)
+    own = [{field.name for field in fields(kind)} for kind in groups.values()]
+    return [
+        kind(**{name: value for name, value in values.items() if name in names})
+        for kind, names in zip(groups.values(), own, strict=True)
+    ]
 
 
 def describe_machine() -> dict[str, Any]:

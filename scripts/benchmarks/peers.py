@@ -11,6 +11,7 @@ from torchvision import transforms
 from torchvision.transforms import v2
 
 from hf_ssl.data.recipes import VIEW_RECIPES, ViewParameters
+from hf_ssl.errors import UserError
 
 Pipeline = Callable[[bytes], tuple[Tensor, Tensor]]
 
@@ -73,13 +74,13 @@ def lightly(recipe: str, size: int, mean: Sequence[float], std: Sequence[float])
         ValueError: If lightly is not installed or has no transform for the recipe.
     """
     if recipe not in _LIGHTLY:
-        raise ValueError(
+        raise UserError(
             f"`--compare lightly` needs a recipe that lightly has ({', '.join(_LIGHTLY)}), got `{recipe}`."
         )
     try:
         from lightly import transforms as theirs  # pyright: ignore[reportMissingImports]
     except ImportError as error:
-        raise ValueError("`--compare lightly` needs lightly: pip install 'hf_ssl[benchmarks]'.") from error
+        raise UserError("`--compare lightly` needs lightly: pip install 'hf_ssl[benchmarks]'.") from error
     normalize = {"mean": list(mean), "std": list(std)}
     if recipe == "byol":
         from lightly.transforms.byol_transform import (  # pyright: ignore[reportMissingImports]

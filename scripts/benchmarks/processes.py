@@ -25,12 +25,13 @@ from typing import Any
 import step
 import torch
 import torch.distributed as dist
-from hf_ssl.cli import errors_for_users
 from torch.multiprocessing.spawn import spawn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm.auto import tqdm
 
+from hf_ssl.commands.errors import errors_for_users
 from hf_ssl.distributed import world_size
+from hf_ssl.errors import UserError
 from hf_ssl.modules.batch_norm import synchronize_batch_norm
 
 # Of each way to use the other processes.
@@ -128,9 +129,9 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     gpus = torch.cuda.device_count()
     for number in options.num_processes:
         if number < 1:
-            raise ValueError(f"`--num_processes` must be at least 1, got {number}.")
+            raise UserError(f"`--num_processes` must be at least 1, got {number}.")
         if options.device.type == "cuda" and number > gpus:
-            raise ValueError(f"`--num_processes` must be at most the number of GPUs, {gpus}, got {number}.")
+            raise UserError(f"`--num_processes` must be at most the number of GPUs, {gpus}, got {number}.")
     return options
 
 

@@ -32,12 +32,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hf_ssl.cli import errors_for_users, near_name
 from machine import describe_machine
 from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
+from hf_ssl.commands.errors import errors_for_users
+from hf_ssl.errors import UserError, near_name
 from hf_ssl.methods import METHODS
 from hf_ssl.methods.base import SSLPreTrainedModel
 from hf_ssl.methods.directpred import iterated_predictor, spectral_predictor
@@ -434,7 +435,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     check_step_options(options)
     if options.compare and importlib.util.find_spec(options.compare) is None:
-        raise ValueError(f"`--compare {options.compare}` needs a package: `pip install {options.compare}`.")
+        raise UserError(f"`--compare {options.compare}` needs a package: `pip install {options.compare}`.")
     return options
 
 
@@ -459,19 +460,19 @@ def check_step_options(options: argparse.Namespace) -> None:
     """Refuse what `add_step_options` reads if it is wrong, and choose the device."""
     for name in ("batch_size", "rounds"):
         if getattr(options, name) < 1:
-            raise ValueError(f"`--{name}` must be at least 1, got {getattr(options, name)}.")
+            raise UserError(f"`--{name}` must be at least 1, got {getattr(options, name)}.")
     if options.warmup < 0:
-        raise ValueError(f"`--warmup` must be 0 or more, got {options.warmup}.")
+        raise UserError(f"`--warmup` must be 0 or more, got {options.warmup}.")
     for method in options.methods:
         if method not in METHODS:
-            raise ValueError(
+            raise UserError(
                 f"Unknown method `{method}`. Known: {', '.join(METHODS)}.{near_name(method, list(METHODS))}"
             )
         if options.recipe not in METHODS[method].recipes:
             known = ", ".join(METHODS[method].recipes)
-            raise ValueError(f"Method `{method}` has no recipe `{options.recipe}`. Known: {known}.")
+            raise UserError(f"Method `{method}` has no recipe `{options.recipe}`. Known: {known}.")
     if options.output is not None and not options.output.resolve().parent.is_dir():
-        raise ValueError(f"`--output`: the folder of `{options.output}` does not exist. Create it first.")
+        raise UserError(f"`--output`: the folder of `{options.output}` does not exist. Create it first.")
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     options.device = torch.device(options.device or accelerator or "cpu")
 

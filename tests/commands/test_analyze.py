@@ -11,6 +11,7 @@ from torch import nn
 from hf_ssl.commands.analyze import COMMAND
 from hf_ssl.commands.command import python_function
 from hf_ssl.data.sources import open_source
+from hf_ssl.data.views import find_recipe
 from hf_ssl.diagnostics import alignment, lidar, rank_me
 from hf_ssl.evaluation.analysis import FEATURE_NUMBERS, PREDICTOR_NUMBERS, analyse_features, analyse_predictor
 from hf_ssl.evaluation.encoders import Encoder, ImageTransform
@@ -130,11 +131,11 @@ def test_a_predictor_is_analysed_by_its_weight_or_its_jacobian():
 def test_views_depend_on_the_row_and_not_on_those_beside_them():
     transform = ImageTransform({"input_size": (3, 16, 16), "mean": (0.5,) * 3, "std": (0.5,) * 3}).of_crops()
     picture = Image.effect_noise((20, 20), 80)
-    three, two = (ManyViews(transform, "simclr", 16, number, seed=1)(picture, 7) for number in (3, 2))
+    three, two = (ManyViews(transform, find_recipe("simclr"), 16, number, seed=1)(picture, 7) for number in (3, 2))
     assert three.shape == (3, 3, 16, 16)
     torch.testing.assert_close(three[:2], two, rtol=0, atol=0)
     assert not torch.equal(three[0], three[2])
-    assert not torch.equal(ManyViews(transform, "simclr", 16, 2, seed=1)(picture, 8), two)
+    assert not torch.equal(ManyViews(transform, find_recipe("simclr"), 16, 2, seed=1)(picture, 8), two)
 
 
 def test_view_features_are_in_the_order_of_the_images():

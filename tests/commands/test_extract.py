@@ -83,7 +83,7 @@ def test_the_same_command_again_computes_nothing_and_other_settings_are_refused(
     assert extract(again) == 0
     assert content_of(features) == before
     assert extract([*again, "--max_images", "7"]) == 2
-    assert "with `max_images` None, not 7. Choose another `--output`, or add" in capsys.readouterr().err
+    assert "with `max_images` None, not 7. Choose another `output`, or add" in capsys.readouterr().err
     assert content_of(features) == before
 
 

@@ -255,7 +255,7 @@ WRONG_WORDS = [
     ("--numbers 1 inf", "`numbers` must be finite numbers, got inf."),
     ("--choice bata", "`choice` must be one of alpha, beta, got `bata`. Did you mean `beta`?"),
     ("--switch=maybe", "`--switch` must be true or false, got 'maybe'."),
-    ("--count", "`--count` expected one argument."),
+    ("--count", "`--count` needs a value."),
     ("--table 3", "`--table` must be a JSON object"),
     ("--table {", "`--table` must be a JSON object"),
     ("stray", "`stray` belongs to no flag."),

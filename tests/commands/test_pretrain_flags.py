@@ -8,7 +8,7 @@ import pytest
 
 from hf_ssl.commands import main
 from hf_ssl.commands.flags import flags_of
-from hf_ssl.commands.pretrain import COMMAND
+from hf_ssl.commands.pretrain import COMMAND, GROUPS
 from hf_ssl.commands.resolve import INHERITED, Request, request_of
 from hf_ssl.data.settings import DataSettings
 from hf_ssl.data.views import VIEW_RECIPES
@@ -40,7 +40,7 @@ def test_help_shows_every_setting(method: str, capsys: pytest.CaptureFixture):
     kinds = (METHODS[method].config_class, DataSettings, TrainingSettings)
     for field in (field for kind in kinds for field in flags_of(kind, without=sorted(INHERITED))):
         assert f"--{field.name}" in text
-    headings = [text.index(f"\n{name}:") for name in ("most used", f"settings of {method}", "data", "training")]
+    headings = [text.index(f"\n{name}:") for name in ("most used", f"settings of {method}", "data", *GROUPS)]
     assert headings == sorted(headings)
     first = text[headings[0] : headings[1]]
     assert [line.split()[0] for line in first.splitlines() if line.startswith("  --")] == [
@@ -49,6 +49,22 @@ def test_help_shows_every_setting(method: str, capsys: pytest.CaptureFixture):
     ]  # fmt: skip
     assert text.count("    hf-ssl pretrain") + text.count("    accelerate launch -m hf_ssl pretrain") == 2
     assert f"Recipes of {method}: auto, " in text and "--no_channels_last" not in text
+
+
+def test_each_training_setting_stands_under_one_heading():
+    assert sorted(name for names in GROUPS.values() for name in names) == sorted(
+        field.name for field in fields(TrainingSettings)
+    )
+
+
+def test_auto_says_what_it_chose_only_when_all_else_is_right(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    for words in (["--batch_size", "0"], ["--knn_split", "nonsense"], ["--license", "My Licence"]):
+        with caplog.at_level("INFO", "hf_ssl"), pytest.raises(UserError):
+            request(tmp_path, "--encoder", "test_resnet", *words)
+    assert "auto, for" not in caplog.text and not (tmp_path / "run" / "recipe.json").exists()
+    with caplog.at_level("INFO", "hf_ssl"):
+        request(tmp_path, "--encoder", "test_resnet")
+    assert "auto, for" in caplog.text and (tmp_path / "run" / "recipe.json").exists()
 
 
 def test_spellings(tmp_path: Path):
@@ -98,7 +114,7 @@ def test_auto_is_the_default_and_what_it_chose_is_kept(tmp_path: Path, caplog: p
         ("--weight_decay much", "`--weight_decay` must be a number, got 'much'."),
         ("--optimizer sdg", "`optimizer` must be one of sgd, lars, adamw, got `sdg`. Did you mean `sgd`?"),
         ("--compile=maybe", "`--compile` must be true or false, got 'maybe'."),
-        ("--num_steps", "`--num_steps` expected one argument."),
+        ("--num_steps", "`--num_steps` needs a value."),
         ("--model_args 3", "`--model_args` must be a JSON object"),
         ("stray", "`stray` belongs to no flag."),
         ("--batch_size 0", "`batch_size` must be at least 1, got 0."),

@@ -453,7 +453,10 @@ def test_a_data_set_without_usable_images_is_named(run, tmp_path):
         ("random:resnet5O", r"Did you mean `resnet50"),
         ("runs/none/encoder", "Give a folder, a timm name or a repo|Did you mean"),
         ("local-dir:runs/none", "`local-dir:runs/none` must name a folder, and there is no folder `runs/none`"),
-        ("no-such-org/none", "`no-such-org/none` is no folder here, and the Hub gave no `config.json` of it"),
+        (
+            "no-such-org/none",
+            "There is no folder `no-such-org/none`, and the Hub gave no `config.json` of the repository",
+        ),
         ("test_resnet", "timm could not load the weights of `test_resnet`"),  # tests have no network
     ],
 )

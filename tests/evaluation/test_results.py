@@ -27,7 +27,7 @@ def test_a_file_of_something_else_is_left_alone(tmp_path):
     path = tmp_path / "results.json"
     for content in ("{", "[1]", '{"accuracy": 1}'):
         path.write_text(content)
-        with pytest.raises(ValueError, match="is no file of results"):
+        with pytest.raises(ValueError, match="does not hold results"):
             update_results(path, [entry(0.1)])
         assert path.read_text() == content
 

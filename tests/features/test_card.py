@@ -129,7 +129,7 @@ def test_a_pushed_folder_loads_as_its_card_says(online, hub_server, folder, tmp_
     saved = open_features("org/features", "test")
     first = np.stack([saved.shard(0, ["embedding"])["embedding"][0].values.to_numpy()])
     assert nearest(saved, first, 9).row_ids[0].tolist() == json.loads(found)
-    with pytest.raises(ValueError, match="`org/none` is no folder here, and the Hub gave no `features.json`"):
+    with pytest.raises(ValueError, match="There is no folder `org/none`, and the Hub gave no `features.json`"):
         open_features("org/none")
 
 

@@ -187,13 +187,13 @@ def test_folders_of_something_else_are_refused_and_stay(whole, encoder, source, 
     refused("of split `train` of `pictures` as it was", source=changed)
     refused("with other labels than", source=dataclasses.replace(source, labels={"label": ["cat", "cow"]}))
     refused(
-        "with `dtype` float32, not float16. Choose another `--output`, or add `--overwrite`",
+        "with `dtype` float32, not float16. Choose another `output`, or add `--overwrite`",
         settings=dataclasses.replace(SETTINGS, dtype="float16"),
     )
     (tmp_path / "thesis.tex").write_text("precious")
     with pytest.raises(ValueError, match="is not empty and holds no features"):
         begin(tmp_path, encoder, source, overwrite=True)
-    with pytest.raises(ValueError, match="must be a folder, but"):
+    with pytest.raises(ValueError, match="cannot be written: it is a file"):
         begin(tmp_path / "thesis.tex", encoder, source)
 
 

@@ -126,7 +126,7 @@ def test_what_cannot_be_searched_is_named(tmp_path, queries, monkeypatch):
         open_features(str(tmp_path))
     with pytest.raises(ValueError, match="There is no folder `./nowhere`"):
         open_features("./nowhere")
-    with pytest.raises(ValueError, match="`org/none` is no folder here, and the Hub gave no `features.json`"):
+    with pytest.raises(ValueError, match="There is no folder `org/none`, and the Hub gave no `features.json`"):
         open_features("org/none")
     folder = write_folder(tmp_path / "new")
     with pytest.raises(ValueError, match="no features of split `test`. It has: train"):

@@ -26,7 +26,7 @@ def obey(order: dict) -> int:
         exec(compile(order["code"], "<block>", "exec"), {"__name__": "__main__"})
         return 0
     sys.argv = ["hf-ssl", *order["arguments"]]
-    return importlib.import_module("hf_ssl.commands").main()
+    return importlib.import_module("hf_ssl.commands").main(order["arguments"])
 
 
 def fork(order: dict) -> int:
@@ -54,4 +54,5 @@ if __name__ == "__main__":
     for library in LIBRARIES:
         importlib.import_module(library)
     for line in sys.stdin:
-        print(fork(json.loads(line)), flush=True)
+        sys.stdout.write(f"{fork(json.loads(line))}\n")
+        sys.stdout.flush()

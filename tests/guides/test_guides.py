@@ -33,19 +33,22 @@ BLOCK = re.compile(
 WORDS_OF_README = 900
 # What keeps a command small, by what is found in its line; the last of two equal flags counts.
 TINY = {
-    r"(hf-ssl|hf_ssl|pretrain\.py) .*--output_dir": "--num_workers 0 --batch_size 16",
-    r"pretrain(\.py)? --": "--num_steps 4 --warmup_steps 0 --checkpoint_every 2 --log_every 1 --shuffle_window 64 --cpu",
-    r"pretrain(\.py)? (?!.*--help)(?!.*--(start_from|encoder) (runs|ORG)/)": "--encoder test_resnet --image_size 32",
+    r"(pretrain|study|finetune).* --": "--num_workers 0 --batch_size 16",
+    r"pretrain(\.py)? --": "--num_steps 4 --warmup_steps 0 --checkpoint_every 2 --log_every 1 --cpu",
+    r"pretrain(\.py)? (?!.*--(start_from|encoder) (runs|ORG)/)--": "--encoder test_resnet --image_size 32",
     r"pretrain .*--dataset shapes": "--knn_images 100",
-    r"hf-ssl (evaluate|extract|analyze)|hf_ssl extract": "--num_workers 0",
-    r"evaluate .*--dataset shapes": "--max_images 200",
+    r"(evaluate|extract|analyze) ": "--num_workers 0",
+    r"evaluate .*--dataset shapes": "--max_images 200 knn",
     r"--augmented_passes": "--augmented_passes 2",
     r"analyze": "--views 2 --view_images 32",
     r"study methods": "--num_steps 4 --eval_images 32",
     r"finetune": "--num_steps 4 --eval_every 2 --batch_size 4 --cpu",
     r"simulate sweep": "--size 8",
 }
-TINY_PYTHON = {"hf_ssl.pretrain(": "hf_ssl.pretrain(num_steps=4, warmup_steps=0, log_every=1, num_workers=0, cpu=True, "}
+TINY_PYTHON = {
+    "hf_ssl.pretrain(": "hf_ssl.pretrain(num_steps=4, warmup_steps=0, log_every=1, batch_size=16, num_workers=0, ",
+    'encoder="resnet18"': 'encoder="test_resnet", image_size=32',
+}
 
 
 class Block(NamedTuple):

@@ -142,7 +142,7 @@ def test_an_error_that_nobody_expects_does_not_end_the_thread(online, publisher,
 
 def test_with_nothing_left_to_push_a_failing_program_ends_as_usual(online, publisher, model, monkeypatch):
     """Its `finally` blocks and exit handlers run; a process that runs many programs, as these tests do, lives on."""
-    gate = Gate(monkeypatch)
+    gate, ends = Gate(monkeypatch), []
     monkeypatch.setattr(os, "_exit", ends.append)
     publisher.submit(1, model)
     leave_uploads(2)

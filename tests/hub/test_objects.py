@@ -160,6 +160,16 @@ def test_a_method_publishes_itself_in_one_commit(online, photo):
     assert all(torch.equal(value, method.state_dict()[name]) for name, value in again.state_dict().items())
 
 
+def test_a_token_of_ones_own(online, monkeypatch, tmp_path):
+    token = online.token
+    monkeypatch.setenv("HF_TOKEN", "hf_stranger")
+    with pytest.raises(UserError, match="may not write to `org/x`"):
+        make_method().push_to_hub("org/x")
+    make_method().push_to_hub("org/x", token=token)
+    make_method().save_pretrained(tmp_path / "saved", push_to_hub=True, repo_id="org/y", token=token)
+    assert "model.safetensors" in online.files("org/x") and "model.safetensors" in online.files("org/y")
+
+
 def test_saving_can_push_as_well(online, tmp_path):
     make_method().save_pretrained(tmp_path / "saved", push_to_hub=True, repo_id="org/y", revision="dev")
     assert "pretraining/model.safetensors" in online.files("org/y", "dev")

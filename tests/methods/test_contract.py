@@ -375,7 +375,7 @@ def test_wrong_number_of_views_is_refused(name, shape):
 
 @every_method
 def test_a_misspelt_setting_is_named(name):
-    with pytest.raises(TypeError, match=r"has no setting `image_sise`\. Did you mean `image_size`\?"):
+    with pytest.raises(ValueError, match=r"has no setting `image_sise`\. Did you mean `image_size`\?"):
         METHODS[name].config_class(image_sise=32)
 
 

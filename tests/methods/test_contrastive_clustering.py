@@ -113,7 +113,7 @@ def test_assignments_are_probabilities_of_single_images():
     expected = torch.softmax(model.cluster_head(model.encoder(images)), dim=1)
     torch.testing.assert_close(table, expected.detach())
     torch.testing.assert_close(model.assign(images[2:3]), table[2:3], atol=1e-5, rtol=1e-4)
-    with pytest.raises(RuntimeError, match="`assign` needs the model in evaluation mode"):
+    with pytest.raises(ValueError, match="`assign` needs the model in evaluation mode"):
         model.train().assign(images)
 
 

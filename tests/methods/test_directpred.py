@@ -156,9 +156,7 @@ def test_only_a_gpu_iterates_and_only_for_the_plain_root(monkeypatch, changes, i
 
 
 def test_broken_correlations_are_named():
-    with pytest.raises(
-        RuntimeError, match="The correlation of the projections is not finite, so no predictor follows"
-    ):
+    with pytest.raises(ValueError, match="The correlation of the projections is not finite, so no predictor follows"):
         spectral_predictor(torch.full((3, 3), float("nan")), 0.5, 0.1)
 
 
@@ -314,7 +312,7 @@ def test_a_broken_correlation_stops_the_run():
     model = make_model()
     model(make_views())
     model.correlation[0, 0] = float("nan")
-    with pytest.raises(RuntimeError, match="The correlation of the projections is not finite"):
+    with pytest.raises(ValueError, match="The correlation of the projections is not finite"):
         model.after_optimizer_step(1, 10)
 
 

@@ -40,7 +40,14 @@ def measured():
     module = Pooled()
     module.anchor = nn.Parameter(torch.zeros(1))
     encoder = Encoder(module, transform, 24, "pooled")
-    how = {"view_recipe": "crop_and_flip", "image_size": 16, "batch_size": 64, "num_workers": 0, "max_images": 200}
+    how = {
+        "view_recipe": "crop_and_flip",
+        "view_settings": None,
+        "image_size": 16,
+        "batch_size": 64,
+        "num_workers": 0,
+        "max_images": 200,
+    }
     numbers = measure_encoder(encoder, 16, train, test, **how)
     return numbers, extract_features(encoder, test, 64, 0, max_images=200)
 

@@ -107,6 +107,14 @@ def test_batch_norm_needs_two_images(tmp_path: Path):
     check_batch(model, settings(tmp_path, batch_size=2), 1)
 
 
+def test_groups_of_batch_norm_need_two_images(tmp_path: Path):
+    model = small("moco", bn_splits=8, queue_size=64)
+    with pytest.raises(UserError, match="`bn_splits` 8 makes BatchNorm groups of 8 images on each of 1 process, and"):
+        check_batch(model, settings(tmp_path, batch_size=8), 1)
+    check_batch(model, settings(tmp_path, batch_size=8), 2)
+    check_batch(model, settings(tmp_path, batch_size=16), 1)
+
+
 def test_a_disk_without_room_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     model, numbers = nn.Linear(1000, 1000), 1000 * 1000 + 1000
     # SGD: weights and momentum; three checkpoints and one more while it is written, and the two exports.

@@ -146,6 +146,12 @@ def test_timms_own_weights_come_without_their_classifier(online, tmp_path, refer
     assert torch.equal(features(built(start), 160), features(expected, 160))
 
 
+def test_a_head_with_more_than_a_classifier_is_left_out_as_a_whole(tmp_path):
+    folder = published_by_timm(tmp_path / "levit", "levit_128s.fb_dist_in1k")
+    expected = timm.create_model(f"local-dir:{folder}", pretrained=True, num_classes=0)
+    assert torch.equal(features(built(find_encoder(str(folder))), 224), features(expected, 224))
+
+
 def test_a_plain_name_has_no_weights():
     start = find_encoder("test_resnet", model_args={"drop_rate": 0.1})
     assert (start.architecture, start.model_args, start.origin) == ("test_resnet", {"drop_rate": 0.1}, None)
@@ -218,13 +224,13 @@ def test_what_cannot_be_started_from_is_refused(online, run, tmp_path):
     shutil.copytree(run / "encoder", tmp_path / "bare")
     (tmp_path / "bare" / "model.safetensors").unlink()
     for reference, options, message in [
-        ("org/native", {}, r"`org/native` is no encoder of timm"),
-        ("hf_hub:org/native", {}, r"is no encoder of timm"),
-        ("org/pickled", {}, r"the Hub gave no `model.safetensors` of it: .* because they may hold code"),
+        ("org/native", {}, r"`org/native` does not hold an encoder of timm"),
+        ("hf_hub:org/native", {}, r"does not hold an encoder of timm"),
+        ("org/pickled", {}, r"the Hub gave no `model.safetensors` of the repository: .* because they may hold code"),
         (
             "org/nothing",
             {},
-            r"`org/nothing` is no folder here, and the Hub gave no `config.json`.* no such repo",
+            r"There is no folder `org/nothing`, and the Hub gave no `config.json`.* no such repo",
         ),
         ("org/native@v9", {}, r"no revision `v9`"),
         ("resnet5O", {}, r"timm knows no encoder of that name. Did you mean `resnet50"),

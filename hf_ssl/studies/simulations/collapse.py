@@ -23,8 +23,7 @@ from hf_ssl.dynamics.dimensional_collapse import (
     frozen_growth,
 )
 from hf_ssl.figures.dynamics import Line, Panel, line_panels
-from hf_ssl.settings import checked
-from hf_ssl.studies.settings import check_least
+from hf_ssl.settings import check_least, checked
 from hf_ssl.studies.simulations.result import SimulationResult, simulate
 
 _TIME = r"time $t$ (steps $\times$ learning rate)"

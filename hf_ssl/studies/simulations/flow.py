@@ -19,8 +19,7 @@ from tqdm.auto import tqdm
 from hf_ssl.dynamics.eigenmodes import EigenmodeFlow
 from hf_ssl.dynamics.linear_network import LinearNetworkFlow, commutator, eigenvector_cosines
 from hf_ssl.figures.dynamics import Line, Panel, line_panels
-from hf_ssl.settings import checked
-from hf_ssl.studies.settings import check_least, check_positive
+from hf_ssl.settings import check_least, check_positive, checked
 from hf_ssl.studies.simulations.result import SimulationResult, simulate
 
 _TIME = r"time $t$ (steps $\times$ learning rate)"

@@ -15,8 +15,7 @@ from matplotlib.figure import Figure
 
 from hf_ssl.dynamics.eigenmodes import EigenmodeFlow
 from hf_ssl.figures.dynamics import Line, Panel, Portrait, line_panels, phase_portraits
-from hf_ssl.settings import checked
-from hf_ssl.studies.settings import check_positive
+from hf_ssl.settings import check_positive, checked
 from hf_ssl.studies.simulations.result import SimulationResult, simulate
 
 _P = r"$p$, eigenvalue of $W_p$"

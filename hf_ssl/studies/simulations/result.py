@@ -9,6 +9,8 @@ from typing import Any, TypeVar
 import torch
 from matplotlib.figure import Figure
 
+from hf_ssl.training.output import make_folder
+
 _Settings = TypeVar("_Settings")
 
 
@@ -43,16 +45,16 @@ def simulate(
         settings: Its settings; `output_dir` is the folder of the files.
         simulation: Gives the figures by name, and the numbers.
     """
+    plain = asdict(settings)  # pyright: ignore[reportArgumentType]
+    folder = Path(plain["output_dir"])
+    plain["output_dir"] = str(folder)
+    make_folder(folder, "output_dir")
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # the matrices are small
     try:
         figures, numbers = simulation(settings)
     finally:
         torch.set_num_threads(threads)
-    plain = asdict(settings)  # pyright: ignore[reportArgumentType]
-    folder = Path(plain["output_dir"])
-    plain["output_dir"] = str(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for name, figure in figures.items():
         paths.append(folder / f"{name}.png")

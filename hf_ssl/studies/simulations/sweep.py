@@ -19,8 +19,7 @@ from tqdm.auto import tqdm
 from hf_ssl.dynamics.eigenmodes import EigenmodeFlow
 from hf_ssl.errors import UserError
 from hf_ssl.figures.dynamics import sweep_map
-from hf_ssl.settings import checked
-from hf_ssl.studies.settings import check_least, check_positive
+from hf_ssl.settings import check_least, check_positive, checked
 from hf_ssl.studies.simulations.result import SimulationResult, simulate
 
 
