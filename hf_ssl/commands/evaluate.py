@@ -113,7 +113,7 @@ class EvaluationSettings(ReadingSettings):
         if self.split == self.train_split and not self.only_clusters():
             raise UserError(
                 f"`split` and `train_split` are both `{self.split}`: score an encoder on other images than those that "
-                "its probe learns from."
+                "its probe learns from. Without a second labelled split, `hf-ssl analyze` looks at the features."
             )
 
     def validate_augmented_passes(self) -> None:
@@ -196,6 +196,7 @@ class _Place:
 def run(settings: EvaluationSettings) -> EvaluationResult:
     """Measure, and keep the numbers where they belong."""
     folder = encoder_folder(settings.encoder)
+    encoders = _load(settings)  # first: if it cannot be loaded, that is what to tell
     opened = replace(settings, label_column=None) if settings.label_column == "all" else settings
     test_source = opened.open(settings.split)
     train_source = test_source if settings.only_clusters() else opened.open(settings.train_split)
@@ -204,7 +205,7 @@ def run(settings: EvaluationSettings) -> EvaluationResult:
         raise UserError(f"`card` needs the folder of a run, got the encoder `{settings.encoder}`. Leave it out.")
     on_card = goes_on_card(settings, folder, settings.card, settings.output)
     place = _place(settings, folder, on_card, test_source.name)
-    comparison, encoders = _measure(settings, folder, train_source, test_source, labels)
+    comparison = _measure(settings, folder, encoders, train_source, test_source, labels)
 
     about = {"dataset": test_source.name, "dataset_config": settings.dataset_config, "split": settings.split}
     results = entries_of(comparison, {**about, "command": command_line()}, settings.train_split)
@@ -234,18 +235,28 @@ def run(settings: EvaluationSettings) -> EvaluationResult:
     )
 
 
-def _measure(
-    settings: EvaluationSettings, folder: Path | None, train_source: Source, test_source: Source, labels: list[str]
-) -> tuple[Comparison, dict[str, Encoder]]:
-    """Numbers of the baselines and, last, of the encoder; and all of these encoders."""
+def _load(settings: EvaluationSettings) -> dict[str, Encoder]:
+    """The baselines and, last, the encoder, by their titles."""
     names = {BASELINES[baseline]: f"{baseline}:{settings.encoder}" for baseline in settings.baselines}
     names |= {titles_of([settings.encoder])[settings.encoder]: settings.encoder}
-    device = settings.torch_device()
-    # The encoder itself first: if it cannot be loaded, that is what to tell.
-    loaded = {title: load_encoder(name, device, settings.seed) for title, name in reversed(names.items())}
-    encoders = {title: loaded[title] for title in names}
-    method = method_of(folder, device) if "clustering" in settings.protocols else None
-    comparison = compare(
+    # The encoder itself first, for the same reason.
+    loaded = {
+        title: load_encoder(name, settings.torch_device(), settings.seed) for title, name in reversed(names.items())
+    }
+    return {title: loaded[title] for title in names}
+
+
+def _measure(
+    settings: EvaluationSettings,
+    folder: Path | None,
+    encoders: dict[str, Encoder],
+    train_source: Source,
+    test_source: Source,
+    labels: list[str],
+) -> Comparison:
+    """Numbers of the baselines and, last, of the encoder."""
+    method = method_of(folder, settings.torch_device()) if "clustering" in settings.protocols else None
+    return compare(
         encoders,
         train_source,
         test_source,
@@ -261,7 +272,6 @@ def _measure(
         max_images=settings.max_images,
         bf16=settings.bf16,
     )
-    return comparison, encoders
 
 
 def _place(settings: EvaluationSettings, folder: Path | None, on_card: bool, dataset: str) -> _Place | None:

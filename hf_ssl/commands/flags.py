@@ -241,7 +241,7 @@ def _read_object(text: str) -> dict[str, Any]:
     except json.JSONDecodeError:
         value = None
     if not isinstance(value, dict):
-        raise ArgumentTypeError(f"must be a JSON object such as '{{\"patch_size\": 4}}', got '{text}'")
+        raise ArgumentTypeError(f"must be a JSON object such as '{{\"name\": 4}}', got '{text}'")
     return value
 
 
@@ -293,5 +293,10 @@ class _Parser(ArgumentParser):
             message = "needs a value" if error.message.startswith("expected ") else error.message
             raise UserError(f"`{(error.argument_name or '').split('/')[0]}` {message}.") from None
         if unknown:
-            raise UserError(f"`{unknown[0]}` belongs to no flag. Flags start with `--`; quote values with spaces.")
+            hint = ""
+            if any("--dataset" in action.option_strings for action in self._actions):
+                hint = f" Is it the data set? Then write `--dataset {unknown[0]}`."
+            raise UserError(
+                f"`{unknown[0]}` belongs to no flag.{hint} Flags start with `--`; quote values with spaces."
+            )
         return {name: value for name, value in vars(namespace).items() if name not in self._names or value}

@@ -12,6 +12,7 @@ import dataclasses
 import json
 import logging
 import os
+import shlex
 import signal
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ from hf_ssl.commands.command import call_text
 from hf_ssl.commands.errors import as_user_errors
 from hf_ssl.commands.flags import flags_of, parse_flags
 from hf_ssl.commands.log import show_log
-from hf_ssl.commands.resolve import DEFAULT_METHOD, INHERITED, check_recipe, method_of, request_of
+from hf_ssl.commands.resolve import DEFAULT_METHOD, INHERITED, Request, check_recipe, method_of, request_of
 from hf_ssl.data.settings import DataSettings
 from hf_ssl.errors import UserError
 from hf_ssl.evaluation.references import read_json
@@ -36,6 +37,7 @@ from hf_ssl.methods.base import SSLPreTrainedModel
 from hf_ssl.training.arguments import TrainingSettings
 from hf_ssl.training.checkpoint import complete_checkpoints
 from hf_ssl.training.loop import TrainingResult, train
+from hf_ssl.training.plan import UNKNOWN_LENGTH
 from hf_ssl.training.start import EncoderStart, MethodStart
 
 logger = logging.getLogger(__name__)
@@ -64,6 +66,7 @@ GROUPS = {
 }
 """Headings in `--help` of the fields of `TrainingSettings`, each of which stands under one."""
 
+_FEW_EPOCHS = 5
 _COLLAPSED = 3  # exit code of a run that `on_collapse` stopped
 
 
@@ -80,6 +83,7 @@ class PretrainResult:
         step: Optimizer steps done.
         num_steps: Optimizer steps of the whole run.
         collapse: What the collapse alarm reported, in plain words; None if nothing.
+        next_commands: What is usually typed next.
         url: Address of the published encoder, if it was published.
         exit_code: 0, 3 after a collapse that stopped the run, 128 plus its number after a signal.
     """
@@ -92,6 +96,7 @@ class PretrainResult:
     step: int
     num_steps: int
     collapse: str | None
+    next_commands: list[str]
     url: str | None = None
     exit_code: int = 0
 
@@ -102,15 +107,14 @@ class PretrainResult:
         for one in self.results:
             lines.append(f"k-NN:    {one['value']:.1%} of {one['label']} on split {one['split']}")
         lines.append(f"Collapse: {self.collapse or 'none was seen'}")
+        epochs = self.metrics[-1].get("epoch") if self.metrics else None
+        if epochs is not None and epochs < _FEW_EPOCHS:
+            lines.append(
+                f"Short:   the run saw each image {epochs:.2g} times; useful features usually take tens of epochs"
+            )
         if self.url:
             lines.append(f"Published: {self.url}")
-        lines += [
-            "\nNext:",
-            f"  hf-ssl evaluate {self.run_dir} --dataset ...    its accuracy on labelled images",
-            f"  hf-ssl analyze {self.run_dir} --dataset ...     its features without labels",
-            f"  hf-ssl publish {self.run_dir} --repo_id ORG/NAME",
-        ]
-        return "\n".join(lines)
+        return "\n".join([*lines, "\nNext:", *(f"  {command}" for command in self.next_commands)])
 
 
 def pretrain(
@@ -180,12 +184,12 @@ def run(given: Mapping[str, Any]) -> PretrainResult:
         on_checkpoint=publisher.submit if publisher else None,
     )
     if not result.is_main_process:
-        return _result(training, result, None, None)
+        return _result(request, result, None, None)
     if result.signal or not result.finished:
         _report_early_end(result, publisher)
-        return _result(training, result, None, None)
+        return _result(request, result, None, None)
     encoder, url = finish_run(model, request.source, request.data, training, publisher)
-    return _result(training, result, encoder, url)
+    return _result(request, result, encoder, url)
 
 
 def _load(start: EncoderStart | MethodStart, model: SSLPreTrainedModel) -> None:
@@ -203,10 +207,20 @@ def _load(start: EncoderStart | MethodStart, model: SSLPreTrainedModel) -> None:
             )
 
 
-def _result(
-    training: TrainingSettings, result: TrainingResult, encoder: Path | None, url: str | None
-) -> PretrainResult:
-    run_dir = Path(training.output_dir)
+def _next_commands(request: Request) -> list[str]:
+    """What users of such data usually type next."""
+    run_dir, source = shlex.quote(request.training.output_dir), request.source
+    data = f"--dataset {shlex.quote(source.name)}" if isinstance(request.data.dataset, str) else "--dataset ..."
+    search = [
+        f"hf-ssl extract {run_dir} {data} --output features    # then: hf-ssl search PHOTO --index features",
+        f"hf-ssl analyze {run_dir} {data} --split {shlex.quote(source.split)}",
+    ]
+    measured = [f"hf-ssl evaluate {run_dir} {data}"] if source.labels else []
+    return [*measured, *search, f"hf-ssl publish {run_dir} --repo_id ORG/NAME --dry_run"]
+
+
+def _result(request: Request, result: TrainingResult, encoder: Path | None, url: str | None) -> PretrainResult:
+    run_dir = Path(request.training.output_dir)
     collapse = read_json(run_dir / "run.json").get("collapse") if result.is_main_process else None
     lines = run_dir / "metrics.jsonl"
     measured = encoder / "results.json" if encoder is not None else None
@@ -220,6 +234,7 @@ def _result(
         step=result.step,
         num_steps=result.num_steps,
         collapse=collapse["report"] if collapse else None,
+        next_commands=_next_commands(request),
         url=url,
         exit_code=128 + result.signal if result.signal else stopped,
     )
@@ -227,7 +242,8 @@ def _result(
 
 def _report_early_end(result: TrainingResult, publisher: BackgroundPublisher | None) -> None:
     left = publisher.left() if publisher else []
-    where = f"after step {result.step} of {result.num_steps}, with a checkpoint in {result.last_checkpoint}."
+    of_all = "" if result.num_steps == UNKNOWN_LENGTH else f" of {result.num_steps}"  # `max_hours` sets it at step 20
+    where = f"after step {result.step}{of_all}, with a checkpoint in {result.last_checkpoint}."
     if result.signal:
         unpublished = f" and publishes {' and '.join(left)}" if left else ""
         name = signal.Signals(result.signal).name

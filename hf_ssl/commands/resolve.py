@@ -180,6 +180,17 @@ def _choice_of(method: type[SSLPreTrainedModel], recipe: str, source: Source, va
     kept = Path(values["output_dir"]) / _CHOICE
     if values.get("resume") is not None and kept.is_file():
         return Choice(read_json(kept), "")  # on another machine `auto` might choose otherwise
+    return auto_choice(method, source, values)
+
+
+def auto_choice(method: type[SSLPreTrainedModel], source: Source, values: Mapping[str, Any]) -> Choice:
+    """What the recipe `auto` comes to on this machine.
+
+    Args:
+        method: The method.
+        source: The images.
+        values: What the user said.
+    """
     gpu = None
     if torch.cuda.is_available() and not values.get("cpu"):
         gpu = torch.cuda.get_device_properties(0).total_memory / 2**30

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from hf_ssl.commands.command import Command
 from hf_ssl.commands.encoder_settings import check_output_file
+from hf_ssl.commands.resolve import DEFAULT_METHOD, auto_choice
 from hf_ssl.data.decode import SkippedImageError, decode
 from hf_ssl.data.draws import numbers_of
 from hf_ssl.data.reader import Reader
@@ -28,7 +29,6 @@ from hf_ssl.figures.views import view_sheet
 from hf_ssl.methods import METHODS
 from hf_ssl.settings import check_least, checked
 
-_IMAGE_SIZE = 224  # that of ImageNet's recipes
 _CHUNK_SIZE = 64
 _MOST_PICTURES = 4096  # more are no sheet that one can look at
 
@@ -40,15 +40,15 @@ class ViewsSettings(ViewedDataSettings):
     Args:
         split: Split whose images are shown; a folder without split folders is `train`.
         label_column: Label column whose classes stand under the images; found by its type or name if not given.
-        method: Method whose recipe is shown, if `view_recipe` is not given.
+        method: Method whose views are shown, if `view_recipe` is not given.
         num_images: Images on the sheet, at least 1.
         views: Pairs of views of each image, at least 1.
-        image_size: Height and width of a view, in pixels; 224, or less where the images are smaller, if not given.
+        image_size: Height and width of a view, in pixels; the one that `pretrain` would choose, if not given.
         seed: Seed of order and views, as at pretraining, at least 0.
         output: Picture to write; the ending chooses its format, such as .png, .pdf or .svg.
     """
 
-    method: str = "moco"
+    method: str = DEFAULT_METHOD
     num_images: int = 8
     views: int = 4
     image_size: int | None = None
@@ -117,7 +117,9 @@ def run(settings: ViewsSettings) -> ViewsResult:
     """Read the images, make their views, draw."""
     check_output_file(settings.output, "output")
     source = settings.open()
-    name = settings.view_recipe or METHODS[settings.method].view_recipe
+    method = METHODS[settings.method]
+    chosen = auto_choice(method, source, {"dataset": settings.dataset}).values  # as `pretrain` does without a recipe
+    name = settings.view_recipe or chosen.get("view_recipe", method.view_recipe)
     recipe = settings.find_recipe(name)
     skipped: dict[str, int] = {}
     shown = []
@@ -128,7 +130,7 @@ def run(settings: ViewsSettings) -> ViewsResult:
     if not shown:
         reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(skipped.items()))
         raise UserError(f"Split `{source.split}` of `{source.name}` has no image that can be used: {reasons}.")
-    image_size = settings.image_size or min(_IMAGE_SIZE, max(min(one.picture.shape[:2]) for one in shown))
+    image_size = settings.image_size or chosen["image_size"]
     make = Views(recipe, image_size)
     views = [
         np.stack(

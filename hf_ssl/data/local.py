@@ -110,7 +110,10 @@ def images_of_split(name: str, images: list[str], split: str) -> tuple[list[str]
         depth, found = 1, {split for split in split_of.values() if split is not None}
     wanted = _SPLIT_OF.get(split, split)
     if wanted not in found:
-        raise UserError(f"The folder `{name}` has no split `{split}`. It has: {', '.join(sorted(found))}.")
+        raise UserError(
+            f"The folder `{name}` has no split `{split}`. It has: {', '.join(sorted(found))}. "
+            "Folders named train and test in it are its splits."
+        )
     if depth == 1:
         images = [image for image in images if split_of.get(image.split(os.sep)[0]) == wanted]
     classes = [parts[depth] if len(parts) > depth + 1 else "" for parts in (image.split(os.sep) for image in images)]

@@ -279,7 +279,8 @@ def _attempt(name: str, open_: Callable[[], Any]) -> Any:
     try:
         return open_()
     except _OPENING_ERRORS as error:
-        close = difflib.get_close_matches(name, _EMBEDDED, n=1)
+        here = [] if "/" in name else [path.name for path in Path().iterdir() if not path.name.startswith(".")]
+        close = difflib.get_close_matches(name, [*_EMBEDDED, *here], n=1)
         hint = f" Did you mean `{close[0]}`?" if close else " Check the name, and the connection if it is on the Hub."
         detail = (str(error).strip().splitlines() or [""])[0].rstrip(".")
         raise UserError(f"`dataset` `{name}` cannot be opened: {type(error).__name__}: {detail}.{hint}") from error

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from hf_ssl.data.ordered import evaluation_batches
+from hf_ssl.data.ordered import evaluation_batches, sampled_rows
 from hf_ssl.data.sources import Source
 from hf_ssl.diagnostics.alignment import alignment, uniformity
 from hf_ssl.diagnostics.rank import effective_rank
@@ -23,7 +23,7 @@ MAX_IMAGES = 2000
 """Images of a portrait: enough for a picture, and some seconds even for a large encoder."""
 
 _NUM_PAIRS = 500  # images whose crops tell the alignment; its standard error is below a tenth of it
-_MAX_STRIDE = 25  # between two images of a sample: bounds what is read of a large split
+_READ_PER_IMAGE = 25  # records read for each image of a sample at most: bounds what is read of a large split
 _QUERIES, _NEIGHBOURS = 6, 8
 _THUMBNAIL = 96  # pixels
 
@@ -103,14 +103,16 @@ def take_portrait(
 
 
 def sample_of(source: Source, max_images: int | None = None) -> Source:
-    """At most `max_images` (None: `MAX_IMAGES`) records of a split, equally far apart: splits are often sorted."""
+    """At most `max_images` (None: `MAX_IMAGES`) records from all over a split: splits are often sorted."""
     max_images = max_images or MAX_IMAGES
-    stride = min(max((source.num_images or 0) // max_images, 1), _MAX_STRIDE)
-    records = source.records.take(stride * max_images)
-    if stride > 1:
-        records = records.filter(lambda _, place: place % stride == 0, with_indices=True)
-    num_images = None if source.num_images is None else min(-(-source.num_images // stride), max_images)
-    return replace(source, records=records, num_images=num_images)
+    if source.num_images is None:
+        return replace(source, records=source.records.take(max_images))
+    within = min(source.num_images, _READ_PER_IMAGE * max_images)
+    rows = frozenset(sampled_rows(within, max_images).tolist())
+    records = source.records.take(within)
+    if len(rows) < within:
+        records = records.filter(lambda _, place: place in rows, with_indices=True)
+    return replace(source, records=records, num_images=len(rows))
 
 
 def numbers_of(features: Tensor, first_crops: Tensor, second_crops: Tensor) -> dict[str, float]:

@@ -19,8 +19,8 @@ class TrainingSettings:
         batch_size: Images of one process in one forward pass.
         num_epochs: Passes over the data set; needs a data set of known size.
         num_steps: Optimizer steps, instead of `num_epochs`.
-        max_hours: Hours that the run may take: its length is fitted to the speed of the first steps. With `num_epochs`
-            or `num_steps` given too, whichever is shorter.
+        max_hours: Hours of training, to which the run's length is fitted by the speed of its first 20 steps, which it
+            always takes; start, k-NN and export come on top. With `num_epochs` or `num_steps` too, the shorter one.
         gradient_accumulation_steps: Forward passes whose gradients make one optimizer step.
         seed: Seed of weights, order of images, augmentation and everything else that is random, in [0, 2^31).
         optimizer: Optimizer.

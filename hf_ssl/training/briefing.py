@@ -48,7 +48,8 @@ def briefing(
         "encoder": f"{config.architecture}, {_millions(encoder)} parameters ({_millions(everything)} with all heads "
         f"and targets), {_weights(start)}",
         "images": f"{images} of {source.name}, split {source.split}; {config.image_size} px views by {recipe}"
-        + (" with `view_settings`" if data.view_settings else ""),
+        + (" with `view_settings`" if data.view_settings else "")
+        + _labels(source),
         "batch": f"{plan.global_batch_size:,} images = {settings.batch_size} per device x "
         f"{accelerator.num_processes} process{'es' * (accelerator.num_processes > 1)} x "
         f"{settings.gradient_accumulation_steps} accumulated",
@@ -58,6 +59,15 @@ def briefing(
         + ("compiled" if settings.compile else "eager"),
     }
     return "\n".join(f"{name:<8} {text}" for name, text in rows.items())
+
+
+def _labels(source: Source) -> str:
+    if not source.labels:
+        return "; no labels"
+    known = ", ".join(
+        f"`{name}` ({len(names)} classes)" if names else f"`{name}`" for name, names in source.labels.items()
+    )
+    return f"; labels {known} are for k-NN and figures only"
 
 
 def _weights(start: Start | None) -> str:

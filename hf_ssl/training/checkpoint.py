@@ -192,7 +192,7 @@ def load_checkpoint(
         UserError: If the checkpoint belongs to another method, number of processes, data set or other settings.
     """
     state = json.loads((checkpoint / _STATE).read_text())
-    check_identity(checkpoint, state["identity"], identity)
+    check_identity(checkpoint, state["identity"], identity, command_of(checkpoint))
     process_state = torch.load(checkpoint / _process_file(rank()), map_location="cpu", weights_only=True)
     shared = torch.load(checkpoint / "optimizer.pt", map_location="cpu", weights_only=True)
     model.load_state_dict(load_file(checkpoint / "model.safetensors"))
@@ -207,19 +207,33 @@ def load_checkpoint(
     return Restored(state["step"], state["seconds"], json.loads(process_state["position"]))
 
 
-def check_identity(checkpoint: Path, then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+def command_of(checkpoint: Path) -> str | None:
+    """The command that started the run of a checkpoint, if its record tells."""
+    record = checkpoint.parent.parent / "run.json"
+    try:
+        return json.loads(record.read_text())["command"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # it only helps an error message
+
+
+def check_identity(
+    checkpoint: Path, then: Mapping[str, Any], now: Mapping[str, Any], command: str | None = None
+) -> None:
     """Refuse to continue with anything that would make the resumed run another one.
 
     Args:
         checkpoint: Named in the message.
         then: Method, number of processes and settings of the checkpoint.
         now: Those of this run.
+        command: What started the run of the checkpoint, for the message.
 
     Raises:
         UserError: If they differ; names the first difference and the cure.
     """
     now = json.loads(json.dumps(now))
     cure = "Resume with what it was, or start another run in another `output_dir`."
+    if command is not None:
+        cure += f" The run was started by `{command}`."
     if then["method"] != now["method"]:
         raise UserError(f"`{checkpoint}` is of method `{then['method']}`, this run trains `{now['method']}`. {cure}")
     if then["num_processes"] != now["num_processes"]:

@@ -195,7 +195,11 @@ class Recorder:
             self.run["training"] |= changed
             self.diagnostics_every = steps_between_diagnoses(self.settings.diagnostics_every, self.plan.num_steps)
             self.bar.total = self.plan.num_steps
-            logger.info("`max_hours` %g is enough for %s steps.", hours, f"{self.plan.num_steps:,}")
+            if self.plan.num_steps == step + 1:
+                logger.info("`max_hours` %g is over: the run ends with step %d.", hours, step + 1)
+            else:
+                warmup = f", {self.plan.warmup_steps:,} of them warm-up" if self.plan.warmup_steps else ""
+                logger.info("`max_hours` %g is enough for %s steps%s.", hours, f"{self.plan.num_steps:,}", warmup)
             self._write_run(step)
         logger.info(self.speed.time_text(step, self.plan.num_steps, seconds))
 

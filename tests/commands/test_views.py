@@ -7,6 +7,7 @@ from PIL import Image
 
 from hf_ssl.commands import main, views
 from hf_ssl.commands.command import python_function
+from hf_ssl.commands.resolve import request_of
 from hf_ssl.data.settings import DataSettings
 from hf_ssl.data.sources import open_source
 from hf_ssl.data.stream import TrainingStream
@@ -32,7 +33,7 @@ def drawn(monkeypatch):
 
 def test_the_first_pairs_are_those_of_the_first_batch_of_training(tmp_path, capsys, drawn):
     output = tmp_path / "new" / "sheet.png"
-    words = ["--dataset", "digits", "--method", "byol", "--num_images", "5", "--views", "2", "--image_size", "16"]
+    words = ["--dataset", "digits", "--view_recipe", "byol", "--num_images", "5", "--views", "2", "--image_size", "16"]
     changes = ["--seed", "3", "--view_settings", '{"crop_scale": [0.4, 1.0], "second": {"grey_probability": 0}}']
     assert main(["views", *words, *changes, "--output", str(output)]) == 0
     assert f"{output}: 5 images with 2 pairs of views of 16 x 16 pixels each, recipe byol" in capsys.readouterr().out
@@ -50,21 +51,30 @@ def test_the_first_pairs_are_those_of_the_first_batch_of_training(tmp_path, caps
     assert len(drawn["images"]) == 5 and all(name in "0123456789" for name in drawn["names"])
 
 
-def test_images_that_cannot_be_used_are_left_out_and_views_are_no_larger_than_the_images(tmp_path, drawn):
+def test_images_that_cannot_be_used_are_left_out(tmp_path, drawn):
     for number in range(6):
         Image.new("RGB", (30 + number, 20), (number, 0, 0)).save(tmp_path / f"{number}.png")
     (tmp_path / "6.png").write_bytes(b"text")
     result = draw_views(dataset=str(tmp_path), views=1, output=tmp_path / "sheets" / "v.pdf")
-    assert (result.num_images, result.image_size, result.skipped) == (6, 20, {"not an image": 1})
+    assert (result.num_images, result.image_size, result.skipped) == (6, 32, {"not an image": 1})
     assert "left out, since they cannot be used: 1 not an image" in str(result) and result.figure.is_file()
-    assert drawn["title"].startswith(f"{tmp_path.name}, split train: views by moco_v2")
+    assert drawn["title"].startswith(f"{tmp_path.name}, split train: views by directpred_cifar")
     assert drawn["names"] == [None] * 6
 
 
 def test_objects_are_drawn_too(tmp_path, drawn):
     data = datasets.Dataset.from_dict({"image": [Image.new("RGB", (9, 9))] * 2})
     draw_views(dataset=data, view_recipe="simclr", views=1, output=tmp_path / "v.png")
-    assert drawn["title"] == "in-memory data set, split train: views by simclr, 9 x 9 pixels"
+    assert drawn["title"] == "in-memory data set, split train: views by simclr, 32 x 32 pixels"
+
+
+@pytest.mark.parametrize("method", ["directpred", "moco"])
+def test_without_a_recipe_the_views_are_those_of_pretraining(method, tmp_path):
+    for number in range(20):
+        Image.new("RGB", (300, 200), (number, 0, 0)).save(tmp_path / f"{number}.png")
+    result = draw_views(dataset=str(tmp_path), method=method, views=1, num_images=2, output=tmp_path / "v" / "v.png")
+    asked = request_of({"method": method, "dataset": str(tmp_path), "output_dir": str(tmp_path / "run")})
+    assert (result.recipe, result.image_size) == (asked.data.view_recipe, asked.config.image_size)
 
 
 @pytest.mark.parametrize(

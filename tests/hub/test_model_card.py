@@ -198,7 +198,7 @@ def test_a_folder_that_looks_like_a_hub_name_is_local(encoder_folder, run_record
 
 
 def test_the_licence_is_the_users_and_stays(encoder_folder):
-    assert "no licence" in (encoder_folder / "README.md").read_text()
+    assert "No licence" in (encoder_folder / "README.md").read_text()
     text = write_model_card(encoder_folder, license="apache-2.0").read_text()
     assert metadata_of(text)["license"] == "apache-2.0"
     write_record(encoder_folder, "results.json", {"results": RESULTS})
