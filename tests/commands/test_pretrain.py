@@ -199,6 +199,11 @@ def test_a_finished_run_is_exported_again_if_its_encoder_is_gone(
 ):
     arguments = words(parquet, tmp_path / "run", num_steps=3)
     assert main(arguments) == 0
+    said = capsys.readouterr()
+    # Labelled images: what to type next measures them. Three steps are too few, and it is said.
+    assert f"hf-ssl evaluate {tmp_path / 'run'} --dataset {parquet}\n" in said.out
+    assert "Short:   the run saw each image 0.11 times" in said.out and "Collapse: none was seen" in said.out
+    assert "labels `label` (2 classes) are for k-NN and figures only" in said.err
     encoder = tmp_path / "run" / "encoder"
     weights = (encoder / "model.safetensors").read_bytes()
     results = json.loads((encoder / "results.json").read_text())["results"]  # the split `test` was found
@@ -211,6 +216,20 @@ def test_a_finished_run_is_exported_again_if_its_encoder_is_gone(
     assert main([*arguments, "--resume", "auto"]) == 0
     assert (encoder / "model.safetensors").read_bytes() == weights
     assert str(encoder) in capsys.readouterr().out
+
+
+def test_a_run_that_is_stopped_before_its_length_is_known(parquet: Path, tmp_path: Path, capsys, monkeypatch):
+    def stop(model, step, num_steps):
+        if step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(METHODS["moco"], "after_optimizer_step", stop)
+    arguments = words(parquet, tmp_path / "run", "--max_hours", "1", num_workers=0)
+    place = arguments.index("--num_steps")
+    del arguments[place : place + 2]
+    assert main(arguments) == 128 + signal.SIGTERM
+    said = capsys.readouterr().err
+    assert "Stopped by SIGTERM after step 2, with a checkpoint in" in said and "as many as fit into 1 hours" in said
 
 
 def test_a_class_oracle_leaves_a_figure_of_the_negatives(parquet: Path, tmp_path: Path):

@@ -47,6 +47,8 @@ def test_a_sample_comes_from_all_over_a_sorted_split(sorted_source, monkeypatch)
     sample = sample_of(sorted_source)
     assert [row["label"] for row in sample.records] == [number // 10 for number in range(0, 100, 5)]
     assert sample.num_images == 20
+    # Also where the sample is most of the split: the last images are in it.
+    assert {row["label"] for row in sample_of(sorted_source, 60).records} == set(range(10))
     unknown = sample_of(replace(sorted_source, num_images=None))
     assert len(list(unknown.records)) == 20
 

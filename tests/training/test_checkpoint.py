@@ -15,6 +15,7 @@ from hf_ssl.training import checkpoint as module
 from hf_ssl.training.checkpoint import (
     check_identity,
     checkpoint_folder,
+    command_of,
     complete_checkpoints,
     find_checkpoint,
     is_complete,
@@ -180,3 +181,13 @@ def test_another_run_is_refused(change: dict, message: str):
     with pytest.raises(ValueError, match=message) as caught:
         check_identity(Path("step-000005"), then, IDENTITY | change)
     assert "another `output_dir`" in str(caught.value)
+
+
+def test_the_refusal_names_the_command_that_started_the_run(tmp_path: Path):
+    checkpoint = tmp_path / "checkpoints" / "step-000005"
+    checkpoint.mkdir(parents=True)
+    assert command_of(checkpoint) is None
+    (tmp_path / "run.json").write_text('{"command": "hf-ssl pretrain --max_hours 2"}')
+    then = json.loads(json.dumps(IDENTITY))
+    with pytest.raises(ValueError, match="The run was started by `hf-ssl pretrain --max_hours 2`"):
+        check_identity(checkpoint, then, IDENTITY | {"batch_size": 16}, command_of(checkpoint))
