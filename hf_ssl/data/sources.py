@@ -69,13 +69,14 @@ class Source:
 class _Opened:
     """Records as they come, their number if known, and what identifies their content (JSON).
 
-    `select` opens them again with some of their columns alone, where the others need not be read for that.
+    `select` opens them again with some of their columns alone, where the others need not be read for that: those that
+    every record has, and those that are null where they are missing.
     """
 
     records: datasets.IterableDataset
     num_images: int | None
     identity: Any
-    select: Callable[[list[str]], datasets.IterableDataset] | None = None
+    select: Callable[[list[str], list[str]], datasets.IterableDataset] | None = None
 
 
 def name_of(dataset: DataLike) -> str:
@@ -148,7 +149,9 @@ def _open_object(dataset: DataObject, name: str, split: str) -> _Opened:
         raise _no_images(name, split)
     records, num_images = records_of(one)
     identity = _attempt(name, lambda: identity_of(one))
-    return _Opened(records, num_images, ["object", identity], lambda columns: records_of(one, columns)[0])
+    return _Opened(
+        records, num_images, ["object", identity], lambda needed, others: records_of(one, [*needed, *others])[0]
+    )
 
 
 def _with_columns(
@@ -171,7 +174,7 @@ def _with_columns(
     named = datasets.Features({name: feature for name, feature in features.items() if name != INDEX_COLUMN})
     columns = find_columns(named, dataset, image_column, label_column, index_column)
     if opened.select is not None:
-        records = opened.select([columns.image, *columns.labels, *([index_column] if index_column else [])])
+        records = opened.select([columns.image, *([index_column] if index_column else [])], list(columns.labels))
     if index_column is not None:
         dropped = [INDEX_COLUMN] if INDEX_COLUMN in features else []
         records = records.remove_columns(dropped).rename_column(index_column, INDEX_COLUMN)
@@ -252,7 +255,12 @@ def _open_builder(dataset: str, split: str, **where: Any) -> _Opened:
         identity = [[os.path.basename(file), os.path.getsize(file)] for file in files]
         if all(file.endswith(".parquet") for file in files):
             records, num_images = parquet_records(files)
-            return _Opened(records, num_images, identity, lambda columns: parquet_records(files, columns)[0])
+            return _Opened(
+                records,
+                num_images,
+                identity,
+                lambda needed, labels: parquet_records(files, [*needed, *labels], optional=labels)[0],
+            )
         if all(file.endswith(".tar") and _is_empty_tar(file) for file in files):
             raise _no_images(dataset, split)
     else:
