@@ -27,6 +27,7 @@ from hf_ssl.data.local import (
     table_records,
 )
 from hf_ssl.data.shapes import shapes
+from hf_ssl.data.tars import tar_layout, tar_records
 from hf_ssl.errors import UserError
 
 DataLike = str | Path | DataObject
@@ -251,6 +252,7 @@ def _open_builder(dataset: str, split: str, **where: Any) -> _Opened:
     if splits and split not in splits:
         raise UserError(f"`{dataset}` has no split `{split}`. It has: {', '.join(splits)}.")
     files = list(data_files.get(split, []))
+    known = (builder.info.splits or {}).get(split)
     if files and all(os.path.isfile(file) for file in files):
         identity = [[os.path.basename(file), os.path.getsize(file)] for file in files]
         if all(file.endswith(".parquet") for file in files):
@@ -261,17 +263,28 @@ def _open_builder(dataset: str, split: str, **where: Any) -> _Opened:
                 identity,
                 lambda needed, labels: parquet_records(files, [*needed, *labels], optional=labels)[0],
             )
-        if all(file.endswith(".tar") and _is_empty_tar(file) for file in files):
+        if all(_is_tar(file) and _is_empty_tar(file) for file in files):
             raise _no_images(dataset, split)
+        layout = _attempt(dataset, lambda: tar_layout(files)) if all(map(_is_tar, files)) else None
+        if layout is not None:
+            return _Opened(
+                tar_records(files, layout),
+                known.num_examples if known else None,
+                identity,
+                lambda needed, labels: tar_records(files, layout, needed[0], [*needed, *labels]),
+            )
     else:
         identity = [builder.hash, files]  # addresses with the commit
     records = _attempt(dataset, lambda: builder.as_streaming_dataset(split=split))
-    known = (builder.info.splits or {}).get(split)
     return _Opened(records, known.num_examples if known else None, identity)
 
 
 def _no_images(dataset: str, split: str) -> UserError:
     return UserError(f"Split `{split}` of `{dataset}` holds no images. Choose another split or data set.")
+
+
+def _is_tar(path: str) -> bool:
+    return path.endswith(".tar")
 
 
 def _is_empty_tar(path: str) -> bool:
