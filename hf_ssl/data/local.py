@@ -87,12 +87,12 @@ def list_folder(folder: Path) -> FolderContents:
     return FolderContents(sorted(images), num_parquet, num_tar)
 
 
-def images_of_split(name: str, images: list[str], split: str) -> tuple[list[str], list[str] | None]:
+def images_of_split(name: str, images: list[str], split: str) -> tuple[list[str], list[str] | None, list[str]]:
     """Images of one split of a folder, and their classes.
 
     If all subfolders that hold images are named like splits (train, val, test, ...) they are the splits, and images
     beside them are left out; otherwise everything is `train`. Below that, the first folder on the path is the class,
-    if there are two or more and every image lies in one.
+    if there are two or more in all splits and every image of the split lies in one.
 
     Args:
         name: Name of the data set, for messages.
@@ -100,7 +100,8 @@ def images_of_split(name: str, images: list[str], split: str) -> tuple[list[str]
         split: Name of the split.
 
     Returns:
-        The images, and the class name of each or None.
+        The images, the class name of each or None, and the names of the classes of all splits, sorted: so a class has
+        the same number in each.
 
     Raises:
         UserError: If there is no such split.
@@ -116,20 +117,25 @@ def images_of_split(name: str, images: list[str], split: str) -> tuple[list[str]
             f"The folder `{name}` has no split `{split}`. It has: {', '.join(sorted(found))}. "
             "Folders named train and test in it are its splits."
         )
+    places = [image.split(os.sep) for image in images]
+    names = sorted({parts[depth] for parts in places if len(parts) > depth + 1})
     if depth == 1:
         images = [image for image in images if split_of.get(image.split(os.sep)[0]) == wanted]
     classes = [parts[depth] if len(parts) > depth + 1 else "" for parts in (image.split(os.sep) for image in images)]
-    labelled = "" not in classes and len(set(classes)) > 1
-    return images, classes if labelled else None
+    labelled = "" not in classes and len(names) > 1
+    return images, classes if labelled else None, names
 
 
-def folder_records(folder: Path, images: list[str], classes: list[str] | None) -> datasets.IterableDataset:
+def folder_records(
+    folder: Path, images: list[str], classes: list[str] | None, names: list[str]
+) -> datasets.IterableDataset:
     """Records with the paths of image files; the files themselves are read where they are decoded.
 
     Args:
         folder: The folder.
         images: Image files, relative to it.
         classes: Class name of each, or None.
+        names: Names of the classes, in the order of their numbers.
 
     Returns:
         Records with the columns `image`, `label` (if there are classes) and `INDEX_COLUMN`.
@@ -137,7 +143,6 @@ def folder_records(folder: Path, images: list[str], classes: list[str] | None) -
     columns: dict[str, pa.Array] = {"image": pa.array(images, pa.string())}
     features: dict[str, datasets.Image | datasets.ClassLabel] = {"image": datasets.Image(decode=False)}
     if classes is not None:
-        names = sorted(set(classes))
         number = {name: index for index, name in enumerate(names)}
         columns["label"] = pa.array([number[name] for name in classes], pa.int64())
         features["label"] = datasets.ClassLabel(names=names)

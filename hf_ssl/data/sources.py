@@ -232,9 +232,9 @@ def _open_folder(name: str, path: Path, config: str | None, split: str) -> _Open
         raise UserError(f"The folder `{name}` holds no images, parquet or tar files. Give the folder that holds them.")
     if contents.kind != "images":
         return _open_builder(name, split, path=str(path), name=config)
-    images, classes = images_of_split(name, contents.images, split)
+    images, classes, names = images_of_split(name, contents.images, split)
     content = hashlib.sha256("\n".join(images).encode(errors="surrogateescape")).hexdigest()
-    return _Opened(folder_records(path, images, classes), len(images), content)
+    return _Opened(folder_records(path, images, classes, names), len(images), content)
 
 
 def _open_file(name: str, path: Path, split: str) -> _Opened:
