@@ -125,11 +125,11 @@ def run(settings: FineTuneSettings) -> FineTuneResult:
     classifier = open_classifier(
         settings.encoder, names, model_args=own.model_args, image_size=own.image_size, seed=own.seed
     )
-    counts = None
+    counts, fraction = None, None
     if own.label_fraction < 1:
         subset = labelled_subset(source, names, own.label_fraction, own.seed, show_progress=_is_first())
-        source, counts = subset.source, subset.counts
-    result = fine_tune(classifier, source, test, data, own, counts)
+        source, counts, fraction = subset.source, subset.counts, subset.fraction
+    result = fine_tune(classifier, source, test, data, own, counts, fraction)
     stopped_by = result.signal if result.is_main_process else 0
     if stopped_by:
         logger.warning(

@@ -61,6 +61,11 @@ def find_columns(
     for setting, column in (("label_column", label_column), ("index_column", index_column)):
         if column is not None and column not in features:
             raise UserError(f"`{setting}` `{column}` must be a column of `{dataset}`, which has: {_listed(features)}.")
+        if column is not None and setting == "label_column" and not hasattr(features[column], "dtype"):
+            raise UserError(
+                f"`label_column` must hold one class for each image, but `{column}` of `{dataset}` holds lists or "
+                "dictionaries. Several labels for one image are not supported: name another column."
+            )
         if column is not None and not _is_integer(features[column]):
             raise UserError(
                 f"`{setting}` must hold integers{' or class labels' if setting == 'label_column' else ''}, but "
@@ -73,7 +78,13 @@ def find_columns(
     labels = [name for name in labels if name != index_column]
     if label_column is not None:
         labels = [label_column, *(name for name in labels if name != label_column)]
-    return Columns(image, {name: list(getattr(features[name], "names", None) or []) for name in labels})
+    return Columns(image, {name: _class_names(features[name]) for name in labels})
+
+
+def _class_names(feature: Any) -> list[str]:
+    if feature.dtype == "bool":
+        return ["False", "True"]
+    return list(getattr(feature, "names", None) or [])
 
 
 def _image_column(features: datasets.Features, dataset: str) -> str:

@@ -19,6 +19,9 @@ from PIL import Image, UnidentifiedImageError
 MAX_PIXELS = 89_478_485
 """Pictures with more pixels are refused: the size above which Pillow suspects a decompression bomb."""
 
+DAMAGED_ARCHIVE = "\0damaged archive"
+"""Path of an image that a damaged archive has lost; no file has such a name."""
+
 # Other formats that Pillow knows run external programs (EPS), or are no photos.
 _NAMES = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000", "TGA", "ICO")
 Image.init()  # else Pillow registers some formats only once another has failed
@@ -56,7 +59,7 @@ class SkippedImageError(ValueError):
 
     Args:
         reason: Why, in a few words, one of a small set: `null`, `empty`, `missing file`, `unreadable file`,
-            `not an image`, `truncated`, `damaged`, `too large`.
+            `not an image`, `truncated`, `damaged`, `damaged archive`, `too large`.
     """
 
     def __init__(self, reason: str):
@@ -104,6 +107,8 @@ def _read(record_image: Any) -> bytes:
         data = record_image
     if data is None:
         raise SkippedImageError("null")
+    if data == DAMAGED_ARCHIVE:
+        raise SkippedImageError("damaged archive")
     if not isinstance(data, bytes):
         data = _read_file(str(data))
     if not data:

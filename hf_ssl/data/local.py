@@ -5,7 +5,7 @@ rows. Here tables become many small shards, with `INDEX_COLUMN`.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from datasets.iterable_dataset import ArrowExamplesIterable
+from datasets.table import cast_table_to_features
 
 from hf_ssl.errors import UserError
 
@@ -39,6 +40,7 @@ _MAX_SHARDS = 65536
 # after each use and come again as fresh pages, which costs more than reading. Saved positions count in these batches.
 _PARQUET_BATCH = 512
 _PARQUET_BATCH_BYTES = 2**23
+_IMAGE_STRUCT = {"bytes": datasets.Value("binary"), "path": datasets.Value("string")}
 _PARQUET_BUFFER = 2**20  # bytes of the file read at once; pyarrow's default is a whole row group
 
 
@@ -85,12 +87,12 @@ def list_folder(folder: Path) -> FolderContents:
     return FolderContents(sorted(images), num_parquet, num_tar)
 
 
-def images_of_split(name: str, images: list[str], split: str) -> tuple[list[str], list[str] | None]:
+def images_of_split(name: str, images: list[str], split: str) -> tuple[list[str], list[str] | None, list[str]]:
     """Images of one split of a folder, and their classes.
 
     If all subfolders that hold images are named like splits (train, val, test, ...) they are the splits, and images
     beside them are left out; otherwise everything is `train`. Below that, the first folder on the path is the class,
-    if there are two or more and every image lies in one.
+    if there are two or more in all splits and every image of the split lies in one.
 
     Args:
         name: Name of the data set, for messages.
@@ -98,7 +100,8 @@ def images_of_split(name: str, images: list[str], split: str) -> tuple[list[str]
         split: Name of the split.
 
     Returns:
-        The images, and the class name of each or None.
+        The images, the class name of each or None, and the names of the classes of all splits, sorted: so a class has
+        the same number in each.
 
     Raises:
         UserError: If there is no such split.
@@ -114,20 +117,25 @@ def images_of_split(name: str, images: list[str], split: str) -> tuple[list[str]
             f"The folder `{name}` has no split `{split}`. It has: {', '.join(sorted(found))}. "
             "Folders named train and test in it are its splits."
         )
+    places = [image.split(os.sep) for image in images]
+    names = sorted({parts[depth] for parts in places if len(parts) > depth + 1})
     if depth == 1:
         images = [image for image in images if split_of.get(image.split(os.sep)[0]) == wanted]
     classes = [parts[depth] if len(parts) > depth + 1 else "" for parts in (image.split(os.sep) for image in images)]
-    labelled = "" not in classes and len(set(classes)) > 1
-    return images, classes if labelled else None
+    labelled = "" not in classes and len(names) > 1
+    return images, classes if labelled else None, names
 
 
-def folder_records(folder: Path, images: list[str], classes: list[str] | None) -> datasets.IterableDataset:
+def folder_records(
+    folder: Path, images: list[str], classes: list[str] | None, names: list[str]
+) -> datasets.IterableDataset:
     """Records with the paths of image files; the files themselves are read where they are decoded.
 
     Args:
         folder: The folder.
         images: Image files, relative to it.
         classes: Class name of each, or None.
+        names: Names of the classes, in the order of their numbers.
 
     Returns:
         Records with the columns `image`, `label` (if there are classes) and `INDEX_COLUMN`.
@@ -135,7 +143,6 @@ def folder_records(folder: Path, images: list[str], classes: list[str] | None) -
     columns: dict[str, pa.Array] = {"image": pa.array(images, pa.string())}
     features: dict[str, datasets.Image | datasets.ClassLabel] = {"image": datasets.Image(decode=False)}
     if classes is not None:
-        names = sorted(set(classes))
         number = {name: index for index, name in enumerate(names)}
         columns["label"] = pa.array([number[name] for name in classes], pa.int64())
         features["label"] = datasets.ClassLabel(names=names)
@@ -203,33 +210,60 @@ def _read_ranges(
         yield (start, end), part.append_column(INDEX_COLUMN, pa.array(range(start, end), pa.int64()))
 
 
-def parquet_records(files: list[str], columns: list[str] | None = None) -> tuple[datasets.IterableDataset, int]:
+def parquet_records(
+    files: list[str], columns: list[str] | None = None, optional: Sequence[str] = ()
+) -> tuple[datasets.IterableDataset, int]:
     """Stream local parquet files; every row group is a shard.
+
+    A file may have its columns in another order or, where the meaning is clear, in another type than the first one.
 
     Args:
         files: Parquet files of one data set, in order.
-        columns: The columns to read; None: all.
+        columns: The columns to read; None: all that any file has.
+        optional: Those of `columns` that are null in a file that lacks them.
 
     Returns:
         Records with `INDEX_COLUMN`, and their number.
 
     Raises:
-        UserError: If a file is no parquet file.
+        UserError: If a file is no parquet file, or lacks a column.
     """
-    row_groups, rows, features = [], 0, None
+    row_groups, rows, schemas = [], 0, []
     for path in files:
         try:
             with pq.ParquetFile(path) as file:
-                features = features or datasets.Features.from_arrow_schema(file.schema_arrow)
+                schemas.append(_without_dictionaries(file.schema_arrow))
                 for group in range(file.num_row_groups):
                     row_groups.append((path, group, rows))
                     rows += file.metadata.row_group(group).num_rows
         except (pa.ArrowException, OSError) as error:
             raise UserError(f"`{path}` cannot be read as parquet: {str(error).splitlines()[0]}") from None
-    assert features is not None
+    features = datasets.Features()
+    for schema in {str(schema): schema for schema in schemas}.values():
+        features = datasets.Features({**datasets.Features.from_arrow_schema(schema), **features})
+    # The columns of the first file come first.
+    first = [name for name in schemas[0].names if name in features]
+    features = datasets.Features({name: features[name] for name in dict.fromkeys([*first, *features])})
     if columns is not None:
         features = datasets.Features({name: features[name] for name in columns})
-    return _numbered_records(partial(_read_row_groups, columns), {"row_groups": row_groups}, features), rows
+        for path, schema in zip(files, schemas, strict=True):
+            lacking = [name for name in columns if name not in schema.names and name not in optional]
+            if lacking:
+                raise UserError(
+                    f"`{path}` has no column `{lacking[0]}`, which other files of the data set have. It has: "
+                    f"{', '.join(f'`{name}`' for name in schema.names)}. Rename its column, or take the file away."
+                )
+    types = {name: next(s.field(name).type for s in schemas if name in s.names) for name in features}
+    read = partial(_read_row_groups, columns, types, features)
+    return _numbered_records(read, {"row_groups": row_groups}, features), rows
+
+
+def _without_dictionaries(schema: pa.Schema) -> pa.Schema:
+    """The schema with the type of the values where they are stored as a dictionary, which `datasets` does not know."""
+    for place, field in enumerate(schema):
+        if pa.types.is_dictionary(field.type):
+            schema = schema.set(place, field.with_type(field.type.value_type))
+    return schema
 
 
 @lru_cache(maxsize=8)
@@ -239,7 +273,10 @@ def _metadata(path: str) -> pq.FileMetaData:
 
 
 def _read_row_groups(
-    columns: list[str] | None, row_groups: list[tuple[str, int, int]]
+    columns: list[str] | None,
+    types: dict[str, pa.DataType],
+    features: datasets.Features,
+    row_groups: list[tuple[str, int, int]],
 ) -> Iterator[tuple[tuple[int, int], pa.Table]]:
     for path, group, first in row_groups:
         metadata = _metadata(path)
@@ -248,8 +285,30 @@ def _read_row_groups(
         with pq.ParquetFile(path, metadata=metadata, pre_buffer=False, buffer_size=_PARQUET_BUFFER) as file:
             for batch in file.iter_batches(rows, row_groups=[group], columns=columns, use_threads=False):
                 index = pa.array(range(first, first + batch.num_rows), pa.int64())
-                yield (group, first), pa.Table.from_batches([batch]).append_column(INDEX_COLUMN, index)
+                table = pa.Table.from_batches([batch])
+                if types != {field.name: field.type for field in table.schema}:
+                    table = _as_the_others(table, types, features, path)
+                yield (group, first), table.append_column(INDEX_COLUMN, index)
                 first += batch.num_rows
+
+
+def _as_the_others(table: pa.Table, types: dict[str, pa.DataType], features: datasets.Features, path: str) -> pa.Table:
+    """Rows of a file with the columns and types of the data set."""
+    columns = {}
+    for name, type_ in types.items():
+        column = table[name] if name in table.column_names else pa.nulls(table.num_rows, type_)
+        if pa.types.is_dictionary(column.type):
+            column = column.cast(column.type.value_type)
+        feature = datasets.Image() if features[name] == _IMAGE_STRUCT else features[name]  # it also reads plain bytes
+        one = datasets.Features({name: feature})
+        try:
+            columns[name] = cast_table_to_features(pa.table({name: column}), one)[name]
+        except (pa.ArrowException, TypeError, ValueError) as error:
+            raise UserError(
+                f"Column `{name}` of `{path}` holds {column.type}, which cannot be read as the {type_} of the other "
+                f"files: {str(error).splitlines()[0].rstrip('.')}. Convert the column, or take the file away."
+            ) from None
+    return pa.table(columns)
 
 
 def _numbered_records(read, shards: dict[str, list], features: datasets.Features) -> datasets.IterableDataset:

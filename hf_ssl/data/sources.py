@@ -27,6 +27,7 @@ from hf_ssl.data.local import (
     table_records,
 )
 from hf_ssl.data.shapes import shapes
+from hf_ssl.data.tars import tar_layout, tar_records
 from hf_ssl.errors import UserError
 
 DataLike = str | Path | DataObject
@@ -69,13 +70,14 @@ class Source:
 class _Opened:
     """Records as they come, their number if known, and what identifies their content (JSON).
 
-    `select` opens them again with some of their columns alone, where the others need not be read for that.
+    `select` opens them again with some of their columns alone, where the others need not be read for that: those that
+    every record has, and those that are null where they are missing.
     """
 
     records: datasets.IterableDataset
     num_images: int | None
     identity: Any
-    select: Callable[[list[str]], datasets.IterableDataset] | None = None
+    select: Callable[[list[str], list[str]], datasets.IterableDataset] | None = None
 
 
 def name_of(dataset: DataLike) -> str:
@@ -148,7 +150,9 @@ def _open_object(dataset: DataObject, name: str, split: str) -> _Opened:
         raise _no_images(name, split)
     records, num_images = records_of(one)
     identity = _attempt(name, lambda: identity_of(one))
-    return _Opened(records, num_images, ["object", identity], lambda columns: records_of(one, columns)[0])
+    return _Opened(
+        records, num_images, ["object", identity], lambda needed, others: records_of(one, [*needed, *others])[0]
+    )
 
 
 def _with_columns(
@@ -171,7 +175,7 @@ def _with_columns(
     named = datasets.Features({name: feature for name, feature in features.items() if name != INDEX_COLUMN})
     columns = find_columns(named, dataset, image_column, label_column, index_column)
     if opened.select is not None:
-        records = opened.select([columns.image, *columns.labels, *([index_column] if index_column else [])])
+        records = opened.select([columns.image, *([index_column] if index_column else [])], list(columns.labels))
     if index_column is not None:
         dropped = [INDEX_COLUMN] if INDEX_COLUMN in features else []
         records = records.remove_columns(dropped).rename_column(index_column, INDEX_COLUMN)
@@ -228,9 +232,9 @@ def _open_folder(name: str, path: Path, config: str | None, split: str) -> _Open
         raise UserError(f"The folder `{name}` holds no images, parquet or tar files. Give the folder that holds them.")
     if contents.kind != "images":
         return _open_builder(name, split, path=str(path), name=config)
-    images, classes = images_of_split(name, contents.images, split)
+    images, classes, names = images_of_split(name, contents.images, split)
     content = hashlib.sha256("\n".join(images).encode(errors="surrogateescape")).hexdigest()
-    return _Opened(folder_records(path, images, classes), len(images), content)
+    return _Opened(folder_records(path, images, classes, names), len(images), content)
 
 
 def _open_file(name: str, path: Path, split: str) -> _Opened:
@@ -248,22 +252,39 @@ def _open_builder(dataset: str, split: str, **where: Any) -> _Opened:
     if splits and split not in splits:
         raise UserError(f"`{dataset}` has no split `{split}`. It has: {', '.join(splits)}.")
     files = list(data_files.get(split, []))
+    known = (builder.info.splits or {}).get(split)
     if files and all(os.path.isfile(file) for file in files):
         identity = [[os.path.basename(file), os.path.getsize(file)] for file in files]
         if all(file.endswith(".parquet") for file in files):
             records, num_images = parquet_records(files)
-            return _Opened(records, num_images, identity, lambda columns: parquet_records(files, columns)[0])
-        if all(file.endswith(".tar") and _is_empty_tar(file) for file in files):
+            return _Opened(
+                records,
+                num_images,
+                identity,
+                lambda needed, labels: parquet_records(files, [*needed, *labels], optional=labels)[0],
+            )
+        if all(_is_tar(file) and _is_empty_tar(file) for file in files):
             raise _no_images(dataset, split)
+        layout = _attempt(dataset, lambda: tar_layout(files)) if all(map(_is_tar, files)) else None
+        if layout is not None:
+            return _Opened(
+                tar_records(files, layout),
+                known.num_examples if known else None,
+                identity,
+                lambda needed, labels: tar_records(files, layout, needed[0], [*needed, *labels]),
+            )
     else:
         identity = [builder.hash, files]  # addresses with the commit
     records = _attempt(dataset, lambda: builder.as_streaming_dataset(split=split))
-    known = (builder.info.splits or {}).get(split)
     return _Opened(records, known.num_examples if known else None, identity)
 
 
 def _no_images(dataset: str, split: str) -> UserError:
     return UserError(f"Split `{split}` of `{dataset}` holds no images. Choose another split or data set.")
+
+
+def _is_tar(path: str) -> bool:
+    return path.endswith(".tar")
 
 
 def _is_empty_tar(path: str) -> bool:

@@ -23,6 +23,7 @@ from hf_ssl.data.draws import numbers_between, numbers_of
 from hf_ssl.data.ordered import UNKNOWN_LABEL, EvaluationBatch, evaluation_batches
 from hf_ssl.data.reader import Chunk, Reader
 from hf_ssl.data.sources import Source
+from hf_ssl.data.tars import damaged_archives
 from hf_ssl.data.views import Crops, Views
 from hf_ssl.data.workers import make_loader
 from hf_ssl.errors import UserError
@@ -30,6 +31,7 @@ from hf_ssl.errors import UserError
 __all__ = ["Batch", "EvaluationBatch", "TrainingStream", "evaluation_batches"]
 
 CHUNK_SIZE = 64  # records that one worker handles at a time, at the most
+_SHOWN_ARCHIVES = 3
 MIN_RECORDS_TO_JUDGE = 1000  # before which, or the end of an epoch, a few bad images stop no run
 
 
@@ -295,9 +297,11 @@ class TrainingStream:
             return
         by_count = sorted(skipped.items(), key=lambda item: (-item[1], item[0]))
         reasons = ", ".join(f"{count} {reason}" for reason, count in by_count)
+        archives = damaged_archives(self.source.name) if "damaged archive" in skipped else []
+        damaged = f" Damaged: {', '.join(f'`{path}`' for path in archives[:_SHOWN_ARCHIVES])}." if archives else ""
         raise UserError(
-            f"{num_skipped} of {seen} images of `{self.source.name}` cannot be used: {reasons}. Repair the data set "
-            f"or raise `max_skipped_ratio`, which is {self.max_skipped_ratio}."
+            f"{num_skipped} of {seen} images of `{self.source.name}` cannot be used: {reasons}.{damaged} Repair the "
+            f"data set or raise `max_skipped_ratio`, which is {self.max_skipped_ratio}."
         )
 
 

@@ -86,11 +86,14 @@ def knn_accuracies(
     for columns in ([shared] if shared else []) + [[column] for column in train_labels if column not in shared]:
         known = train_labels[columns[0]] >= 0
         correct = dict.fromkeys(columns, 0)
+        dense = {column: train_labels[column][known].unique(return_inverse=True) for column in columns}
         for rows, similarities, neighbours in _nearest(train_features[known], test_features, k):
             for column in columns:
-                votes = train_labels[column][known].to(neighbours.device)[neighbours]
+                classes, numbers = dense[column]  # however large the labels are
+                votes = numbers.to(neighbours.device)[neighbours]
                 truth = test_labels[column][rows].to(neighbours.device)
-                correct[column] += int((_vote(similarities, votes, temperature) == truth).sum())
+                answers = classes.to(neighbours.device)[_vote(similarities, votes, temperature)]
+                correct[column] += int((answers == truth).sum())
         for column in columns:
             accuracies[column] = correct[column] / int((test_labels[column] >= 0).sum())
     return {column: accuracies[column] for column in train_labels}

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from hf_ssl.data.labelled_subset import numbers_of_classes
 from hf_ssl.errors import UserError
 from hf_ssl.evaluation.clustering import K_MEANS, clustering_scores, k_means
 from hf_ssl.evaluation.features import Features
@@ -178,7 +179,8 @@ def check_protocol(protocol: str) -> None:
 def most_frequent_class_accuracy(train: Features, test: Features, label: str) -> float:
     """Accuracy of always answering the training split's most frequent class, in [0, 1]: the chance level."""
     train_labels, test_labels = train.labels[label], test.labels[label]
-    answer = torch.bincount(train_labels[train_labels >= 0]).argmax()
+    classes, counts = train_labels[train_labels >= 0].unique(return_counts=True)
+    answer = classes[counts.argmax()]
     return float((test_labels[test_labels >= 0] == answer).double().mean())
 
 
@@ -202,4 +204,6 @@ def with_classes_of(test: Features, names: dict[str, list[str]], train_names: di
             numbers = [known.index(name) if name in known else len(known) + i for i, name in enumerate(own)]
             values = labels[column]
             labels[column] = torch.where(values >= 0, torch.tensor(numbers)[values.clamp(min=0)], values)
+        elif not own and known:
+            labels[column] = numbers_of_classes(labels[column], known)
     return replace(test, labels=labels)

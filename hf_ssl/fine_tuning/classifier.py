@@ -1,5 +1,6 @@
 """An encoder with a classifier on top: how it is made, which of its weights are trained, and how it is scored."""
 
+import logging
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ from hf_ssl.evaluation.encoders import Encoder, ImageTransform, timm_reference
 from hf_ssl.evaluation.features import extract_features
 from hf_ssl.evaluation.protocols import with_classes_of
 from hf_ssl.modules.preprocessing import preprocessing
+
+_logger = logging.getLogger(__name__)
 
 RANDOM = "random:"
 """Prefix of an encoder whose weights are drawn anew: training from scratch."""
@@ -61,16 +64,18 @@ class Score:
         accuracy: Share of them that are classified correctly, in [0, 1].
         loss: Mean cross-entropy, in nats.
         confusion: Number of images of each class (row) that are taken for each class (column), (classes, classes).
+        num_strangers: Images of classes that the classifier does not have; all count as wrong, and only in `accuracy`.
     """
 
     accuracy: float
     loss: float
     confusion: Tensor
+    num_strangers: int = 0
 
     @property
     def num_images(self) -> int:
         """Images that have a label."""
-        return int(self.confusion.sum())
+        return int(self.confusion.sum()) + self.num_strangers
 
 
 def open_classifier(
@@ -217,10 +222,10 @@ def training_mode(module: nn.Module, train: str) -> None:
 
 
 def check_classes(class_names: list[str], test: Source, column: str) -> None:
-    """Refuse a test split with classes, or without the label column, that a classifier does not know.
+    """Refuse a test split without the label column, and warn of classes that a classifier does not know.
 
     Raises:
-        UserError: Names one of them.
+        UserError: If the column is missing.
     """
     if column not in test.labels:
         raise UserError(
@@ -229,9 +234,11 @@ def check_classes(class_names: list[str], test: Source, column: str) -> None:
         )
     strangers = [name for name in test.labels[column] if name not in class_names]
     if strangers:
-        raise UserError(
-            f"Split `{test.split}` of `{test.name}` has a class `{strangers[0]}` that the training split lacks. Give "
-            "splits with the same classes."
+        _logger.warning(
+            "Split `%s` of `%s` has a class `%s` that the training split lacks: its images count as wrong.",
+            test.split,
+            test.name,
+            strangers[0],
         )
 
 
@@ -248,25 +255,25 @@ def score(classifier: Classifier, test: Source, column: str, batch_size: int, nu
         num_workers: Worker processes that decode, at least 0.
 
     Raises:
-        UserError: If no image has a label, or one a class that the classifier does not have.
+        UserError: If no image has a label of a class that the classifier has.
     """
     names = classifier.class_names
     frozen = Encoder(classifier.module, ImageTransform(classifier.data_config), len(names), classifier.architecture)
     images = extract_features(frozen, test, batch_size, num_workers)
     images = with_classes_of(images, {column: test.labels[column]}, {column: names})
-    known = images.labels[column] >= 0
+    known = (images.labels[column] >= 0) & (images.labels[column] < len(names))
+    num_strangers = int((images.labels[column] >= len(names)).sum())
     logits, labels = images.features[known], images.labels[column][known]
     if len(labels) == 0:
-        raise UserError(f"No image of split `{test.split}` of `{test.name}` has a label in `{column}`.")
-    if int(labels.max()) >= len(names):
+        what = "a class of the training split" if num_strangers else "a label"
         raise UserError(
-            f"Split `{test.split}` of `{test.name}` has the label {int(labels.max())}, but the training split has "
-            f"{len(names)} classes. Give splits with the same classes."
+            f"No image of split `{test.split}` of `{test.name}` has {what} in `{column}`. Give another `test_split`."
         )
     answers = logits.argmax(dim=1)
     confusion = torch.bincount(labels * len(names) + answers, minlength=len(names) ** 2).view(len(names), -1)
     return Score(
-        accuracy=float((answers == labels).double().mean()),
+        accuracy=int((answers == labels).sum()) / (len(labels) + num_strangers),
         loss=float(F.cross_entropy(logits.double(), labels)),
         confusion=confusion,
+        num_strangers=num_strangers,
     )

@@ -51,6 +51,7 @@ def describe_run(
     plan: Plan,
     accelerator: Accelerator,
     counts: dict[str, int] | None,
+    fraction_reached: float | None = None,
 ) -> dict[str, Any]:
     """The content of `run.json` at the start of a run; in the groups that a run of pretraining has."""
     given = asdict(settings)
@@ -76,6 +77,7 @@ def describe_run(
         "num_parameters": sum(parameter.numel() for parameter in parameters),
         "num_trained_parameters": sum(parameter.numel() for parameter in parameters if parameter.requires_grad),
         "images_per_class": counts,
+        "label_fraction_reached": fraction_reached,
         "label_column": next(iter(source.labels)),
         "config": config,
         "data": {

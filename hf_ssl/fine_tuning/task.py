@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hf_ssl.data.device_views import Normalize, send
+from hf_ssl.data.labelled_subset import numbers_of_classes
 from hf_ssl.data.settings import DataSettings
 from hf_ssl.data.sources import Source
 from hf_ssl.data.stream import Batch, TrainingStream
@@ -107,6 +108,7 @@ def fine_tune(
     data: DataSettings,
     settings: FineTuningSettings,
     counts: dict[str, int] | None = None,
+    fraction_reached: float | None = None,
 ) -> FineTuningResult:
     """Train a classifier, from the beginning or from a checkpoint; leaves the trained weights in it.
 
@@ -121,6 +123,7 @@ def fine_tune(
         data: How images become batches.
         settings: What is trained, and how.
         counts: Class name -> images in `source`, for `run.json`.
+        fraction_reached: Share of the labelled images that are in `source`, for `run.json`.
 
     Returns:
         How the run ended.
@@ -135,7 +138,7 @@ def fine_tune(
     training = with_precision(settings.training)
     prepare_output_dir(training)
     with locked_output_dir(training), own_accelerate_state():
-        return _fine_tune(classifier, source, test, data, settings, counts)
+        return _fine_tune(classifier, source, test, data, settings, counts, fraction_reached)
 
 
 def _fine_tune(
@@ -145,13 +148,14 @@ def _fine_tune(
     data: DataSettings,
     settings: FineTuningSettings,
     counts: dict[str, int] | None,
+    fraction_reached: float | None,
 ) -> FineTuningResult:
     training = with_precision(settings.training)
     accelerator = start_accelerator(training)
     plan = make_plan(source, training, accelerator.num_processes)
     set_seed(settings.seed, device_specific=True)
     choose_trained(classifier.module, settings.train)
-    run = describe_run(classifier, source, test, data, settings, plan, accelerator, counts)
+    run = describe_run(classifier, source, test, data, settings, plan, accelerator, counts, fraction_reached)
     checkpoint = find_checkpoint(Path(settings.output_dir), settings.resume)
     model = _Supervised(classifier.module, settings.label_smoothing)
     if settings.channels_last:
@@ -177,7 +181,7 @@ def _fine_tune(
         for batch in recorder.batches(stream) if stream is not None else ():
             with accelerator.accumulate(network):
                 pixel_values = normalize(send(batch.views, accelerator.device))[:, 0]
-                targets = send(_classes(batch, classifier), accelerator.device)
+                targets = send(_classes(batch, classifier, source), accelerator.device)
                 if blend is not None:
                     pixel_values, targets = blend(pixel_values, _all_known(targets, source))
                 output: SSLOutput = network(pixel_values, targets)
@@ -263,11 +267,13 @@ def _mixup(classifier: Classifier, settings: FineTuningSettings) -> Mixup | None
     )
 
 
-def _classes(batch: Batch, classifier: Classifier) -> Tensor:
+def _classes(batch: Batch, classifier: Classifier, source: Source) -> Tensor:
     """Class of each image, (batch,), -1 where it is unknown."""
     assert batch.labels is not None
-    known = (batch.labels >= 0) & (batch.labels < len(classifier.class_names))
-    return torch.where(known, batch.labels, -1)
+    names = next(iter(source.labels.values()))
+    labels = batch.labels if names else numbers_of_classes(batch.labels, classifier.class_names)
+    known = (labels >= 0) & (labels < len(classifier.class_names))
+    return torch.where(known, labels, -1)
 
 
 def _all_known(targets: Tensor, source: Source) -> Tensor:

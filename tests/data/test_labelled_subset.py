@@ -4,8 +4,9 @@ import dataclasses
 
 import datasets
 import pytest
+import torch
 
-from hf_ssl.data.labelled_subset import class_names, labelled_subset
+from hf_ssl.data.labelled_subset import class_names, labelled_subset, numbers_of_classes
 from hf_ssl.data.sources import open_source
 
 NAMES = ["ant", "bee", "cat"]
@@ -16,7 +17,7 @@ def source_of(folder, labels, named=True):
     kind = datasets.ClassLabel(names=NAMES) if named else datasets.Value("int64")
     features = datasets.Features({"image": datasets.Image(decode=False), "label": kind})
     rows = [{"image": {"bytes": str(row).encode(), "path": None}, "label": label} for row, label in enumerate(labels)]
-    path = folder / "rows.parquet"
+    path = folder / f"rows-{len(list(folder.iterdir()))}.parquet"
     datasets.Dataset.from_list(rows, features=features).to_parquet(path)
     return open_source(str(path))
 
@@ -70,7 +71,27 @@ def test_rows_without_a_label_are_never_chosen(tmp_path):
 
 def test_classes_without_names_are_numbers(tmp_path, source):
     assert class_names(source) == NAMES
-    assert class_names(source_of(tmp_path, [0, None, 3], named=False)) == ["0", "1", "2", "3"]
+    assert class_names(source_of(tmp_path, [0, None, 3], named=False)) == ["0", "3"]
+
+
+def test_labels_with_gaps_are_numbered_by_the_classes_that_exist(tmp_path):
+    source = source_of(tmp_path, [300_000, 10**12, 7, None] * 10, named=False)
+    names = class_names(source)
+    assert names == ["7", "300000", "1000000000000"]
+    subset = labelled_subset(source, names, 0.5, seed=0)
+    assert subset.counts == dict.fromkeys(names, 5) and subset.fraction == 0.5
+    assert [row["label"] for row in subset.source.records] == [{0: 1, 1: 2, 2: 0}[row % 4] for row in subset.row_ids]
+    raw = torch.tensor([7, -1, 10**12, 300_000, 8, 2 * 10**12])
+    assert numbers_of_classes(raw, names).tolist() == [0, -1, 2, 1, 3, 3]
+
+
+def test_half_of_the_images_of_each_class_that_exists(tmp_path):
+    from_one = source_of(tmp_path, [1, 2, 3] * 10, named=False)
+    assert labelled_subset(from_one, class_names(from_one), 0.5, 0).counts == {"1": 5, "2": 5, "3": 5}
+    without_bee = source_of(tmp_path, [0, 2, None] * 10)
+    subset = labelled_subset(without_bee, NAMES, 0.5, 0)
+    assert subset.counts == {"ant": 5, "bee": 0, "cat": 5} and subset.fraction == 0.5
+    assert labelled_subset(source_of(tmp_path, [0] * 90 + [2] * 10), NAMES, 0.5, 0).fraction == 0.35
 
 
 @pytest.mark.parametrize(

@@ -360,3 +360,34 @@ def test_settings_open_what_they_name(parquet_folder):
     assert settings.open(split="test").num_images == 5
     for name in DataSettings.__dataclass_fields__:
         assert descriptions_of(DataSettings)[name]
+
+
+def test_a_class_has_one_number_in_all_splits_of_a_folder(tmp_path):
+    _write_images(
+        tmp_path, ["train/ant/0.png", "train/cat/1.png", "train/dog/2.png", "test/cat/3.png", "test/dog/4.png"]
+    )
+    _write_images(tmp_path, ["val/dog/5.png"])
+    expected = {"train": [0, 1, 2], "test": [1, 2], "validation": [2]}
+    for split, labels in expected.items():
+        source = open_source(str(tmp_path), split=split)
+        assert source.labels == {"label": ["ant", "cat", "dog"]}
+        assert [record["label"] for record in source.records] == labels
+
+
+def test_bools_are_two_classes(tmp_path):
+    rows = {"image": [{"bytes": _png(n), "path": None} for n in range(3)], "label": [True, False, None]}
+    path = tmp_path / "a.parquet"
+    datasets.Dataset.from_dict(rows).to_parquet(path)
+    source = open_source(str(path))
+    assert source.labels == {"label": ["False", "True"]}
+    assert [record["label"] for record in source.records] == [1, 0, None]
+
+
+@pytest.mark.parametrize("label", [[1, 2], {"a": 1}])
+def test_several_labels_for_an_image_are_refused_only_when_asked_for(tmp_path, label):
+    rows = {"image": [{"bytes": _png(n), "path": None} for n in range(3)], "label": [label] * 3}
+    path = tmp_path / "a.parquet"
+    datasets.Dataset.from_dict(rows).to_parquet(path)
+    assert open_source(str(path)).labels == {}
+    with pytest.raises(ValueError, match="`label` of .* Several labels for one image are not supported"):
+        open_source(str(path), label_column="label")

@@ -1,6 +1,7 @@
 """Protocols by name, chance level, and class numbers that differ between splits."""
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -113,3 +114,18 @@ def test_classes_are_matched_by_name():
     assert matched.labels["kind"].tolist() == [1, 2, -1, 5]  # owls are unknown to the training split
     assert matched.labels["other"].tolist() == [0, 1, 0, 1]
     assert test.labels["kind"].tolist() == [0, 1, -1, 2]
+
+
+def test_labels_with_gaps_measure_as_those_without():
+    generator = torch.Generator().manual_seed(0)
+    parts, gaps = [], torch.tensor([5, 300_000, 10**12])
+    for number in (60, 30):
+        labels = torch.arange(number) % 3
+        features = torch.randn(number, 4, generator=generator) + 2 * torch.eye(4)[labels]
+        parts.append(Features(features, {"label": labels}, torch.arange(number)))
+    wide = [replace(part, labels={"label": gaps[part.labels["label"]]}) for part in parts]
+    protocols = ["knn", "linear", "clustering"]
+    plain, other = (measure(*pair, ["label"], protocols, k=5) for pair in (parts, wide))
+    assert [one.value for one in plain] == [one.value for one in other]
+    chances = [most_frequent_class_accuracy(*pair, "label") for pair in (parts, wide)]
+    assert chances[0] == chances[1] == pytest.approx(1 / 3)

@@ -113,12 +113,19 @@ def test_classes_are_matched_by_name(digits):
     assert torch.equal(score(classifier, turned, "label", 64, 0).confusion, plain.confusion.flip(0))
 
 
-def test_an_unknown_class_or_column_is_named(digits):
-    with pytest.raises(ValueError, match="has a class `9` that the training split lacks"):
-        check_classes(DIGITS[:9], digits, "label")
+def test_an_unknown_class_counts_as_wrong_and_an_unknown_column_is_named(digits, caplog):
+    check_classes(DIGITS[:9], digits, "label")
+    assert "has a class `9` that the training split lacks: its images count as wrong" in caplog.text
     with pytest.raises(ValueError, match="has no label column `digit`"):
         check_classes(DIGITS, digits, "digit")
     classifier = open_classifier("random:test_resnet", DIGITS[:5], image_size=16)
     unnamed = dataclasses.replace(digits, labels={"label": []})
-    with pytest.raises(ValueError, match="has the label 9, but the training split has 5 classes"):
-        score(classifier, unnamed, "label", 64, 0)
+    scores = [score(classifier, source, "label", 64, 0) for source in (digits, unnamed)]
+    for one in scores:
+        assert one.num_images == digits.num_images == int(one.confusion.sum()) + one.num_strangers
+        assert one.num_strangers == sum(label >= 5 for label in list_of(digits, "label"))
+        assert one.accuracy == int(one.confusion.trace()) / one.num_images
+    assert torch.equal(scores[0].confusion, scores[1].confusion)
+    none = open_classifier("random:test_resnet", ["77", "88"], image_size=16)
+    with pytest.raises(ValueError, match="has a class of the training split in `label`. Give another `test_split`"):
+        score(none, unnamed, "label", 64, 0)
