@@ -1,17 +1,20 @@
 import io
+import re
+import shutil
+import subprocess
 import warnings
 import zlib
 
 import cv2
 import numpy as np
 import pytest
+from deep_tiffs import DEEP, HEIGHT, ODD, RAMP, UNUSABLE, WIDTH, tiff
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
+from hf_ssl.data import decode as decoding
 from hf_ssl.data.decode import MAX_PIXELS, SkippedImageError, decode
-
-HEIGHT, WIDTH = 20, 30
 
 
 def _photo(height=HEIGHT, width=WIDTH, seed=0):
@@ -240,8 +243,59 @@ def test_damaged_bytes_give_a_picture_or_a_reason(format_, places, value, keep):
     try:
         picture = decode(bytes(data[: max(1, int(keep * len(data)))]))
     except SkippedImageError as error:
-        assert error.reason in ("not an image", "truncated", "damaged", "too large")
+        known = "not an image|truncated|damaged|too large|.* bands|.*-bit (float )?TIFF|unsupported colours|colour PFM"
+        assert re.fullmatch(known, error.reason)
     else:
         assert picture.ndim == 3
         assert picture.shape[2] == 3
         assert picture.dtype == np.uint8
+
+
+def imagemagick(data, path):
+    """The picture as ImageMagick reads it, of 8 bits."""
+    path.write_bytes(data)
+    command = ["convert", "-quiet", str(path), "-depth", "8", "rgb:-"]
+    pixels = subprocess.run(command, check=True, capture_output=True).stdout
+    return np.frombuffer(pixels, np.uint8)
+
+
+@pytest.mark.skipif(shutil.which("convert") is None, reason="ImageMagick is the reference")
+@pytest.mark.parametrize("kind", DEEP)
+def test_deep_pictures_are_those_of_imagemagick(kind, tmp_path):
+    picture = decode(DEEP[kind])
+    assert picture.shape == (HEIGHT, WIDTH, 3)
+    difference = picture.astype(int).ravel() - imagemagick(DEEP[kind], tmp_path / "a.tiff")
+    assert np.abs(difference).max() <= 1  # it rounds twice
+
+
+def test_other_deep_pictures_follow_the_stated_rules():
+    grey = np.rint(RAMP * 255)
+    for kind, expected in (
+        ("16-bit float", np.rint(RAMP.astype(np.float16).astype(float) * 255)),
+        ("float grey levels", np.rint(RAMP * 200)),
+        ("float of its own range", grey),
+        ("small unsigned 32-bit", np.floor(RAMP * 255)),
+        ("unsigned 32-bit white is zero", 255 - grey),
+        ("rotated 64-bit float", np.rot90(grey, -1)),
+        ("rotated 16-bit", np.rot90(grey, -1)),
+    ):
+        assert np.abs(decode(ODD[kind])[:, :, 1] - expected).max() <= 1, kind
+    counts = tiff(np.array([[100_000, 200_000]], np.uint32))
+    np.testing.assert_array_equal(decode(counts)[0, :, 0], [0, 255])
+
+
+def test_a_pgm_of_12_bits_is_scaled_from_its_declared_range():
+    levels = np.array([0, 16, 200], ">u2")  # all below 255, yet not 8 bits
+    for maximum in (4095, 65535):
+        picture = decode(b"P5 3 1 %d\n" % maximum + levels.tobytes())
+        np.testing.assert_allclose(picture[0, :, 0], levels.astype(int) / maximum * 255, atol=0.51)
+
+
+@pytest.mark.parametrize("reason", UNUSABLE)
+def test_what_no_decoder_knows_is_skipped_for_its_true_reason(reason, monkeypatch):
+    # As without the packages of the extra `formats`, which read more.
+    monkeypatch.setattr(decoding, "_FORMATS", tuple(set(decoding._FORMATS) - {"HEIF", "JXL"}))
+    for data in UNUSABLE[reason]:
+        with pytest.raises(SkippedImageError) as caught:
+            decode(data)
+        assert caught.value.reason == reason
