@@ -12,54 +12,25 @@ import zlib
 from typing import Any
 
 import cv2
-import fsspec
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, TiffImagePlugin, UnidentifiedImageError
+
+from hf_ssl.data.image_bytes import SkippedImageError, bytes_of
+
+__all__ = ["IMAGE_SUFFIXES", "MAX_PIXELS", "SkippedImageError", "decode"]
 
 MAX_PIXELS = 89_478_485
 """Pictures with more pixels are refused: the size above which Pillow suspects a decompression bomb."""
 
 # The formats of Pillow that hold a picture; of several pictures in a file the first one is taken (MPO is a kind of
 # JPEG). Left out are EPS (runs Ghostscript), WMF (only on Windows), MPEG, HDF5, GRIB, BUFR and IPTC (Pillow gets no
-# pixels from them), FITS (Pillow ignores its scale), Photo CD (a `.pcd` beside photos is a point cloud), and IM, IMT,
-# SPIDER and others that a text could be mistaken for. TGA has no signature, so it comes last.
+# pixels from them), FITS (Pillow ignores its scale), Photo CD and GBR (a `.pcd` beside photos is a point cloud, a
+# `.gbr` a circuit board), and IM, IMT, SPIDER and others that a text could be mistaken for. TGA has no signature, so
+# it comes last.
 _NAMES = (
-    *(
-        "JPEG",
-        "PNG",
-        "WEBP",
-        "GIF",
-        "BMP",
-        "TIFF",
-        "PPM",
-        "AVIF",
-        "JPEG2000",
-        "HEIF",
-        "JXL",
-        "ICO",
-        "CUR",
-        "ICNS",
-        "DIB",
-    ),
-    *(
-        "DDS",
-        "PCX",
-        "DCX",
-        "PSD",
-        "QOI",
-        "SGI",
-        "SUN",
-        "MSP",
-        "XBM",
-        "XPM",
-        "FLI",
-        "BLP",
-        "FTEX",
-        "GBR",
-        "PIXAR",
-        "TGA",
-    ),
+    "JPEG PNG WEBP GIF BMP TIFF PPM AVIF JPEG2000 HEIF JXL ICO CUR ICNS DIB DDS PCX DCX PSD QOI SGI SUN MSP XBM XPM FLI "
+    "BLP FTEX PIXAR TGA"
 )
 
 
@@ -75,7 +46,11 @@ def _register_plugins() -> None:
 
 Image.init()  # else Pillow registers some formats only once another has failed
 _register_plugins()
-_FORMATS = tuple(name for name in _NAMES if name in Image.OPEN)  # a build of Pillow may lack AVIF or JPEG 2000
+_FORMATS = tuple(name for name in _NAMES.split() if name in Image.OPEN)  # a build of Pillow may lack AVIF or JPEG 2000
+
+_ENDINGS = Image.registered_extensions().items()
+IMAGE_SUFFIXES = frozenset(ending for ending, name in _ENDINGS if name in (*_FORMATS, "MPO"))
+"""Endings of the file names that count as images, in lower case: all whose format can be decoded here."""
 
 # What Pillow's decoders raise on damaged data; anything else is a fault of the program and must stop it.
 _DECODER_ERRORS = (
@@ -105,21 +80,6 @@ _UPRIGHT = {
 }
 
 
-class SkippedImageError(ValueError):
-    """An image that cannot be used.
-
-    Args:
-        reason: Why, in a few words, one of a small set: `null`, `empty`, `missing file`, `no permission`, `not a
-            regular file`, `link loop`, `path too long`, `invalid path`, `unreadable file`, `not an image`, `format not
-            supported: .heic`, `five bands`, `16-bit float TIFF`, `unsupported colours`, `truncated`, `damaged`,
-            `too large`.
-    """
-
-    def __init__(self, reason: str):
-        super().__init__(reason)
-        self.reason = reason
-
-
 def decode(record_image: Any) -> NDArray[np.uint8]:
     """Decode one image of a record to upright RGB.
 
@@ -145,7 +105,7 @@ def decode(record_image: Any) -> NDArray[np.uint8]:
     Raises:
         SkippedImageError: If there is no usable image.
     """
-    data = _read(record_image)
+    data = bytes_of(record_image)
     size = _plain_jpeg_size(data)
     if size is not None:
         if size[0] * size[1] > MAX_PIXELS:
@@ -154,37 +114,6 @@ def decode(record_image: Any) -> NDArray[np.uint8]:
         if image is not None:
             return image  # pyright: ignore[reportReturnType]
     return _decode_by_pillow(data)
-
-
-def _read(record_image: Any) -> bytes:
-    if record_image is None:
-        raise SkippedImageError("null")
-    if isinstance(record_image, dict):
-        data = record_image.get("bytes")
-        if data is None:
-            data = record_image.get("path")
-    else:
-        data = record_image
-    if data is None:
-        raise SkippedImageError("null")
-    if not isinstance(data, bytes):
-        data = _read_file(str(data))
-    if not data:
-        raise SkippedImageError("empty")
-    return data
-
-
-def _read_file(path: str) -> bytes:
-    try:
-        if "://" in path:
-            with fsspec.open(path, "rb") as file:
-                return file.read()  # pyright: ignore[reportAttributeAccessIssue]
-        with open(path, "rb") as file:
-            return file.read()
-    except FileNotFoundError:
-        raise SkippedImageError("missing file") from None
-    except (PermissionError, IsADirectoryError, NotADirectoryError):
-        raise SkippedImageError("unreadable file") from None
 
 
 def _plain_jpeg_size(data: bytes) -> tuple[int, int] | None:

@@ -3,10 +3,12 @@
 import difflib
 import hashlib
 import json
+import logging
 import os
 import tarfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +24,15 @@ from hf_ssl.data.local import (
     INDEX_COLUMN,
     folder_records,
     images_of_split,
+    is_utf8,
     list_folder,
     parquet_records,
     table_records,
 )
 from hf_ssl.data.shapes import shapes
 from hf_ssl.errors import UserError
+
+_logger = logging.getLogger(__name__)
 
 DataLike = str | Path | DataObject
 """What `open_source` opens."""
@@ -49,6 +54,8 @@ class Source:
         labels: Every label column and its class names (empty where unknown); the main one first.
         num_images: Number of records; None if only reading them all would tell.
         fingerprint: Hexadecimal; changes with data set, revision and split.
+        left_out: Pictures and folders in an image folder, all splits together, that are no records because they cannot
+            be read, counted by reason.
     """
 
     name: str
@@ -58,6 +65,7 @@ class Source:
     labels: dict[str, list[str]]
     num_images: int | None
     fingerprint: str
+    left_out: dict[str, int] = field(default_factory=dict)
 
     @property
     def has_indices(self) -> bool:
@@ -76,6 +84,7 @@ class _Opened:
     num_images: int | None
     identity: Any
     select: Callable[[list[str]], datasets.IterableDataset] | None = None
+    left_out: dict[str, int] = field(default_factory=dict)
 
 
 def name_of(dataset: DataLike) -> str:
@@ -131,6 +140,8 @@ def open_source(
 
 def _open_name(name: str, config: str | None, split: str, revision: str | None) -> _Opened:
     path = Path(name).expanduser()
+    if not is_utf8(name):
+        raise UserError(f"`dataset` must have a name in UTF-8, got {ascii(name)}. Rename the file or folder.")
     if name in _EMBEDDED:
         return _EMBEDDED[name](split)
     if path.is_dir():
@@ -186,7 +197,8 @@ def _with_columns(
         raise _no_images(dataset, split)
     identity = json.dumps([config, split, index_column, opened.identity])
     fingerprint = hashlib.sha256(identity.encode()).hexdigest()[:32]
-    return Source(dataset, split, records, columns.image, columns.labels, opened.num_images, fingerprint)
+    known = (columns.image, columns.labels, opened.num_images)
+    return Source(dataset, split, records, *known, fingerprint, opened.left_out)
 
 
 def _open_shapes(split: str) -> _Opened:
@@ -224,13 +236,35 @@ def _of_table(table: pa.Table, features: datasets.Features) -> _Opened:
 
 def _open_folder(name: str, path: Path, config: str | None, split: str) -> _Opened:
     contents = list_folder(path)
+    left_out = _listed(contents.left_out)
+    if contents.kind is None and left_out:
+        raise UserError(f"The folder `{name}` holds no images that can be read: {left_out}.{_help_for(left_out)}")
     if contents.kind is None:
         raise UserError(f"The folder `{name}` holds no images, parquet or tar files. Give the folder that holds them.")
+    if left_out:
+        _warn_of_left_out(name, left_out)
     if contents.kind != "images":
         return _open_builder(name, split, path=str(path), name=config)
     images, classes = images_of_split(name, contents.images, split)
     content = hashlib.sha256("\n".join(images).encode(errors="surrogateescape")).hexdigest()
-    return _Opened(folder_records(path, images, classes), len(images), content)
+    records = folder_records(path, images, classes)
+    return _Opened(records, len(images), content, left_out=contents.left_out)
+
+
+@lru_cache(maxsize=64)  # once for each data set, however often it is opened
+def _warn_of_left_out(name: str, left_out: str) -> None:
+    _logger.warning("Left out of the folder `%s`: %s.%s", name, left_out, _help_for(left_out))
+
+
+def _listed(counts: dict[str, int]) -> str:
+    by_count = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    return ", ".join(f"{count} {reason}" for reason, count in by_count)
+
+
+def _help_for(left_out: str) -> str:
+    if any(ending in left_out for ending in (".heic", ".heif", ".hif", ".jxl")):
+        return " HEIC and JPEG XL can be read after: pip install 'hf_ssl[formats]'"
+    return ""
 
 
 def _open_file(name: str, path: Path, split: str) -> _Opened:

@@ -39,44 +39,12 @@ MAX_PIXELS = 89_478_485
 
 # The formats of Pillow that hold a picture; of several pictures in a file the first one is taken (MPO is a kind of
 # JPEG). Left out are EPS (runs Ghostscript), WMF (only on Windows), MPEG, HDF5, GRIB, BUFR and IPTC (Pillow gets no
-# pixels from them), FITS (Pillow ignores its scale), Photo CD (a `.pcd` beside photos is a point cloud), and IM, IMT,
-# SPIDER and others that a text could be mistaken for. TGA has no signature, so it comes last.
+# pixels from them), FITS (Pillow ignores its scale), Photo CD and GBR (a `.pcd` beside photos is a point cloud, a
+# `.gbr` a circuit board), and IM, IMT, SPIDER and others that a text could be mistaken for. TGA has no signature, so
+# it comes last.
 _NAMES = (
-    *(
-        "JPEG",
-        "PNG",
-        "WEBP",
-        "GIF",
-        "BMP",
-        "TIFF",
-        "PPM",
-        "AVIF",
-        "JPEG2000",
-        "HEIF",
-        "JXL",
-        "ICO",
-        "CUR",
-        "ICNS",
-        "DIB",
-    ),
-    *(
-        "DDS",
-        "PCX",
-        "DCX",
-        "PSD",
-        "QOI",
-        "SGI",
-        "SUN",
-        "MSP",
-        "XBM",
-        "XPM",
-        "FLI",
-        "BLP",
-        "FTEX",
-        "GBR",
-        "PIXAR",
-        "TGA",
-    ),
+    "JPEG PNG WEBP GIF BMP TIFF PPM AVIF JPEG2000 HEIF JXL ICO CUR ICNS DIB DDS PCX DCX PSD QOI SGI SUN MSP XBM XPM FLI "
+    "BLP FTEX PIXAR TGA"
 )
 
 
@@ -92,7 +60,7 @@ def _register_plugins() -> None:
 
 Image.init()  # else Pillow registers some formats only once another has failed
 _register_plugins()
-_FORMATS = tuple(name for name in _NAMES if name in Image.OPEN)  # a build of Pillow may lack AVIF or JPEG 2000
+_FORMATS = tuple(name for name in _NAMES.split() if name in Image.OPEN)  # a build of Pillow may lack AVIF or JPEG 2000
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0")
 _EXIF_ORIENTATION = 0x0112
 _UPRIGHT = {

@@ -1,6 +1,9 @@
+import errno
 import io
+import os
 import re
 import shutil
+import socket
 import subprocess
 import warnings
 import zlib
@@ -14,6 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from hf_ssl.data import decode as decoding
+from hf_ssl.data import image_bytes
 from hf_ssl.data.decode import MAX_PIXELS, SkippedImageError, decode
 
 
@@ -32,6 +36,28 @@ def _encoded(image, format_, **options):
 @pytest.mark.parametrize("format_", ["PNG", "BMP", "TIFF", "PPM", "TGA"])
 def test_lossless_formats_come_back_exactly(format_):
     np.testing.assert_array_equal(decode(_encoded(Image.fromarray(_photo()), format_)), _photo())
+
+
+@pytest.mark.parametrize("format_", sorted({"DIB", "ICNS", "MPO", "PCX", "QOI", "SGI", "DDS"} & set(Image.SAVE)))
+def test_other_formats_of_pillow_come_back(format_):
+    picture = _photo(32, 32)
+    image = Image.fromarray(picture)
+    options = {"MPO": {"save_all": True, "append_images": [image], "quality": 95}}.get(format_, {})
+    decoded = decode(_encoded(image, format_, **options))
+    reference = np.asarray(image.resize(decoded.shape[1::-1]))
+    assert np.abs(decoded.astype(int) - reference).mean() < (3 if format_ in ("MPO", "ICNS") else 0.01)
+
+
+def test_a_large_icon_is_not_taken_for_another_format():
+    noise = np.random.default_rng(0).integers(0, 256, (150, 150, 3), dtype=np.uint8)  # 65,536 bytes and more
+    image = Image.fromarray(noise)
+    np.testing.assert_array_equal(decode(_encoded(image, "ICO", sizes=[(150, 150)])), noise)
+
+
+def test_the_endings_are_those_of_what_can_be_decoded():
+    common = ".jpg .jpeg .png .webp .gif .bmp .tif .tiff .ppm .pgm .pbm .pnm .pfm .avif .jp2 .j2k .j2c .jpx .tga .ico"
+    assert {*common.split(), ".mpo", ".dib", ".icns", ".psd", ".qoi", ".apng", ".jfif"} <= decoding.IMAGE_SUFFIXES
+    assert not {".pdf", ".eps", ".mpg", ".h5", ".fits", ".wmf", ".pcd", ".svg", ".txt"} & decoding.IMAGE_SUFFIXES
 
 
 @pytest.mark.parametrize("format_", ["JPEG", "WEBP", "JPEG2000", "AVIF", "GIF"])
@@ -217,9 +243,67 @@ def test_unusable_images_are_refused_with_a_reason_and_without_warnings(record_i
     assert caught.value.reason == reason
 
 
-def test_a_folder_in_place_of_a_file_is_refused(tmp_path):
-    with pytest.raises(SkippedImageError, match="unreadable file"):
-        decode(str(tmp_path))
+def test_only_regular_files_are_opened(tmp_path):
+    """None of these may be waited for, and a device would never end."""
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "pipe link.png").symlink_to(tmp_path / "pipe.png")
+    server = socket.socket(socket.AF_UNIX)
+    server.bind(str(tmp_path / "socket.png"))
+    odd = [tmp_path, *tmp_path.iterdir(), "/dev/zero", "/dev/tty", (tmp_path / "pipe.png").as_uri()]
+    assert len(odd) == 7
+    for path in odd:
+        with pytest.raises(SkippedImageError) as caught:
+            decode({"bytes": None, "path": str(path)})
+        assert caught.value.reason == "not a regular file"
+    server.close()
+
+
+def test_files_that_cannot_be_read_are_skipped_for_their_true_reason(tmp_path, monkeypatch):
+    (tmp_path / "a.png").symlink_to(tmp_path / "b.png")
+    (tmp_path / "b.png").symlink_to(tmp_path / "a.png")
+    (tmp_path / "c.png").write_bytes(PNG)
+    with open(tmp_path / "huge.png", "wb") as file:
+        file.truncate(image_bytes.MAX_FILE_BYTES + 1)
+    for path, reason in (
+        (tmp_path / "a.png", "link loop"),
+        (tmp_path / f"{'a' * 300}.png", "path too long"),
+        (tmp_path / "/".join(["folder"] * 1000) / "a.png", "path too long"),
+        (tmp_path / "c.png" / "d.png", "missing file"),
+        (tmp_path / "a\0b.png", "invalid path"),
+        (tmp_path / "\ud800.png", "invalid path"),
+        (tmp_path / "huge.png", "too large"),
+    ):
+        with pytest.raises(SkippedImageError) as caught:
+            decode(str(path))
+        assert caught.value.reason == reason
+    for number, reason in ((errno.EACCES, "no permission"), (errno.EPERM, "no permission"), (errno.EIO, "read error")):
+        with monkeypatch.context() as patched:
+            patched.setattr("builtins.open", _refuse(number))
+            with pytest.raises(SkippedImageError) as caught:
+                decode(str(tmp_path / "c.png"))
+        assert caught.value.reason == reason
+
+
+def test_what_is_not_the_fault_of_a_file_stops_the_run(tmp_path, monkeypatch):
+    (tmp_path / "a.png").write_bytes(PNG)
+    with monkeypatch.context() as patched:
+        patched.setattr("builtins.open", _refuse(errno.EMFILE))
+        with pytest.raises(OSError, match="Too many open files"):
+            decode(str(tmp_path / "a.png"))
+
+
+def _refuse(number):
+    def refuse(*arguments, **options):
+        raise OSError(number, os.strerror(number))
+
+    return refuse
+
+
+def test_names_that_are_not_utf8_are_read(tmp_path):
+    path = os.fsdecode(os.fsencode(tmp_path) + b"/\xff\xfe.png")
+    with open(path, "wb") as file:
+        file.write(PNG)
+    np.testing.assert_array_equal(decode(path), _photo(200, 300))
 
 
 def test_the_pixel_limit_holds_whatever_pillow_allows(monkeypatch):
