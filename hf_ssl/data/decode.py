@@ -29,8 +29,8 @@ MAX_PIXELS = 89_478_485
 # `.gbr` a circuit board), and IM, IMT, SPIDER and others that a text could be mistaken for. TGA has no signature, so
 # it comes last.
 _NAMES = (
-    "JPEG PNG WEBP GIF BMP TIFF PPM AVIF JPEG2000 HEIF JXL ICO CUR ICNS DIB DDS PCX DCX PSD QOI SGI SUN MSP XBM XPM FLI "
-    "BLP FTEX PIXAR TGA"
+    "JPEG PNG WEBP GIF BMP TIFF PPM AVIF JPEG2000 HEIF JXL ICO CUR ICNS DIB DDS PCX DCX PSD QOI SGI SUN MSP XBM XPM "
+    "FLI BLP FTEX PIXAR TGA"
 )
 
 
@@ -228,6 +228,8 @@ def _odd_tiff(data: bytes) -> Image.Image:
     width, height, bands, photometric = tags[256], tags[257], tags.get(277, 1), tags.get(262)
     bits, kind = tags.get(258, (1,))[0], {1: "u", 2: "i", 3: "f"}.get(tags.get(339, (1,))[0], "")
     names = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+    if not all(isinstance(number, int) for number in (width, height, bands, bits)) or bits not in range(1, 65):
+        raise SkippedImageError("damaged")
     if width * height * bands > MAX_PIXELS:
         raise SkippedImageError("too large")
     if bands != 1 and (bands, photometric) != (3, 2):
@@ -237,12 +239,12 @@ def _odd_tiff(data: bytes) -> Image.Image:
     compression, planar = tags.get(259, 1), tags.get(284, 1) == 2 and bands > 1
     plain = compression in (1, 8, 32946) and tags.get(317, 1) == 1 and tags.get(266, 1) == 1 and 273 in tags
     if not plain or f"{kind}{bits}" not in ("u8", "u16", "u32", "u64", "i8", "i16", "i32", "i64", "f16", "f32", "f64"):
-        raise SkippedImageError(f"{bits}-bit {'float ' if kind == 'f' else ''}TIFF")
-    size, parts = width * height * bands * bits // 8, []
+        raise SkippedImageError(f"format not supported: {bits}-bit {'float ' if kind == 'f' else ''}TIFF")
+    size, content = width * height * bands * bits // 8, bytearray()
     for start, length in zip(tags[273], tags[279], strict=True):
-        part = data[start : start + length]
-        parts.append(part if compression == 1 else zlib.decompressobj().decompress(part, max(1, size)))
-    content = b"".join(parts)
+        part, missing = data[start : start + length], size - len(content)
+        if missing > 0:  # else the same strip a thousand times would fill the memory
+            content += part[:missing] if compression == 1 else zlib.decompressobj().decompress(part, missing)
     if len(content) < size:
         raise SkippedImageError("truncated")
     dtype = np.dtype(f"{'<' if data[:2] == b'II' else '>'}{kind}{bits // 8}")

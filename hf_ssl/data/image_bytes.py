@@ -27,7 +27,7 @@ class SkippedImageError(ValueError):
     Args:
         reason: Why, in a few words, one of a small set: `null`, `empty`, `missing file`, `no permission`, `not a
             regular file`, `link loop`, `path too long`, `invalid path`, `read error`, `not an image`, `format not
-            supported: .heic`, `five bands`, `16-bit float TIFF`, `unsupported colours`, `truncated`, `damaged`,
+            supported: .heic`, `five bands`, `colour PFM`, `unsupported colours`, `truncated`, `damaged`,
             `too large`.
     """
 

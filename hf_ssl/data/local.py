@@ -26,11 +26,10 @@ INDEX_COLUMN = "__index__"
 
 # Pictures that cannot be decoded here, unless a package for that makes their ending one of `IMAGE_SUFFIXES`.
 _PICTURES = (
-    ".avif .heic .heif .heics .heifs .hif .jxl .jp2 .jxr .wdp .hdp .bpg .flif .svg .svgz .eps .ps .wmf .emf .fit .fits "
-    ".exr .hdr .dcm .psb .xcf .kra .raw .dng .cr2 .cr3 .crw .nef .nrw .arw .srf .sr2 .srw .orf .rw2 .raf .pef .x3f .3fr"
-    " .iiq .rwl .mrw .dcr .kdc"
+    ".avif .heic .heif .heics .heifs .hif .jxl .jp2 .jxr .wdp .hdp .bpg .flif .svg .svgz .eps .ps .wmf .emf .fit "
+    ".fits .exr .hdr .dcm .psb .xcf .kra .raw .dng .cr2 .cr3 .crw .nef .nrw .arw .srf .sr2 .srw .orf .rw2 .raf .pef "
+    ".x3f .3fr .iiq .rwl .mrw .dcr .kdc"
 )
-
 _OTHER_PICTURES = frozenset(_PICTURES.split())
 
 _SPLIT_NAMES = {

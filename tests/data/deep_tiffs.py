@@ -74,7 +74,7 @@ UNUSABLE = {
     "four bands": [tiff(np.zeros((4, 4, 4), np.float32))],
     "two bands": [tiff(np.zeros((4, 4, 2), np.float32))],
     "13 bands": [tiff(np.zeros((4, 4, 13), np.uint16))],
-    "64-bit float TIFF": [tiff(np.zeros((4, 4)), compression=5)],
+    "format not supported: 64-bit float TIFF": [tiff(np.zeros((4, 4)), compression=5)],
     "unsupported colours": [tiff(np.zeros((4, 4)), photometric=3)],
     "truncated": [tiff(np.zeros((4, 4)))[:8] + tiff(np.zeros((4, 4)))[8:].replace(b"\x80\0\0\0", b"\x08\0\0\0")],
     "format not supported: .heic": [b"\0\0\0\x18ftypheic" + bytes(40)],
