@@ -260,9 +260,9 @@ def _odd_tiff(data: bytes) -> Image.Image:
 def _name_of_format(data: bytes) -> str:
     """Why Pillow does not know what kind of file this is."""
     if data[4:8] == b"ftyp" and data[8:12] in (b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1"):
-        return "format not supported: .heic"
+        return "damaged" if "HEIF" in _FORMATS else "format not supported: .heic"
     if data.startswith((b"\xff\x0a", b"\0\0\0\x0cJXL \r\n\x87\n")):
-        return "format not supported: .jxl"
+        return "damaged" if "JXL" in _FORMATS else "format not supported: .jxl"
     if data[:3] in (b"PF\n", b"PF\r"):
         return "colour PFM"
     return "not an image"

@@ -363,6 +363,8 @@ def test_the_extra_formats_are_read_where_installed(format_):
     decoded = decode(_encoded(Image.fromarray(_photo()), format_, exif=exif.tobytes(), quality=95))
     assert np.abs(decoded.astype(int) - np.rot90(_photo(), -1)).mean() < 12
     assert {"HEIF": ".heic", "JXL": ".jxl"}[format_] in decoding.IMAGE_SUFFIXES
+    with pytest.raises(SkippedImageError, match="damaged"):
+        decode(UNUSABLE[f"format not supported: {'.heic' if format_ == 'HEIF' else '.jxl'}"][-1])
 
 
 @settings(max_examples=150, deadline=None)
