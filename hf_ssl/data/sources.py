@@ -7,7 +7,7 @@ import logging
 import os
 import tarfile
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ import pyarrow as pa
 from datasets.exceptions import DatasetsError
 
 from hf_ssl.data.columns import find_columns
+from hf_ssl.data.image_bytes import reason_of
 from hf_ssl.data.in_memory import DataObject, identity_of, name_of_object, records_of, split_of
 from hf_ssl.data.local import (
     INDEX_COLUMN,
@@ -144,10 +145,16 @@ def _open_name(name: str, config: str | None, split: str, revision: str | None) 
         raise UserError(f"`dataset` must have a name in UTF-8, got {ascii(name)}. Rename the file or folder.")
     if name in _EMBEDDED:
         return _EMBEDDED[name](split)
-    if path.is_dir():
+    try:
+        exists, is_folder, is_file = path.exists(), path.is_dir(), path.is_file()
+    except OSError as error:
+        raise UserError(f"`dataset` `{name}` cannot be opened: {reason_of(error)}. Check its path.") from None
+    if is_folder:
         return _open_folder(name, path, config, split)
-    if path.is_file():
+    if is_file:
         return _open_file(name, path, split)
+    if exists:
+        raise UserError(f"`dataset` must be a folder or a regular file, but `{name}` is a pipe, socket or device.")
     if name.startswith((".", "/", "~")) or name.count("/") > 1 or path.suffix in (".parquet", ".tar"):
         raise UserError(f"`dataset` must exist, but there is no file or folder `{name}`.")
     return _open_builder(name, split, path=name, name=config, revision=revision)
@@ -236,7 +243,10 @@ def _of_table(table: pa.Table, features: datasets.Features) -> _Opened:
 
 def _open_folder(name: str, path: Path, config: str | None, split: str) -> _Opened:
     contents = list_folder(path)
-    left_out = _listed(contents.left_out)
+    counts = contents.left_out
+    if contents.kind in ("parquet", "tar"):  # pictures beside them are no part of the data
+        counts = {reason: count for reason, count in counts.items() if not reason.startswith("format")}
+    left_out = _listed(counts)
     if contents.kind is None and left_out:
         raise UserError(f"The folder `{name}` holds no images that can be read: {left_out}.{_help_for(left_out)}")
     if contents.kind is None:
@@ -244,11 +254,11 @@ def _open_folder(name: str, path: Path, config: str | None, split: str) -> _Open
     if left_out:
         _warn_of_left_out(name, left_out)
     if contents.kind != "images":
-        return _open_builder(name, split, path=str(path), name=config)
+        return replace(_open_builder(name, split, path=str(path), name=config), left_out=counts)
     images, classes = images_of_split(name, contents.images, split)
     content = hashlib.sha256("\n".join(images).encode(errors="surrogateescape")).hexdigest()
     records = folder_records(path, images, classes)
-    return _Opened(records, len(images), content, left_out=contents.left_out)
+    return _Opened(records, len(images), content, left_out=counts)
 
 
 @lru_cache(maxsize=64)  # once for each data set, however often it is opened

@@ -18,6 +18,7 @@ from hf_ssl.data.local import INDEX_COLUMN
 from hf_ssl.data.ordered import evaluation_batches
 from hf_ssl.data.settings import DataSettings
 from hf_ssl.data.sources import open_source
+from hf_ssl.errors import UserError
 from hf_ssl.settings import descriptions_of
 
 
@@ -269,6 +270,37 @@ def test_pipes_and_links_in_a_folder_stop_nothing(tmp_path):
     batches = evaluation_batches(source, lambda image: torch.tensor(image.size), 8)
     assert [batch.row_ids.tolist() for batch in batches] == [[0, 4]]
     assert batches.skipped == {"not a regular file": 1, "link loop": 1, "missing file": 1}
+
+
+def test_pictures_beside_parquet_files_are_no_part_of_the_data(parquet_folder, caplog):
+    _write_images(parquet_folder, ["assets/logo.svg", "assets/a.heic"])
+    os.mkfifo(parquet_folder / "train-00002-of-00002.parquet")
+    source = open_source(str(parquet_folder))
+    assert (source.num_images, source.left_out) == (16, {"not a regular file": 1})
+    assert "1 not a regular file." in caplog.text and "svg" not in caplog.text
+
+
+def test_paths_that_cannot_be_opened_get_one_sentence(tmp_path):
+    os.mkfifo(tmp_path / "pipe.tar")
+    with pytest.raises(UserError, match="must be a folder or a regular file, but `.*pipe.tar` is a pipe"):
+        open_source(str(tmp_path / "pipe.tar"))
+    with pytest.raises(UserError, match="cannot be opened: path too long. Check its path"):
+        open_source(str(tmp_path / ("a" * 300)))
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    with pytest.raises(UserError, match="there is no file or folder"):
+        open_source(str(tmp_path / "loop"))
+
+
+def test_a_folder_without_permission_gets_one_sentence(tmp_path, monkeypatch):
+    _write_images(tmp_path, ["a.png"])
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "scandir", _refuse)
+        with pytest.raises(UserError, match="holds no images that can be read: 1 no permission"):
+            open_source(str(tmp_path))
+
+
+def _refuse(place):
+    raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
 
 def test_the_name_of_a_data_set_is_utf8(tmp_path):
