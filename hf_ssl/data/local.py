@@ -5,8 +5,9 @@ rows. Here tables become many small shards, with `INDEX_COLUMN`.
 """
 
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from pathlib import Path
 
@@ -17,15 +18,20 @@ import pyarrow.parquet as pq
 from datasets.iterable_dataset import ArrowExamplesIterable
 from datasets.table import cast_table_to_features
 
+from hf_ssl.data.decode import IMAGE_SUFFIXES
+from hf_ssl.data.image_bytes import problem_of, reason_of
 from hf_ssl.errors import UserError
 
 INDEX_COLUMN = "__index__"
 """Column of the records with the stable number of each image, where the source has one."""
 
-_JPEG_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif")
-_OTHER_SUFFIXES = (".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".avif", ".jp2", ".tga")
-IMAGE_SUFFIXES = frozenset(_JPEG_SUFFIXES + _OTHER_SUFFIXES)
-"""Endings of the file names that count as images, whatever their case."""
+# Pictures that cannot be decoded here, unless a package for that makes their ending one of `IMAGE_SUFFIXES`.
+_PICTURES = (
+    ".avif .heic .heif .heics .heifs .hif .jxl .jp2 .jxr .wdp .hdp .bpg .flif .svg .svgz .eps .ps .wmf .emf .fit "
+    ".fits .exr .hdr .dcm .psb .xcf .kra .raw .dng .cr2 .cr3 .crw .nef .nrw .arw .srf .sr2 .srw .orf .rw2 .raf .pef "
+    ".x3f .3fr .iiq .rwl .mrw .dcr .kdc"
+)
+_OTHER_PICTURES = frozenset(_PICTURES.split())
 
 _SPLIT_NAMES = {
     "train": ("train", "training"),
@@ -52,11 +58,14 @@ class FolderContents:
         images: Image files, relative to the folder, sorted.
         num_parquet: Number of parquet files.
         num_tar: Number of tar files.
+        left_out: Pictures, other data files and folders that cannot be read, counted by reason, such as `format not
+            supported: .heic`.
     """
 
     images: list[str]
     num_parquet: int
     num_tar: int
+    left_out: dict[str, int] = field(default_factory=dict)
 
     @property
     def kind(self) -> str | None:
@@ -69,7 +78,12 @@ class FolderContents:
 def list_folder(folder: Path) -> FolderContents:
     """List a folder and all folders below it, through links, each folder once."""
     images, num_parquet, num_tar, visited = [], 0, 0, set()
-    for place, folders, files in os.walk(folder, followlinks=True):
+    left_out: Counter[str] = Counter()
+
+    def count(error: OSError) -> None:
+        left_out[reason_of(error)] += 1
+
+    for place, folders, files in os.walk(folder, onerror=count, followlinks=True):
         identity = os.path.realpath(place)
         if identity in visited:
             folders.clear()
@@ -81,10 +95,30 @@ def list_folder(folder: Path) -> FolderContents:
             if name.startswith("."):
                 continue
             if suffix in IMAGE_SUFFIXES:
-                images.append(os.path.relpath(os.path.join(place, name), folder))
-            num_parquet += suffix == ".parquet"
-            num_tar += suffix == ".tar"
-    return FolderContents(sorted(images), num_parquet, num_tar)
+                image = os.path.relpath(os.path.join(place, name), folder)
+                if is_utf8(image):
+                    images.append(image)
+                else:
+                    left_out["name is not UTF-8"] += 1
+            elif suffix in _OTHER_PICTURES:
+                left_out[f"format not supported: {suffix}"] += 1
+            elif suffix in (".parquet", ".tar"):
+                problem = problem_of(os.path.join(place, name))
+                if problem is not None:
+                    left_out[problem] += 1
+                    continue
+                num_parquet += suffix == ".parquet"
+                num_tar += suffix == ".tar"
+    return FolderContents(sorted(images), num_parquet, num_tar, dict(left_out))
+
+
+def is_utf8(path: str) -> bool:
+    """Whether a path as Python gives it has a name that Arrow tables can hold."""
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def images_of_split(name: str, images: list[str], split: str) -> tuple[list[str], list[str] | None, list[str]]:
@@ -260,9 +294,9 @@ def parquet_records(
 
 def _without_dictionaries(schema: pa.Schema) -> pa.Schema:
     """The schema with the type of the values where they are stored as a dictionary, which `datasets` does not know."""
-    for place, field in enumerate(schema):
-        if pa.types.is_dictionary(field.type):
-            schema = schema.set(place, field.with_type(field.type.value_type))
+    for place, column in enumerate(schema):
+        if pa.types.is_dictionary(column.type):
+            schema = schema.set(place, column.with_type(column.type.value_type))
     return schema
 
 

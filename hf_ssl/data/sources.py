@@ -3,10 +3,12 @@
 import difflib
 import hashlib
 import json
+import logging
 import os
 import tarfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +19,13 @@ import pyarrow as pa
 from datasets.exceptions import DatasetsError
 
 from hf_ssl.data.columns import find_columns
+from hf_ssl.data.image_bytes import reason_of
 from hf_ssl.data.in_memory import DataObject, identity_of, name_of_object, records_of, split_of
 from hf_ssl.data.local import (
     INDEX_COLUMN,
     folder_records,
     images_of_split,
+    is_utf8,
     list_folder,
     parquet_records,
     table_records,
@@ -29,6 +33,8 @@ from hf_ssl.data.local import (
 from hf_ssl.data.shapes import shapes
 from hf_ssl.data.tars import tar_layout, tar_records
 from hf_ssl.errors import UserError
+
+_logger = logging.getLogger(__name__)
 
 DataLike = str | Path | DataObject
 """What `open_source` opens."""
@@ -50,6 +56,8 @@ class Source:
         labels: Every label column and its class names (empty where unknown); the main one first.
         num_images: Number of records; None if only reading them all would tell.
         fingerprint: Hexadecimal; changes with data set, revision and split.
+        left_out: Pictures and folders in an image folder, all splits together, that are no records because they cannot
+            be read, counted by reason.
     """
 
     name: str
@@ -59,6 +67,7 @@ class Source:
     labels: dict[str, list[str]]
     num_images: int | None
     fingerprint: str
+    left_out: dict[str, int] = field(default_factory=dict)
 
     @property
     def has_indices(self) -> bool:
@@ -78,6 +87,7 @@ class _Opened:
     num_images: int | None
     identity: Any
     select: Callable[[list[str], list[str]], datasets.IterableDataset] | None = None
+    left_out: dict[str, int] = field(default_factory=dict)
 
 
 def name_of(dataset: DataLike) -> str:
@@ -133,12 +143,20 @@ def open_source(
 
 def _open_name(name: str, config: str | None, split: str, revision: str | None) -> _Opened:
     path = Path(name).expanduser()
+    if not is_utf8(name):
+        raise UserError(f"`dataset` must have a name in UTF-8, got {ascii(name)}. Rename the file or folder.")
     if name in _EMBEDDED:
         return _EMBEDDED[name](split)
-    if path.is_dir():
+    try:
+        exists, is_folder, is_file = path.exists(), path.is_dir(), path.is_file()
+    except OSError as error:
+        raise UserError(f"`dataset` `{name}` cannot be opened: {reason_of(error)}. Check its path.") from None
+    if is_folder:
         return _open_folder(name, path, config, split)
-    if path.is_file():
+    if is_file:
         return _open_file(name, path, split)
+    if exists:
+        raise UserError(f"`dataset` must be a folder or a regular file, but `{name}` is a pipe, socket or device.")
     if name.startswith((".", "/", "~")) or name.count("/") > 1 or path.suffix in (".parquet", ".tar"):
         raise UserError(f"`dataset` must exist, but there is no file or folder `{name}`.")
     return _open_builder(name, split, path=name, name=config, revision=revision)
@@ -190,7 +208,8 @@ def _with_columns(
         raise _no_images(dataset, split)
     identity = json.dumps([config, split, index_column, opened.identity])
     fingerprint = hashlib.sha256(identity.encode()).hexdigest()[:32]
-    return Source(dataset, split, records, columns.image, columns.labels, opened.num_images, fingerprint)
+    known = (columns.image, columns.labels, opened.num_images)
+    return Source(dataset, split, records, *known, fingerprint, opened.left_out)
 
 
 def _open_shapes(split: str) -> _Opened:
@@ -228,13 +247,38 @@ def _of_table(table: pa.Table, features: datasets.Features) -> _Opened:
 
 def _open_folder(name: str, path: Path, config: str | None, split: str) -> _Opened:
     contents = list_folder(path)
+    counts = contents.left_out
+    if contents.kind in ("parquet", "tar"):  # pictures beside them are no part of the data
+        counts = {reason: count for reason, count in counts.items() if not reason.startswith("format")}
+    left_out = _listed(counts)
+    if contents.kind is None and left_out:
+        raise UserError(f"The folder `{name}` holds no images that can be read: {left_out}.{_help_for(left_out)}")
     if contents.kind is None:
         raise UserError(f"The folder `{name}` holds no images, parquet or tar files. Give the folder that holds them.")
+    if left_out:
+        _warn_of_left_out(name, left_out)
     if contents.kind != "images":
-        return _open_builder(name, split, path=str(path), name=config)
+        return replace(_open_builder(name, split, path=str(path), name=config), left_out=counts)
     images, classes, names = images_of_split(name, contents.images, split)
     content = hashlib.sha256("\n".join(images).encode(errors="surrogateescape")).hexdigest()
-    return _Opened(folder_records(path, images, classes, names), len(images), content)
+    records = folder_records(path, images, classes, names)
+    return _Opened(records, len(images), content, left_out=counts)
+
+
+@lru_cache(maxsize=64)  # once for each data set, however often it is opened
+def _warn_of_left_out(name: str, left_out: str) -> None:
+    _logger.warning("Left out of the folder `%s`: %s.%s", name, left_out, _help_for(left_out))
+
+
+def _listed(counts: dict[str, int]) -> str:
+    by_count = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    return ", ".join(f"{count} {reason}" for reason, count in by_count)
+
+
+def _help_for(left_out: str) -> str:
+    if any(ending in left_out for ending in (".heic", ".heif", ".hif", ".jxl")):
+        return " HEIC and JPEG XL can be read after: pip install 'hf_ssl[formats]'"
+    return ""
 
 
 def _open_file(name: str, path: Path, split: str) -> _Opened:

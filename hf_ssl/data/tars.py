@@ -22,7 +22,7 @@ from datasets.iterable_dataset import ExamplesIterable
 from datasets.packaged_modules.webdataset.webdataset import WebDataset, base_plus_ext
 
 from hf_ssl.data.archive import BLOCK, Damage, Member, pieces
-from hf_ssl.data.decode import DAMAGED_ARCHIVE
+from hf_ssl.data.image_bytes import DAMAGED_ARCHIVE
 
 _logger = logging.getLogger(__name__)
 

@@ -85,6 +85,7 @@ def describe_run(
             "view_recipe": data.view_recipe or VIEW_RECIPE,
             "num_images": source.num_images,
             "fingerprint": source.fingerprint,
+            **({"left_out": source.left_out} if source.left_out else {}),
         },
         "training": {
             **given,

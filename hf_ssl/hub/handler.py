@@ -9,11 +9,13 @@ training, where Pillow's own conversion would lay transparent pictures on black 
 
 import base64
 import binascii
+import contextlib
 import importlib.util
 import io
 import re
 import sys
 import warnings
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,8 @@ from typing import Any
 import numpy as np
 import timm
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from numpy.typing import NDArray
+from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 from timm.data.config import resolve_model_data_config
 from timm.data.transforms_factory import create_transform
 
@@ -34,12 +37,47 @@ MAX_BYTES = 20 * 2**20
 MAX_PIXELS = 89_478_485
 """Pictures with more pixels are refused: the size above which Pillow suspects a decompression bomb."""
 
-# Other formats that Pillow knows run external programs (EPS), or are no photos.
-_NAMES = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000", "TGA", "ICO")
-Image.init()
-_FORMATS = tuple(name for name in _NAMES if name in Image.OPEN)  # a build of Pillow may lack AVIF or JPEG 2000
+# The formats of Pillow that hold a picture; of several pictures in a file the first one is taken (MPO is a kind of
+# JPEG). Left out are EPS (runs Ghostscript), WMF (only on Windows), MPEG, HDF5, GRIB, BUFR and IPTC (Pillow gets no
+# pixels from them), FITS (Pillow ignores its scale), Photo CD and GBR (a `.pcd` beside photos is a point cloud, a
+# `.gbr` a circuit board), and IM, IMT, SPIDER and others that a text could be mistaken for. TGA has no signature, so
+# it comes last.
+_NAMES = (
+    "JPEG PNG WEBP GIF BMP TIFF PPM AVIF JPEG2000 HEIF JXL ICO CUR ICNS DIB DDS PCX DCX PSD QOI SGI SUN MSP XBM XPM "
+    "FLI BLP FTEX PIXAR TGA"
+)
+
+
+def _register_plugins() -> None:
+    """Let Pillow open HEIC and JPEG XL, where the packages for that are installed."""
+    with contextlib.suppress(ImportError):
+        import pillow_heif  # pyright: ignore[reportMissingImports]
+
+        pillow_heif.register_heif_opener()
+    with contextlib.suppress(ImportError):
+        import pillow_jxl  # noqa: F401  # pyright: ignore[reportMissingImports]
+
+
+Image.init()  # else Pillow registers some formats only once another has failed
+_register_plugins()
+_FORMATS = tuple(name for name in _NAMES.split() if name in Image.OPEN)  # a build of Pillow may lack AVIF or JPEG 2000
+_TIFF = (b"II*\0", b"MM\0*", b"II+\0")
+_EXIF_ORIENTATION = 0x0112
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 _DATA_URL = re.compile(r"data:image/[\w.+-]+;base64,")
 _PARAMETERS = ("normalize", "batch_size")
+
+
+class SkippedImageError(ValueError):
+    """An image that cannot be used; the message says why in a few words."""
 
 
 class EndpointHandler:
@@ -130,9 +168,14 @@ def _picture(image: Any, place: int) -> Image.Image:
         except Image.DecompressionBombError:
             raise ValueError(f"{name} must have at most {MAX_PIXELS:,} pixels. Send it smaller.") from None
         except UnidentifiedImageError:
-            raise ValueError(f"{name} is no image file of a known format ({', '.join(_FORMATS)}).") from None
+            if not image.startswith(_TIFF):
+                known = ", ".join(_FORMATS)
+                raise ValueError(f"{name} cannot be read: {_name_of_format(image)}. Known formats: {known}.") from None
+            opened = None
         try:
-            return _upright_rgb(opened)
+            return _odd_tiff(image) if opened is None else _upright_rgb(opened)
+        except SkippedImageError as error:
+            raise ValueError(f"{name} cannot be used: {error}. Send it in another format.") from None
         # Pillow's decoders raise anything on damaged data; the cause is the request in any case.
         except Exception as error:
             raise ValueError(f"{name} is damaged: {error}. Send the whole file.") from None
@@ -161,11 +204,14 @@ def _small_enough(image: Image.Image, name: str) -> Image.Image:
 def _upright_rgb(image: Image.Image) -> Image.Image:
     """Apply EXIF rotation, lay alpha on white, and scale grey of more than 8 bits to 8, as hf_ssl's `decode`."""
     image.load()
-    image = _upright(image)
-    if image.mode.startswith("I;16"):
-        return _grey(np.asarray(image) / 257)
-    if image.mode in ("I", "F"):
-        return _grey(_scaled(np.asarray(image), (255, 65535) if image.mode == "I" else (1, 255)))
+    orientation = _orientation(image)
+    grey = _deep_grey(image)
+    if grey is not None:
+        image = Image.fromarray(grey)
+    if orientation in _UPRIGHT:
+        image = image.transpose(_UPRIGHT[orientation])
+    if image.mode == "LAB":
+        raise SkippedImageError("unsupported colours")
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         picture = image.convert("RGBA")
         image = Image.new("RGBA", picture.size, "white")
@@ -173,26 +219,97 @@ def _upright_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _upright(image: Image.Image) -> Image.Image:
+def _orientation(image: Image.Image) -> int:
     try:
-        return ImageOps.exif_transpose(image)
+        return image.getexif().get(_EXIF_ORIENTATION, 1)
     except Exception:  # unreadable EXIF beside a good picture: it stays as it is stored
-        return image
+        return 1
 
 
-def _scaled(values: np.ndarray, ranges: tuple[int, int]) -> np.ndarray:
-    """Grey values of no declared range, mapped to [0, 255] from the first range that holds them, or their own."""
-    values = values.astype(np.float64)
-    finite = np.isfinite(values)
-    if not finite.any():
-        raise ValueError("it has no finite pixel")
-    low, high = values[finite].min(), values[finite].max()
-    values = np.where(finite, values, low)
-    for top in ranges:
-        if low >= 0 and high <= top:
-            return values * (255 / top)
-    return (values - low) * (255 / max(high - low, np.finfo(np.float64).tiny))
+# What follows is word for word as in hf_ssl/data/decode.py; a test compares.
 
 
-def _grey(levels: np.ndarray) -> Image.Image:
-    return Image.fromarray(np.clip(np.rint(levels), 0, 255).astype(np.uint8)).convert("RGB")
+def _levels(values: NDArray[Any], bits: int = 16) -> NDArray[np.uint8]:
+    """Grey or colour of more than 8 bits, mapped to [0, 255]: the rules are those of `decode`."""
+    kind, size = values.dtype.kind, values.dtype.itemsize
+    if kind == "u" and size <= 2:
+        levels = values.astype(np.float64) * (255 / (2 ** (bits if size == 2 else 8) - 1))
+    else:
+        finite = np.isfinite(values)
+        if not finite.any():
+            raise SkippedImageError("damaged")
+        low, high = float(values[finite].min()), float(values[finite].max())
+        ranges = [1, 255] if kind == "f" else [255, 65535]
+        if kind == "u" and high >= 2**24:
+            ranges.append(2 ** (8 * size) - 1)
+        values = np.where(finite, values, low).astype(np.float64)
+        top = next((top for top in ranges if low >= 0 and high <= top), None)
+        if top is not None:
+            levels = values * (255 / top)
+        else:
+            levels = (values - low) * (255 / max(high - low, np.finfo(np.float64).tiny))
+    return np.clip(np.rint(levels), 0, 255).astype(np.uint8)
+
+
+def _deep_grey(image: Image.Image) -> NDArray[np.uint8] | None:
+    """A loaded picture of grey with more than 8 bits, or None if it is none."""
+    if image.mode not in ("I", "F") and not image.mode.startswith("I;16"):
+        return None
+    tags = getattr(image, "tag_v2", {})  # of TIFF
+    values, bits = np.asarray(image), tags.get(258, (16,))[0]
+    if image.mode == "I" and image.format == "PPM":
+        values = values.astype(np.uint16)  # Pillow has scaled it from its declared range
+    elif image.mode == "I" and bits == 32 and tags.get(339, (1,))[0] == 1:
+        values = values.view(np.uint32)  # Pillow takes it for signed
+    levels = _levels(values, bits)
+    white_is_zero = tags.get(262) == 0 and image.mode != "F"  # Pillow forgets it; of floats nobody heeds it
+    return 255 - levels if white_is_zero else levels
+
+
+def _odd_tiff(data: bytes) -> Image.Image:
+    """A TIFF of a kind that Pillow does not open: 64-bit samples, colour of more than 16 bits, several bands."""
+    tags = TiffImagePlugin.ImageFileDirectory_v2(data[:16] if data[2] == 43 else data[:8])
+    file = io.BytesIO(data)
+    file.seek(tags.next)
+    tags.load(file)
+    width, height, bands, photometric = tags[256], tags[257], tags.get(277, 1), tags.get(262)
+    bits, kind = tags.get(258, (1,))[0], {1: "u", 2: "i", 3: "f"}.get(tags.get(339, (1,))[0], "")
+    names = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+    if not all(isinstance(number, int) for number in (width, height, bands, bits)) or bits not in range(1, 65):
+        raise SkippedImageError("damaged")
+    if width * height * bands > MAX_PIXELS:
+        raise SkippedImageError("too large")
+    if bands != 1 and (bands, photometric) != (3, 2):
+        raise SkippedImageError(f"{names[bands] if bands < len(names) else bands} bands")
+    if photometric not in (0, 1, 2):
+        raise SkippedImageError("unsupported colours")
+    compression, planar = tags.get(259, 1), tags.get(284, 1) == 2 and bands > 1
+    plain = compression in (1, 8, 32946) and tags.get(317, 1) == 1 and tags.get(266, 1) == 1 and 273 in tags
+    if not plain or f"{kind}{bits}" not in ("u8", "u16", "u32", "u64", "i8", "i16", "i32", "i64", "f16", "f32", "f64"):
+        raise SkippedImageError(f"format not supported: {bits}-bit {'float ' if kind == 'f' else ''}TIFF")
+    size, content = width * height * bands * bits // 8, bytearray()
+    for start, length in zip(tags[273], tags[279], strict=True):
+        part, missing = data[start : start + length], size - len(content)
+        if missing > 0:  # else the same strip a thousand times would fill the memory
+            content += part[:missing] if compression == 1 else zlib.decompressobj().decompress(part, missing)
+    if len(content) < size:
+        raise SkippedImageError("truncated")
+    dtype = np.dtype(f"{'<' if data[:2] == b'II' else '>'}{kind}{bits // 8}")
+    values = np.frombuffer(content, dtype, width * height * bands)
+    values = values.reshape(bands, height, width) if planar else values.reshape(height, width, bands)
+    levels = _levels(values.transpose(1, 2, 0) if planar else values)
+    levels = 255 - levels if photometric == 0 and kind != "f" else levels
+    levels = np.broadcast_to(levels, (height, width, 3))
+    picture, orientation = Image.fromarray(np.ascontiguousarray(levels)), tags.get(_EXIF_ORIENTATION, 1)
+    return picture.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else picture
+
+
+def _name_of_format(data: bytes) -> str:
+    """Why Pillow does not know what kind of file this is."""
+    if data[4:8] == b"ftyp" and data[8:12] in (b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1"):
+        return "damaged" if "HEIF" in _FORMATS else "format not supported: .heic"
+    if data.startswith((b"\xff\x0a", b"\0\0\0\x0cJXL \r\n\x87\n")):
+        return "damaged" if "JXL" in _FORMATS else "format not supported: .jxl"
+    if data[:3] in (b"PF\n", b"PF\r"):
+        return "colour PFM"
+    return "not an image"

@@ -101,6 +101,7 @@ def describe_run(
             "view_recipe": data.view_recipe or model.view_recipe,
             "num_images": source.num_images,
             "fingerprint": source.fingerprint,
+            **({"left_out": source.left_out} if source.left_out else {}),
         },
         "training": {
             **training,

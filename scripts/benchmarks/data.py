@@ -24,10 +24,10 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from hf_ssl.commands.errors import errors_for_users
+from hf_ssl.data.decode import IMAGE_SUFFIXES
 from hf_ssl.data.decode import decode as decode_record
 from hf_ssl.data.device_views import Normalize
 from hf_ssl.data.draws import numbers_of
-from hf_ssl.data.local import IMAGE_SUFFIXES
 from hf_ssl.data.reader import Chunk, Reader
 from hf_ssl.data.settings import DataSettings
 from hf_ssl.data.stream import CHUNK_SIZE, Batch, TrainingStream

@@ -1,3 +1,4 @@
+import errno
 import io
 import os
 import tarfile
@@ -7,14 +8,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from PIL import Image
 from sklearn.datasets import load_digits
 
 from hf_ssl.data import local, sources
 from hf_ssl.data.decode import decode
 from hf_ssl.data.local import INDEX_COLUMN
+from hf_ssl.data.ordered import evaluation_batches
 from hf_ssl.data.settings import DataSettings
 from hf_ssl.data.sources import open_source
+from hf_ssl.errors import UserError
 from hf_ssl.settings import descriptions_of
 
 
@@ -208,6 +212,102 @@ def test_linked_folders_are_read_once(tmp_path):
     (tmp_path / "data" / "link").symlink_to(tmp_path / "real")
     (tmp_path / "real" / "loop").symlink_to(tmp_path / "data")
     assert open_source(str(tmp_path / "data")).num_images == 2
+
+
+def test_pictures_that_cannot_be_read_are_counted_and_named_once(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(local, "IMAGE_SUFFIXES", local.IMAGE_SUFFIXES - {".heic", ".jxl"})
+    _write_images(tmp_path, ["cat/1.png", "cat/2.ico", "dog/3.J2K", "dog/4.mpo", "dog/5.pfm"])
+    healthy = open_source(str(tmp_path))
+    assert (healthy.left_out, healthy.num_images, caplog.text) == ({}, 5, "")
+    _write_images(tmp_path, ["a.HEIC", "cat/b.heic", "cat/c.svg", "dog/d.dng", "dog/e.txt", ".f.heic"])
+    with open(os.fsencode(tmp_path / "cat") + b"/\xff.png", "wb") as file:
+        file.write(_png(9))
+    source = open_source(str(tmp_path))
+    assert source.left_out == {
+        "format not supported: .heic": 2,
+        "format not supported: .svg": 1,
+        "format not supported: .dng": 1,
+        "name is not UTF-8": 1,
+    }
+    assert source.fingerprint == healthy.fingerprint and source.labels == {"label": ["cat", "dog"]}
+    assert [_number(record) for record in source.records] == [0, 1, 2, 3, 4]
+    open_source(str(tmp_path))
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert line.startswith(f"Left out of the folder `{tmp_path}`: 2 format not supported: .heic, 1 format")
+    assert line.endswith("HEIC and JPEG XL can be read after: pip install 'hf_ssl[formats]'")
+
+
+def test_a_folder_of_nothing_else_says_so(tmp_path):
+    _write_images(tmp_path, ["a.svg", "b.svg"])
+    with pytest.raises(ValueError, match="holds no images that can be read: 2 format not supported: .svg"):
+        open_source(str(tmp_path))
+
+
+def test_folders_without_permission_are_counted(tmp_path, monkeypatch):
+    _write_images(tmp_path, ["a.png", "closed/b.png"])
+    scandir = os.scandir
+
+    def closed(place):  # tests may run as root, who may read everything
+        if os.path.basename(place) == "closed":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        return scandir(place)
+
+    monkeypatch.setattr(os, "scandir", closed)
+    source = open_source(str(tmp_path))
+    assert (source.num_images, source.left_out) == (1, {"no permission": 1})
+
+
+def test_pipes_and_links_in_a_folder_stop_nothing(tmp_path):
+    _write_images(tmp_path, ["a.png", "z.png"])
+    os.mkfifo(tmp_path / "b.png")
+    os.mkfifo(tmp_path / "b.parquet")
+    os.mkfifo(tmp_path / "b.tar")
+    (tmp_path / "c.png").symlink_to(tmp_path / "c.png")
+    (tmp_path / "d.png").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "e.png").symlink_to(tmp_path)
+    source = open_source(str(tmp_path))
+    assert source.left_out == {"not a regular file": 2}
+    batches = evaluation_batches(source, lambda image: torch.tensor(image.size), 8)
+    assert [batch.row_ids.tolist() for batch in batches] == [[0, 4]]
+    assert batches.skipped == {"not a regular file": 1, "link loop": 1, "missing file": 1}
+
+
+def test_pictures_beside_parquet_files_are_no_part_of_the_data(parquet_folder, caplog):
+    _write_images(parquet_folder, ["assets/logo.svg", "assets/a.heic"])
+    os.mkfifo(parquet_folder / "train-00002-of-00002.parquet")
+    source = open_source(str(parquet_folder))
+    assert (source.num_images, source.left_out) == (16, {"not a regular file": 1})
+    assert "1 not a regular file." in caplog.text and "svg" not in caplog.text
+
+
+def test_paths_that_cannot_be_opened_get_one_sentence(tmp_path):
+    os.mkfifo(tmp_path / "pipe.tar")
+    with pytest.raises(UserError, match="must be a folder or a regular file, but `.*pipe.tar` is a pipe"):
+        open_source(str(tmp_path / "pipe.tar"))
+    with pytest.raises(UserError, match="cannot be opened: path too long. Check its path"):
+        open_source(str(tmp_path / ("a" * 300)))
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    with pytest.raises(UserError, match="there is no file or folder"):
+        open_source(str(tmp_path / "loop"))
+
+
+def test_a_folder_without_permission_gets_one_sentence(tmp_path, monkeypatch):
+    _write_images(tmp_path, ["a.png"])
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "scandir", _refuse)
+        with pytest.raises(UserError, match="holds no images that can be read: 1 no permission"):
+            open_source(str(tmp_path))
+
+
+def _refuse(place):
+    raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+
+def test_the_name_of_a_data_set_is_utf8(tmp_path):
+    folder = os.fsdecode(os.fsencode(tmp_path) + b"/\xff")
+    os.mkdir(folder)
+    with pytest.raises(ValueError, match="`dataset` must have a name in UTF-8, got '.*udcff'"):
+        open_source(folder)
 
 
 def test_large_folders_have_many_shards_and_every_image_once(tmp_path):

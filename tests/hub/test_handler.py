@@ -1,11 +1,13 @@
 """The handler reads what hf_ssl reads and refuses the rest with a sentence, which endpoints send with status 400."""
 
 import base64
+import inspect
 import io
 import re
 import tomllib
 from pathlib import Path
 
+import deep_tiffs
 import numpy as np
 import pytest
 import torch
@@ -77,6 +79,25 @@ def test_pictures_are_decoded_as_in_training(kind):
     np.testing.assert_array_equal(found, decode(PICTURES[kind]))
 
 
+@pytest.mark.parametrize("kind", {**deep_tiffs.DEEP, **deep_tiffs.ODD})
+def test_deep_pictures_are_decoded_as_in_training(kind):
+    data = {**deep_tiffs.DEEP, **deep_tiffs.ODD}[kind]
+    np.testing.assert_array_equal(np.asarray(handler._picture(coded(data), 0)), decode(data))
+
+
+@pytest.mark.parametrize("reason", deep_tiffs.UNUSABLE)
+def test_unusable_pictures_are_refused_for_the_reason_of_training(reason, monkeypatch):
+    monkeypatch.setattr(handler, "_FORMATS", tuple(set(handler._FORMATS) - {"HEIF", "JXL"}))
+    for data in deep_tiffs.UNUSABLE[reason]:
+        with pytest.raises(ValueError, match=re.escape(f": {reason}.")):
+            handler._picture(data, 0)
+
+
+@pytest.mark.parametrize("name", ["_levels", "_deep_grey", "_odd_tiff", "_name_of_format", "_register_plugins"])
+def test_what_both_decoders_need_is_the_same_text(name):
+    assert inspect.getsource(getattr(handler, name)) == inspect.getsource(getattr(decoding, name))
+
+
 def test_the_bounds_are_those_of_the_package():
     assert (handler.MAX_PIXELS, handler._FORMATS) == (decoding.MAX_PIXELS, decoding._FORMATS)
 
@@ -112,8 +133,8 @@ BAD = {
     "url": ({"inputs": "https://host/cat.png"}, r"is a URL, and this endpoint fetches nothing.*base64"),
     "url in a list": ({"inputs": [GOOD, "s3://x/y"]}, r"Image 2 of `inputs` is a URL"),
     "path": ({"inputs": "../secret.png"}, r"is text, but no base64.*not its path"),
-    "no image": ({"inputs": coded(b"hello there")}, r"is no image file of a known format \(JPEG, PNG"),
-    "eps": ({"inputs": coded(file_of(photo(), "EPS"))}, r"is no image file of a known format"),
+    "no image": ({"inputs": coded(b"hello there")}, r"cannot be read: not an image. Known formats: JPEG, PNG"),
+    "eps": ({"inputs": coded(file_of(photo(), "EPS"))}, r"cannot be read: not an image"),
     "truncated": ({"inputs": coded(file_of(photo())[:3000])}, r"Image 1 of `inputs` is damaged.*Send the whole file"),
     "number": ({"inputs": 5}, r"must be an image file in base64, got int"),
     "object": ({"inputs": [{"image": GOOD}]}, r"must be an image file in base64, got dict"),

@@ -124,6 +124,16 @@ def test_without_results_it_says_so(encoder_folder):
     assert "model-index" not in text
 
 
+def test_it_tells_what_was_left_out_of_the_folder(encoder_folder):
+    assert "left out of the folder" not in render_model_card(encoder_folder, "org/enc")
+    path = encoder_folder / "run.json"
+    run = json.loads(path.read_text())
+    run["data"]["left_out"] = {"format not supported: .heic": 1200, "no permission": 1}
+    path.write_text(json.dumps(run))
+    row = "| left out of the folder | 1,200 format not supported: .heic, 1 no permission |\n| images skipped |"
+    assert row in render_model_card(encoder_folder, "org/enc")
+
+
 def test_it_tells_the_run(encoder_folder, run_record):
     text = render_model_card(encoder_folder, "org/enc")
     paper = METHODS["simsiam"].paper

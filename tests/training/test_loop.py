@@ -72,6 +72,15 @@ def test_what_a_method_needs_of_the_data_is_asked_for(digits, tmp_path):
         train(new(needs_indices=True), without, DATA, settings(tmp_path / "c", num_steps=1))
 
 
+def test_pictures_left_out_of_a_folder_are_in_the_record(digits, tmp_path):
+    left_out = {"format not supported: .heic": 2}
+    for name, source in (("a", replace(digits, left_out=left_out)), ("b", digits)):
+        model = new_model("simsiam", projector_layers=2, projector_hidden_dim=16, predictor_hidden_dim=8)
+        train(model, source, DATA, settings(tmp_path / name, num_steps=1))
+    records = [json.loads((tmp_path / name / "run.json").read_text())["data"] for name in "ab"]
+    assert records[0]["left_out"] == left_out and "left_out" not in records[1]
+
+
 def weights(model: nn.Module) -> dict[str, torch.Tensor]:
     return {name: value.clone() for name, value in model.state_dict().items()}
 
