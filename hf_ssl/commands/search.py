@@ -26,7 +26,7 @@ from hf_ssl.data.sources import Source, open_source
 from hf_ssl.errors import UserError
 from hf_ssl.evaluation.encoders import Encoder, load_encoder
 from hf_ssl.features.search import Neighbours, SavedFeatures, features_of_pictures, nearest, open_features
-from hf_ssl.figures.neighbours import neighbour_gallery
+from hf_ssl.figures.neighbours import neighbour_gallery, short_name
 from hf_ssl.settings import check_least, checked
 
 
@@ -70,8 +70,9 @@ class SearchResult:
     """The neighbours of each image that was searched for.
 
     Args:
-        neighbours: For each image, in the order given, its neighbours from the nearest: `row_id`, `similarity` (a
-            cosine) and the class name of each label column, None where it is unknown.
+        neighbours: For each image, in the order given, its neighbours from the nearest: `row_id`, `path` (its file in
+            the data set, None where it is unknown), `similarity` (a cosine) and the class name of each label column,
+            None where it is unknown.
         images: The images that were searched for.
         figure: The picture that was drawn, if any.
     """
@@ -145,7 +146,11 @@ def _neighbours(saved: SavedFeatures, found: Neighbours, query: int) -> list[dic
     rows = []
     for place, row_id in enumerate(found.row_ids[query]):
         if row_id >= 0:
-            row = {"row_id": int(row_id), "similarity": float(found.similarities[query, place])}
+            row = {
+                "row_id": int(row_id),
+                "path": found.paths[query, place],
+                "similarity": float(found.similarities[query, place]),
+            }
             labels = {
                 name: _name(saved.record["labels"][name], found.labels[name][query, place]) for name in found.labels
             }
@@ -154,11 +159,14 @@ def _neighbours(saved: SavedFeatures, found: Neighbours, query: int) -> list[dic
 
 
 def _table(neighbours: list[dict[str, str | int | float | None]]) -> str:
-    labels = [name for name in (neighbours[0] if neighbours else {}) if name not in ("row_id", "similarity")]
-    rows = [["", "similarity", "row_id", *labels]]
+    own = ("row_id", "path", "similarity")
+    shown = [name for name in (neighbours[0] if neighbours else {}) if name not in own]
+    if any(one["path"] is not None for one in neighbours):
+        shown.insert(0, "path")
+    rows = [["", "similarity", "row_id", *shown]]
     for place, one in enumerate(neighbours, start=1):
         rows.append(
-            [str(place), f"{one['similarity']:.4f}", str(one["row_id"]), *(str(one[name] or "-") for name in labels)]
+            [str(place), f"{one['similarity']:.4f}", str(one["row_id"]), *(str(one[name] or "-") for name in shown)]
         )
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
@@ -184,12 +192,13 @@ def _draw(
     rows, titles = [], []
     for query, name in enumerate(settings.images):
         rows.append([pictures[query], *(decode(images[row]) if row >= 0 else blank for row in found.row_ids[query])])
-        titles.append([Path(name).name])
+        titles.append([short_name(name)])
         for place, row in enumerate(found.row_ids[query]):
             title = f"{found.similarities[query, place]:.3f}" if row >= 0 else ""
             if main_label is not None and row >= 0:
                 label = found.labels[main_label][query, place]
                 title += f" {_name(saved.record['labels'][main_label], label) or '-'}"
+            title += f"\n{short_name(found.paths[query, place])}" if found.paths[query, place] else ""
             titles[-1].append(title)
     assert settings.figure is not None
     neighbour_gallery(rows, titles=titles).savefig(settings.figure)

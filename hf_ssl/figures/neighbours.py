@@ -1,5 +1,6 @@
 """Images beside those that an encoder finds most similar."""
 
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -7,6 +8,13 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 _SAME, _OTHER = "#0072B2", "#E69F00"  # Okabe and Ito's blue and orange
+
+
+def short_name(path: str, length: int = 18) -> str:
+    """The file name of a path, cut in its middle where it would not fit over a small picture."""
+    name = re.split(r"[/\\]", path)[-1]
+    half = (length - 3) // 2
+    return name if len(name) <= length else f"{name[:half]}...{name[-half:]}"
 
 
 def neighbour_gallery(

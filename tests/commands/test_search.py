@@ -61,6 +61,21 @@ def test_images_find_themselves_and_their_kind(features, tmp_path, capsys):
     assert [found[0]["label"] for found in result.neighbours] == [str(labels[row]) for row in rows]
 
 
+def test_neighbours_are_shown_with_their_files(run, tmp_path, capsys):
+    for number in range(4):
+        path = tmp_path / "photos" / ("cat", "dog")[number // 2] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.linear_gradient("L").rotate(70 * number).save(path)
+    photos, output = str(tmp_path / "photos"), str(tmp_path / "features")
+    hf_ssl.extract_features(run, dataset=photos, num_workers=0, output=output)
+    query = str(tmp_path / "photos" / "dog" / "2.png")
+    assert search([query, "--index", output, "--k", "2", "--figure", str(tmp_path / "figure.png")]) == 0
+    lines = capsys.readouterr().out.split(f"\n{query}\n")[1].splitlines()
+    assert lines[0].split() == ["similarity", "row_id", "path", "label"]
+    assert lines[1].split() == ["1", "1.0000", "2", "dog/2.png", "dog"]
+    assert hf_ssl.search(query, index=output, k=2).neighbours[0][0]["path"] == "dog/2.png"
+
+
 def test_an_encoder_or_data_set_that_has_moved_is_named(features, run, tmp_path):
     Image.new("L", (8, 8), 99).save(tmp_path / "one.png")
     copy = tmp_path / "features"
