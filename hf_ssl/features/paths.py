@@ -27,8 +27,8 @@ def path_in_dataset(path: str | None, folder: Path | None) -> str | None:
         return _text(inside)
     path = path.split("::")[0]  # `zip://cat/1.png::hf://...`: the member
     found = re.match(r"hf://(?:datasets/)?[^/]+/[^/]+/(.+)", path) or re.match(r"(?:zip|tar)://(.+)", path)
-    path = found[1] if found else path
-    parts = posixpath.normpath(path.replace("\\", "/") if re.match(r"[A-Za-z]:\\|\\\\", path) else path)
+    named = str(found[1]) if found else path
+    parts = posixpath.normpath(named.replace("\\", "/") if re.match(r"[A-Za-z]:\\|\\\\", named) else named)
     outside = parts.startswith(("/", "../", "~")) or re.match(r"[A-Za-z][A-Za-z0-9+.-]*:", parts)
     return _text(posixpath.basename(parts) if outside else parts)
 

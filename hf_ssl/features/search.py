@@ -179,7 +179,7 @@ def _normalised(features: NDArray[Any]) -> NDArray[np.float32]:
     return features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
 
 
-def _embeddings(saved: SavedFeatures, number: int) -> NDArray[np.float32]:
+def embeddings_of(saved: SavedFeatures, number: int) -> NDArray[np.float32]:
     """Normalised features of a shard, (rows, dim)."""
     column = saved.shard(number, ["embedding"])["embedding"].combine_chunks()
     return _normalised(column.flatten().to_numpy().reshape(len(column), saved.record["encoder"]["dim"]))
@@ -192,7 +192,7 @@ def _by_comparison(
     places = np.empty((len(queries), 0), np.int64)
     start = 0
     for number in tqdm(range(len(saved.rows_of_shards)), desc="comparing", unit="shard", disable=not progress):
-        for rows in _slices(_embeddings(saved, number)):
+        for rows in _slices(embeddings_of(saved, number)):
             best = np.concatenate([best, queries @ rows.T], axis=1)
             here = np.broadcast_to(np.arange(start, start + len(rows)), (len(queries), len(rows)))
             places = np.concatenate([places, here], axis=1)
@@ -210,13 +210,22 @@ def _slices(rows: NDArray[np.float32]) -> Iterator[NDArray[np.float32]]:
 def _by_index(
     saved: SavedFeatures, queries: NDArray[np.float32], k: int
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    return open_index(saved).search(queries, k)
+
+
+def open_index(saved: SavedFeatures) -> Any:
+    """The faiss index of the features.
+
+    Raises:
+        UserError: If it is of other features than the shards, or faiss is missing.
+    """
     index = _faiss().read_index(str(saved.fetch(_index_name(saved.split))))
-    if index.ntotal != sum(saved.rows_of_shards) or index.d != queries.shape[1]:
+    if index.ntotal != sum(saved.rows_of_shards) or index.d != saved.record["encoder"]["dim"]:
         raise UserError(
             f"The index of split `{saved.split}` in `{saved.name}` is of other features than its shards. Build it "
             "again by `hf-ssl extract ... --index faiss`, or add `--exact`."
         )
-    return index.search(queries, k)
+    return index
 
 
 def rows_at(
@@ -277,7 +286,7 @@ def build_index(folder: Path, split: str, factory: str = "Flat", *, progress: bo
     index = new_index(factory, saved.record["encoder"]["dim"])
     if not index.is_trained:
         step = max(1, -(-sum(rows) // _TRAINING_ROWS))
-        sample = np.concatenate([_embeddings(saved, number)[::step] for number in range(len(rows))])
+        sample = np.concatenate([embeddings_of(saved, number)[::step] for number in range(len(rows))])
         try:
             index.train(sample)
         except RuntimeError as error:
@@ -285,7 +294,7 @@ def build_index(folder: Path, split: str, factory: str = "Flat", *, progress: bo
     if (cells := faiss.try_extract_index_ivf(index)) is not None:
         cells.nprobe = max(1, cells.nlist // 8)  # faiss searches a single cell unless told otherwise
     for number in tqdm(range(len(rows)), desc=f"index of {split}", unit="shard", disable=not progress):
-        index.add(_embeddings(saved, number))
+        index.add(embeddings_of(saved, number))
     path = folder / _index_name(split)
     path.parent.mkdir(exist_ok=True)
     part = path.with_name(f".{path.name}.part")

@@ -63,3 +63,37 @@ def neighbour_gallery(
         what = label or "class"
         figure.supxlabel(f"frame: blue for the same {what}, orange for another", fontsize=8)
     return figure
+
+
+def picture_sheet(
+    rows: Sequence[Sequence[NDArray[np.uint8]]], titles: Sequence[Sequence[str]], labels: Sequence[str] | None = None
+) -> Figure:
+    """Draw rows of pictures, such as groups of near-duplicates.
+
+    Args:
+        rows: Pictures, (height, width, 3); rows may have different lengths.
+        titles: What stands over each picture.
+        labels: What stands at the left of each row.
+
+    Returns:
+        The figure; save it by `figure.savefig(path)`.
+
+    Raises:
+        ValueError: If there is nothing to draw.
+    """
+    if not rows:
+        raise ValueError("There are no pictures to draw. Give at least one.")
+    num_columns = max(map(len, rows))
+    figure = Figure(figsize=(1.1 * num_columns + 0.5, 1.25 * len(rows) + 0.2), dpi=150, layout="constrained")
+    axes = figure.subplots(len(rows), num_columns, squeeze=False)
+    for number, (line, pictures) in enumerate(zip(axes, rows, strict=True)):
+        for axis, picture, title in zip(line, pictures, titles[number], strict=False):
+            axis.imshow(picture, interpolation="nearest")
+            axis.set(xticks=[], yticks=[])
+            axis.spines[:].set_visible(False)
+            axis.set_title(title, fontsize=6)
+        for axis in line[len(pictures) :]:
+            axis.set_axis_off()
+        if labels is not None:
+            line[0].set_ylabel(labels[number], fontsize=8)
+    return figure
