@@ -129,12 +129,12 @@ def photos(run, tmp_path_factory):
     for number, image in rows.items():
         split = ("train", "test")[number >= 60]
         (folder / split).mkdir(exist_ok=True)
-        picture = Image.fromarray(decode(image)).resize((64, 64), Image.Resampling.NEAREST)
+        picture = Image.fromarray(decode(image)).resize((60, 60), Image.Resampling.BILINEAR)
         picture.save(folder / split / f"{number:03}.png")
         copies = {3: "train/copy-of-003.jpg", 9: "train/copy-of-009.jpg", 20: "test/copy-of-020.jpg"}
         if number in copies:
             (folder / copies[number]).parent.mkdir(exist_ok=True)
-            picture.save(folder / copies[number], quality=75)
+            picture.save(folder / copies[number], quality=50)
     output = str(tmp_path_factory.mktemp("features") / "photos")
     hf_ssl.extract_features(f"raw:{run}", dataset=str(folder), num_workers=0, split=["train", "test"], output=output)
     return output
