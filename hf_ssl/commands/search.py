@@ -280,7 +280,10 @@ def _search_all(settings: SearchSettings) -> SearchResult:
         return SearchResult([], [], _draw_sheet(settings.figure, rows, sources), outliers=outliers)
     duplicates = find_duplicates(saved, against, settings.threshold, **how)
     rows = [group[:_SHEET_COLUMNS] for group in duplicates.groups[:_SHEET_ROWS]]
-    labels = [f"{number} ({len(group)})" for number, group in enumerate(duplicates.groups, start=1)]
+    labels = [f"group {number}" for number in range(1, len(rows) + 1)]
+    for number, group in enumerate(duplicates.groups[:_SHEET_ROWS]):
+        if len(group) > _SHEET_COLUMNS:
+            labels[number] += f"\n{_SHEET_COLUMNS} of {len(group)}"
     return SearchResult([], [], _draw_sheet(settings.figure, rows, sources, labels), duplicates=duplicates)
 
 
