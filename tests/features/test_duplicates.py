@@ -110,6 +110,8 @@ def test_the_threshold_follows_the_distances_whatever_their_scale(part, scale):
 
 
 def test_images_that_are_the_same_are_duplicates_whatever_the_data_say(tmp_path):
+    spread = np.concatenate([[0], np.logspace(-4, 0, 999)])  # the formula would ask for a distance below rounding
+    assert chosen_threshold(1 - spread) == 1 - 1e-5
     features = images(20)
     folder = write(tmp_path / "features", {"train": np.concatenate([features, 2 * features])})
     assert len(find_duplicates(open_features(folder)).groups) == 20
@@ -118,7 +120,9 @@ def test_images_that_are_the_same_are_duplicates_whatever_the_data_say(tmp_path)
 
 @pytest.mark.usefixtures("small_chunks")
 def test_a_large_group_and_a_chain_are_one_group_each(tmp_path):
-    many = near(np.repeat(images(1, 5), 60, axis=0), 6)
+    # Two clumps: the nearest images that are kept of each image are all of its own clump.
+    centres = np.repeat(images(1, 5) + np.array([[0], [0.1]], np.float32) * images(2, 7), 30, axis=0)
+    many = centres + 0.001 * images(60, 6)
     angles = np.arange(30) * 0.1
     chain = np.zeros((30, DIM), np.float32)
     chain[:, 0], chain[:, 1] = np.cos(angles), np.sin(angles)
@@ -186,6 +190,20 @@ def test_outliers_of_one_split_against_another(tmp_path):
     found = find_outliers(open_features(folder, "test"), 2, open_features(folder, "train"))
     assert {one.row_id for one in found.images} == {row_of(3), row_of(4)}
     assert "images of test that are farthest from all images of train." in str(found)
+
+
+def test_an_image_whose_neighbours_an_index_misses_is_compared_with_all(tmp_path, monkeypatch):
+    class Index:
+        def search(self, queries, k):
+            return np.full((len(queries), k), -3e38, np.float32), np.full((len(queries), k), -1)
+
+    features = open_features(write(tmp_path / "features", {"train": images(60)}))
+    expected = nearest_of_each(features)
+    features.record["splits"]["train"]["index"] = "IVF4,Flat"
+    monkeypatch.setattr(pairs, "open_index", lambda _: Index())
+    similarities, places = nearest_of_each(features)
+    assert (places == expected[1]).all()
+    assert (similarities == expected[0]).all()
 
 
 @pytest.mark.parametrize("index", [None, "Flat", "IVF8,Flat"])

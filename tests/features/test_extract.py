@@ -96,6 +96,9 @@ def test_datasets_reads_the_features_of_every_usable_image(whole, encoder, sourc
     assert table.features["label"] == datasets.ClassLabel(names=["cat", "dog"])
     assert table.features["embedding"] == datasets.List(datasets.Value("float32"), length=encoder.dim)
     assert table["row_id"][:] == expected.row_ids.tolist() == [row for row in range(NUMBER) if row not in BAD]
+    assert table["path"][:] == [
+        f"{('cat', 'dog')[row >= 12]}/{row:02d}.png" for row in range(NUMBER) if row not in BAD
+    ]
     assert table["label"][:] == expected.labels["label"].tolist()
     torch.testing.assert_close(torch.tensor(table["embedding"][:]), expected.features, atol=1e-6, rtol=0)
     about = read_record(whole)["splits"]["train"]
