@@ -60,16 +60,17 @@ class Duplicates:
 
     def __str__(self) -> str:
         images = [one for group in self.groups for one in group]
-        number = f"{len(self.groups):,} group{'s' * (len(self.groups) != 1)} of near-duplicates"
+        what = f"{len(self.groups):,} group{'s' * (len(self.groups) != 1)} of near-duplicates"
         parts = [
             f"{sum(one.split == split for one in images):,} of {total:,} images of {split}"
             for split, total in self.splits.items()
         ]
-        text = [f"{number}: {' and '.join(parts)}."]
+        text = [f"{what}: {' and '.join(parts)}."]
         how = "as given" if self.by_chance is None else "chosen from the data"
         text.append(f"Near-duplicates have a similarity of at least {self.threshold:.6g}, {how}.")
         if self.by_chance is not None:
-            text[-1] += f" Without any duplicate, about {self.by_chance:.1g} images would be listed by chance."
+            few = f"{self.by_chance:.1g}" if self.by_chance < 1 else f"{self.by_chance:,.0f}"
+            text[-1] += f" Without any duplicate, about {few} images would be listed by chance."
         numbered = [(number, one) for number, group in enumerate(self.groups, start=1) for one in group]
         return "\n".join([*text, *(_table(numbered, "group") if numbered else [])])
 

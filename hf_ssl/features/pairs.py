@@ -5,6 +5,7 @@ memory.
 """
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -114,7 +115,8 @@ def _check_comparable(saved: SavedFeatures, against: SavedFeatures | None) -> No
         if sum(saved.rows_of_shards) < 2:
             raise UserError(f"Split `{saved.split}` in `{saved.name}` has one image: there are none to compare it to.")
         return
-    if (saved.name, saved.split) == (against.name, against.split):
+    folders = [Path(one.name).expanduser().resolve() for one in (saved, against)]
+    if folders[0] == folders[1] and saved.split == against.split:
         raise UserError(
             f"`against` must be other features than `index`, got split `{saved.split}` of `{saved.name}` twice. "
             "Leave it out to compare the images of one split."
