@@ -4,8 +4,8 @@
     accelerate launch --num_processes 8 -m hf_ssl extract ORG/ENCODER --dataset ORG/IMAGES --output features
 
 The data set is streamed; labels are not needed. `datasets.load_dataset("features")` reads the folder: one row for each
-image with `row_id` (its place in the split), all labels and `embedding`. Images that cannot be read have no row;
-features.json counts them by reason.
+image with `row_id` (its place in the split), `path` (its file in the data set, where it has one), all labels and
+`embedding`. Images that cannot be read have no row; features.json counts them by reason.
 
 What was interrupted goes on with the same command: complete shards stay as they are, with any number of processes, and
 the folder ends up the same as without interruption. A folder of another encoder, data set or setting is refused.
@@ -36,6 +36,7 @@ from hf_ssl.features.folder import (
     begin_split,
     describe,
     finish_split,
+    has_paths,
     is_complete,
     read_record,
 )
@@ -158,7 +159,7 @@ def run(settings: ExtractSettings) -> ExtractResult:
     return ExtractResult(
         folder=settings.output,
         rows={source.split: sum(record["splits"][source.split]["shards"]) for source in sources},
-        columns=["row_id", *record["labels"], "embedding"],
+        columns=["row_id", *(["path"] if has_paths(record) else []), *record["labels"], "embedding"],
         dim=encoder.dim,
         dtype=settings.dtype,
         url=url,

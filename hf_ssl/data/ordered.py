@@ -38,11 +38,13 @@ class EvaluationBatch:
         pixel_values: Transformed images, (batch, 3, height, width), float32.
         labels: Label column -> class of each image, (batch,), int64; `UNKNOWN_LABEL` where there is none.
         row_ids: Place of each image in the data set, from 0, (batch,), int64.
+        paths: File or address of each image as its record names it, (batch,); None where it names none.
     """
 
     pixel_values: Tensor
     labels: dict[str, Tensor]
     row_ids: Tensor
+    paths: list[str | None] = field(default_factory=list)
 
 
 @dataclass
@@ -276,6 +278,10 @@ def _rows_of_ranges(source: Source, batch_size: int, ranges: Iterable[tuple[int,
                 return
 
 
+def _path_of(record_image: Any) -> str | None:
+    return record_image.get("path") if isinstance(record_image, dict) else None
+
+
 class _Transformer(Dataset):
     """Turns records into a batch; runs in the workers."""
 
@@ -302,7 +308,8 @@ class _Transformer(Dataset):
                 for label, values in rows.labels.items()
             }
             row_ids = torch.tensor([rows.row_ids[place] for place in kept])
-            read.images = EvaluationBatch(torch.stack(images), labels, row_ids)
+            paths = [_path_of(rows.images[place]) for place in kept]
+            read.images = EvaluationBatch(torch.stack(images), labels, row_ids, paths)
         return read
 
     @staticmethod

@@ -4,7 +4,7 @@ import logging
 from collections import Counter, deque
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain
 from typing import TypeVar
 
@@ -65,12 +65,14 @@ class RowFeatures:
         num_rows: Number of rows, usable or not.
         skipped: Images that cannot be used, by reason.
         features: Features of the others.
+        paths: File or address of each of the others as its record names it; None where it names none.
     """
 
     first: int
     num_rows: int
     skipped: Counter[str]
     features: Features
+    paths: list[str | None] = field(default_factory=list)
 
 
 def _num_images(source: Source, max_images: int | None) -> int | None:
@@ -150,11 +152,11 @@ def features_of_ranges(
     pixels = ((read, read.images.pixel_values if read.images is not None else None) for read in batches)
     empty = torch.zeros(0, dtype=torch.int64)
     for read, computed in _computed(encoder, pixels, bf16):
-        labels, row_ids = dict.fromkeys(source.labels, empty), empty
+        labels, row_ids, paths = dict.fromkeys(source.labels, empty), empty, []
         if read.images is not None:
-            labels, row_ids = read.images.labels, read.images.row_ids
+            labels, row_ids, paths = read.images.labels, read.images.row_ids, read.images.paths
         check_finite(computed, encoder.name)
-        yield RowFeatures(read.first, read.num_rows, read.skipped, Features(computed, labels, row_ids))
+        yield RowFeatures(read.first, read.num_rows, read.skipped, Features(computed, labels, row_ids), paths)
 
 
 def _computed(

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from datasets.info import DatasetInfosDict
 from huggingface_hub import DatasetCard, DatasetCardData
 
+from hf_ssl.features.folder import has_paths
 from hf_ssl.hub.cards import is_edited, marked
 
 _TEMPLATE = Path(__file__).with_name("card_template.md")
@@ -95,6 +96,7 @@ def render_feature_card(folder: Path, command: str, repo_id: str | None = None) 
             }
             for split, about in splits.items()
         ],
+        has_paths=has_paths(record),
         labels={label: _described(names) for label, names in record["labels"].items()},
         first_split=next(iter(splits)),
         indexed="index" in next(iter(splits.values())),

@@ -12,7 +12,15 @@ from hf_ssl.data.sources import Source
 from hf_ssl.distributed import rank, world_size
 from hf_ssl.evaluation.encoders import Encoder
 from hf_ssl.evaluation.features import features_of_ranges
-from hf_ssl.features.folder import ExtractionSettings, columns_of, shard_path, write_shard
+from hf_ssl.features.folder import (
+    ExtractionSettings,
+    columns_of,
+    has_paths,
+    read_record,
+    shard_path,
+    write_shard,
+)
+from hf_ssl.features.paths import path_in_dataset
 
 
 def rows_to_cover(source: Source, max_images: int | None) -> int | None:
@@ -79,7 +87,10 @@ def extract_shards(
         UserError: If a label column has the name of another column, a feature is too large for float16, or as
             `features_of_ranges` does.
     """
-    columns = columns_of(source.labels, encoder.dim, settings.dtype)
+    with_path = has_paths(read_record(folder) or {})
+    columns = columns_of(source.labels, encoder.dim, settings.dtype, with_path=with_path)
+    place = Path(source.name).expanduser()
+    root = place if place.is_dir() else None
     size = settings.rows_per_shard
     limit = settings.max_images
     numbers = own_shards(source, settings, complete, rank(), world_size())
@@ -91,6 +102,7 @@ def extract_shards(
         for number, parts in groupby(batches, key=lambda part: part.first // size):
             rows = []
             for part in parts:
+                part.paths = [path_in_dataset(path, root) for path in part.paths]
                 rows.append(part)
                 bar.update(part.num_rows)
             if written is not None:

@@ -78,6 +78,7 @@ def describe(
         "encoder": {"name": encoder.name, "seed": seed, "dim": encoder.dim, "fingerprint": encoder.fingerprint()},
         "dataset": dict(dataset),
         "labels": source.labels,
+        "paths": True,
         "settings": asdict(settings),
         "splits": {},
     }
@@ -199,18 +200,25 @@ def write_shard(path: Path, parts: Iterable[RowFeatures], features: datasets.Fea
         os.fsync(file.fileno())
 
 
-def columns_of(labels: Mapping[str, list[str]], dim: int, dtype: str) -> datasets.Features:
-    """`row_id`, every label column and `embedding`, a list of fixed size, as `datasets` describes them.
+def has_paths(record: Mapping[str, Any]) -> bool:
+    """Whether the rows of a folder have a `path`; folders from before there were paths go on without."""
+    return record.get("paths", False)
+
+
+def columns_of(labels: Mapping[str, list[str]], dim: int, dtype: str, *, with_path: bool = True) -> datasets.Features:
+    """`row_id`, `path`, every label column and `embedding`, a list of fixed size, as `datasets` describes them.
 
     Raises:
-        UserError: If a label column has the name of one of the two other columns.
+        UserError: If a label column has the name of one of the other columns.
     """
-    for name in ("row_id", "embedding"):
+    own = ("row_id", "path", "embedding") if with_path else ("row_id", "embedding")
+    for name in own:
         if name in labels:
             raise UserError(f"The label column `{name}` has the name of a column that is written. Rename it.")
     return datasets.Features(
         {
             "row_id": datasets.Value("int64"),
+            **({"path": datasets.Value("string")} if with_path else {}),
             **{
                 column: datasets.ClassLabel(names=names) if names else datasets.Value("int64")
                 for column, names in labels.items()
@@ -228,14 +236,12 @@ def _record_batch(part: RowFeatures, schema: pa.Schema) -> pa.RecordBatch:
             f"A feature of {float(part.features.features.abs().max()):.0f} is too large for `float16`. "
             "Write `float32`."
         )
-    columns = [
-        pa.array(part.features.row_ids.numpy()),
-        *(pa.array(part.features.labels[name].numpy()) for name in schema.names[1:-1]),
-        pa.FixedSizeListArray.from_arrays(pa.array(features.flatten().numpy()), embedding.list_size),
-    ]
-    return pa.RecordBatch.from_arrays(
-        [column.cast(field.type) for column, field in zip(columns, schema, strict=True)], schema=schema
-    )
+    columns = {name: pa.array(values.numpy()) for name, values in part.features.labels.items()}
+    columns["row_id"] = pa.array(part.features.row_ids.numpy())
+    columns["embedding"] = pa.FixedSizeListArray.from_arrays(pa.array(features.flatten().numpy()), embedding.list_size)
+    if "path" in schema.names:
+        columns["path"] = pa.array(part.paths or [None] * len(features), pa.string())
+    return pa.RecordBatch.from_arrays([columns[field.name].cast(field.type) for field in schema], schema=schema)
 
 
 def finish_split(folder: Path, split: str, num_rows: int | None) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 from hf_ssl.errors import UserError
 from hf_ssl.evaluation.encoders import Encoder
 from hf_ssl.evaluation.finite import check_finite
-from hf_ssl.features.folder import RECORD, is_complete, read_record, shard_path, write_record
+from hf_ssl.features.folder import RECORD, has_paths, is_complete, read_record, shard_path, write_record
 
 _TRAINING_ROWS = 262_144  # features that an index learns its cells from at the most
 _ROWS_AT_ONCE = 16_384
@@ -64,11 +64,13 @@ class Neighbours:
         similarities: Cosine, (queries, k), float32, in [-1, 1].
         row_ids: Row in the split, (queries, k), int64.
         labels: Every label column, (queries, k), int64.
+        paths: File of each image in its data set, (queries, k), of text; None where it is unknown.
     """
 
     similarities: NDArray[np.float32]
     row_ids: NDArray[np.int64]
     labels: dict[str, NDArray[np.int64]]
+    paths: NDArray[np.object_]
 
 
 def open_features(folder_or_repo: str, split: str | None = None, revision: str | None = None) -> SavedFeatures:
@@ -169,7 +171,7 @@ def nearest(
         similarities, places = _by_index(saved, queries, k)
     else:
         similarities, places = _by_comparison(saved, queries, k, progress)
-    return _with_rows(saved, similarities, places)
+    return Neighbours(similarities, *rows_at(saved, places))
 
 
 def _normalised(features: NDArray[Any]) -> NDArray[np.float32]:
@@ -177,7 +179,7 @@ def _normalised(features: NDArray[Any]) -> NDArray[np.float32]:
     return features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
 
 
-def _embeddings(saved: SavedFeatures, number: int) -> NDArray[np.float32]:
+def embeddings_of(saved: SavedFeatures, number: int) -> NDArray[np.float32]:
     """Normalised features of a shard, (rows, dim)."""
     column = saved.shard(number, ["embedding"])["embedding"].combine_chunks()
     return _normalised(column.flatten().to_numpy().reshape(len(column), saved.record["encoder"]["dim"]))
@@ -190,7 +192,7 @@ def _by_comparison(
     places = np.empty((len(queries), 0), np.int64)
     start = 0
     for number in tqdm(range(len(saved.rows_of_shards)), desc="comparing", unit="shard", disable=not progress):
-        for rows in _slices(_embeddings(saved, number)):
+        for rows in _slices(embeddings_of(saved, number)):
             best = np.concatenate([best, queries @ rows.T], axis=1)
             here = np.broadcast_to(np.arange(start, start + len(rows)), (len(queries), len(rows)))
             places = np.concatenate([places, here], axis=1)
@@ -208,29 +210,52 @@ def _slices(rows: NDArray[np.float32]) -> Iterator[NDArray[np.float32]]:
 def _by_index(
     saved: SavedFeatures, queries: NDArray[np.float32], k: int
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    return open_index(saved).search(queries, k)
+
+
+def open_index(saved: SavedFeatures) -> Any:
+    """The faiss index of the features.
+
+    Raises:
+        UserError: If it is of other features than the shards, or faiss is missing.
+    """
     index = _faiss().read_index(str(saved.fetch(_index_name(saved.split))))
-    if index.ntotal != sum(saved.rows_of_shards) or index.d != queries.shape[1]:
+    if index.ntotal != sum(saved.rows_of_shards) or index.d != saved.record["encoder"]["dim"]:
         raise UserError(
             f"The index of split `{saved.split}` in `{saved.name}` is of other features than its shards. Build it "
             "again by `hf-ssl extract ... --index faiss`, or add `--exact`."
         )
-    return index.search(queries, k)
+    return index
 
 
-def _with_rows(saved: SavedFeatures, similarities: NDArray[np.float32], places: NDArray[np.int64]) -> Neighbours:
-    """Look up what the shards say about each place in their sequence; only the shards that are needed are read."""
+def rows_at(
+    saved: SavedFeatures, places: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], dict[str, NDArray[np.int64]], NDArray[np.object_]]:
+    """Look up what the shards say about some images; only the shards that are needed are read.
+
+    Args:
+        saved: The features.
+        places: Places in the sequence of the shards' rows, from 0, of any shape; -1 where there is none.
+
+    Returns:
+        Rows in the split and values of every label column, int64, -1 where there is no place; and paths, None where
+        they are unknown. All have the shape of `places`.
+    """
     ends = np.cumsum(saved.rows_of_shards)
     columns = ["row_id", *saved.record["labels"]]
     found = {name: np.full(places.shape, -1, np.int64) for name in columns}
+    paths = np.full(places.shape, None, np.object_)
+    with_path = ["path"] if has_paths(saved.record) else []
     shards = np.searchsorted(ends, places, side="right")
     for number in np.unique(shards[places >= 0]):  # an index of cells may find fewer than k and gives -1
-        table = saved.shard(int(number), columns)
+        table = saved.shard(int(number), [*columns, *with_path])
         here = (shards == number) & (places >= 0)
         within = places[here] - (ends[number] - saved.rows_of_shards[number])
         for name in columns:
             found[name][here] = table[name].to_numpy()[within]
-    row_ids = found.pop("row_id")
-    return Neighbours(similarities, row_ids, found)
+        if with_path:
+            paths[here] = table["path"].take(pa.array(within)).to_pylist()
+    return found.pop("row_id"), found, paths
 
 
 def _index_name(split: str) -> str:
@@ -261,7 +286,7 @@ def build_index(folder: Path, split: str, factory: str = "Flat", *, progress: bo
     index = new_index(factory, saved.record["encoder"]["dim"])
     if not index.is_trained:
         step = max(1, -(-sum(rows) // _TRAINING_ROWS))
-        sample = np.concatenate([_embeddings(saved, number)[::step] for number in range(len(rows))])
+        sample = np.concatenate([embeddings_of(saved, number)[::step] for number in range(len(rows))])
         try:
             index.train(sample)
         except RuntimeError as error:
@@ -269,7 +294,7 @@ def build_index(folder: Path, split: str, factory: str = "Flat", *, progress: bo
     if (cells := faiss.try_extract_index_ivf(index)) is not None:
         cells.nprobe = max(1, cells.nlist // 8)  # faiss searches a single cell unless told otherwise
     for number in tqdm(range(len(rows)), desc=f"index of {split}", unit="shard", disable=not progress):
-        index.add(_embeddings(saved, number))
+        index.add(embeddings_of(saved, number))
     path = folder / _index_name(split)
     path.parent.mkdir(exist_ok=True)
     part = path.with_name(f".{path.name}.part")

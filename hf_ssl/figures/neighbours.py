@@ -1,5 +1,6 @@
 """Images beside those that an encoder finds most similar."""
 
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -7,6 +8,13 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 _SAME, _OTHER = "#0072B2", "#E69F00"  # Okabe and Ito's blue and orange
+
+
+def short_name(path: str, length: int = 18) -> str:
+    """The file name of a path, cut in its middle where it would not fit over a small picture."""
+    name = re.split(r"[/\\]", path)[-1]
+    half = (length - 3) // 2
+    return name if len(name) <= length else f"{name[:half]}...{name[-half:]}"
 
 
 def neighbour_gallery(
@@ -54,4 +62,38 @@ def neighbour_gallery(
     if same_class and any(agrees is not None for line in same_class for agrees in line):
         what = label or "class"
         figure.supxlabel(f"frame: blue for the same {what}, orange for another", fontsize=8)
+    return figure
+
+
+def picture_sheet(
+    rows: Sequence[Sequence[NDArray[np.uint8]]], titles: Sequence[Sequence[str]], labels: Sequence[str] | None = None
+) -> Figure:
+    """Draw rows of pictures, such as groups of near-duplicates.
+
+    Args:
+        rows: Pictures, (height, width, 3); rows may have different lengths.
+        titles: What stands over each picture.
+        labels: What stands at the left of each row.
+
+    Returns:
+        The figure; save it by `figure.savefig(path)`.
+
+    Raises:
+        ValueError: If there is nothing to draw.
+    """
+    if not rows:
+        raise ValueError("There are no pictures to draw. Give at least one.")
+    num_columns = max(map(len, rows))
+    figure = Figure(figsize=(1.1 * num_columns + 0.5, 1.25 * len(rows) + 0.2), dpi=150, layout="constrained")
+    axes = figure.subplots(len(rows), num_columns, squeeze=False)
+    for number, (line, pictures) in enumerate(zip(axes, rows, strict=True)):
+        for axis, picture, title in zip(line, pictures, titles[number], strict=False):
+            axis.imshow(picture, interpolation="nearest")
+            axis.set(xticks=[], yticks=[])
+            axis.spines[:].set_visible(False)
+            axis.set_title(title, fontsize=6)
+        for axis in line[len(pictures) :]:
+            axis.set_axis_off()
+        if labels is not None:
+            line[0].set_ylabel(labels[number], fontsize=8)
     return figure

@@ -71,9 +71,9 @@ def test_splits_with_names_of_their_own_are_found(run, tmp_path, capsys):
     extract([f"raw:{run}", *data, "--output", str(tmp_path / "out"), "--dtype", "float16"])
     table = datasets.load_dataset(str(tmp_path / "out"))
     assert {split: rows.num_rows for split, rows in table.items()} == {"train": 1, "test": 1}
-    assert table["test"].column_names == ["row_id", "embedding"]  # labels are not needed
+    assert table["test"].column_names == ["row_id", "path", "embedding"]  # labels are not needed
     assert table["test"].features["embedding"] == datasets.List(datasets.Value("float16"), length=3 * 32 * 32)
-    assert "split test: 1 rows of row_id, embedding (3072 x float16)" in capsys.readouterr().out
+    assert "split test: 1 rows of row_id, path, embedding (3072 x float16)" in capsys.readouterr().out
 
 
 def test_the_same_command_again_computes_nothing_and_other_settings_are_refused(run, features, monkeypatch, capsys):

@@ -61,6 +61,21 @@ def test_images_find_themselves_and_their_kind(features, tmp_path, capsys):
     assert [found[0]["label"] for found in result.neighbours] == [str(labels[row]) for row in rows]
 
 
+def test_neighbours_are_shown_with_their_files(run, tmp_path, capsys):
+    for number in range(4):
+        path = tmp_path / "photos" / ("cat", "dog")[number // 2] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.linear_gradient("L").rotate(70 * number).save(path)
+    photos, output = str(tmp_path / "photos"), str(tmp_path / "features")
+    hf_ssl.extract_features(run, dataset=photos, num_workers=0, output=output)
+    query = str(tmp_path / "photos" / "dog" / "2.png")
+    assert search([query, "--index", output, "--k", "2", "--figure", str(tmp_path / "figure.png")]) == 0
+    lines = capsys.readouterr().out.split(f"\n{query}\n")[1].splitlines()
+    assert lines[0].split() == ["similarity", "row_id", "path", "label"]
+    assert lines[1].split() == ["1", "1.0000", "2", "dog/2.png", "dog"]
+    assert hf_ssl.search(query, index=output, k=2).neighbours[0][0]["path"] == "dog/2.png"
+
+
 def test_an_encoder_or_data_set_that_has_moved_is_named(features, run, tmp_path):
     Image.new("L", (8, 8), 99).save(tmp_path / "one.png")
     copy = tmp_path / "features"
@@ -103,4 +118,97 @@ def test_wrong_input_of_a_search_is_named(features, tmp_path, monkeypatch, capsy
     Path("README").write_text("text")
     Image.new("L", (8, 8)).save("one.png")
     assert search(["one.png", "--index", str(features), *arguments]) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def photos(run, tmp_path_factory):
+    """Photos of which two have a copy of other quality in the same split, and one in the test split."""
+    folder = tmp_path_factory.mktemp("photos")
+    rows = RowReader(open_source("digits", split="train")).images(range(100))
+    for number, image in rows.items():
+        split = ("train", "test")[number >= 60]
+        (folder / split).mkdir(exist_ok=True)
+        picture = Image.fromarray(decode(image)).resize((60, 60), Image.Resampling.BILINEAR)
+        picture.save(folder / split / f"{number:03}.png")
+        copies = {3: "train/copy-of-003.jpg", 9: "train/copy-of-009.jpg", 20: "test/copy-of-020.jpg"}
+        if number in copies:
+            (folder / copies[number]).parent.mkdir(exist_ok=True)
+            picture.save(folder / copies[number], quality=50)
+    output = str(tmp_path_factory.mktemp("features") / "photos")
+    hf_ssl.extract_features(f"raw:{run}", dataset=str(folder), num_workers=0, split=["train", "test"], output=output)
+    return output
+
+
+def test_duplicates_of_a_split_are_listed_and_drawn(photos, tmp_path, capsys):
+    figure = tmp_path / "figures" / "duplicates.png"
+    assert search(["--index", photos, "--duplicates", "--figure", str(figure)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "2 groups of near-duplicates: 4 of 62 images of train."
+    assert "chosen from the data" in lines[1]
+    assert lines[2].split() == ["group", "similarity", "row_id", "path"]
+    groups = {
+        (line.split()[0], line.split()[3].removeprefix("train/").removeprefix("copy-of-")[:3]) for line in lines[3:7]
+    }
+    assert sorted(groups) in ([("1", "003"), ("2", "009")], [("1", "009"), ("2", "003")])
+    assert lines[-1] == f"{figure}: the duplicates"
+    width, height = Image.open(figure).size
+    assert width > 300 and height > 300
+    result = hf_ssl.search(index=photos, duplicates=True, threshold=1.0)
+    assert result.duplicates.groups == []
+    assert str(result).startswith("0 groups of near-duplicates: 0 of 62 images of train.")
+
+
+def test_test_images_in_train_are_listed(photos, tmp_path):
+    figure = tmp_path / "leakage.png"
+    result = hf_ssl.search(index=photos, split="train", duplicates=True, against_split="test", figure=figure)
+    assert [[(one.split, one.path) for one in group] for group in result.duplicates.groups] == [
+        [("train", "train/020.png"), ("test", "test/copy-of-020.jpg")]
+    ]
+    assert figure.is_file()
+    again = hf_ssl.search(index=photos, split="train", duplicates=True, against=photos, against_split="test")
+    assert again.duplicates == result.duplicates
+
+
+def test_outliers_are_listed_and_drawn(photos, tmp_path, capsys):
+    figure = tmp_path / "outliers.png"
+    assert search(["--index", photos, "--outliers", "11", "--figure", str(figure)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "The 11 images of train that are farthest from all others."
+    assert [line.split()[0] for line in lines[2:13]] == [str(number) for number in range(1, 12)]
+    similarities = [float(line.split()[1]) for line in lines[2:13]]
+    assert similarities == sorted(similarities)
+    assert lines[-1] == f"{figure}: the outliers"
+    assert figure.is_file()
+
+
+def test_no_picture_is_drawn_of_nothing(photos, tmp_path, capsys):
+    figure = tmp_path / "duplicates.png"
+    assert search(["--index", photos, "--duplicates", "--threshold", "1", "--figure", str(figure)]) == 0
+    assert "duplicates.png" not in capsys.readouterr().out
+    assert not figure.exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "One of `images`, `duplicates` and `outliers` must be given, got none. Name image files, or add"),
+        (["one.png", "--duplicates"], "must be given, got `images` and `duplicates`."),
+        (["--duplicates", "--outliers", "3"], "must be given, got `duplicates` and `outliers`."),
+        (["--outliers", "0"], "`outliers` must be at least 1, got 0"),
+        (["--duplicates", "--threshold", "0"], "`threshold` must be above 0 and at most 1, got 0.0"),
+        (["--duplicates", "--threshold", "95"], "`threshold` must be above 0 and at most 1, got 95.0"),
+        (["--outliers", "3", "--threshold", "0.9"], "`threshold` is for `duplicates`. Leave it out."),
+        (["one.png", "--against_split", "test"], "`against_split` is for `duplicates` and `outliers`."),
+        (["--duplicates", "--encoder", "resnet18"], "`encoder` is for `images`. Leave it out."),
+        (["--duplicates", "--against_split", "dev"], "has no features of split `dev`. It has: train, test"),
+        (["--duplicates", "--against_split", "train"], "`against` must be other features than `index`"),
+        (["--duplicates", "--against", "./none"], "There is no folder `./none`"),
+        (["--duplicates", "--dataset", "digits", "--figure", "a.png"], "`digits` is not the data set whose features"),
+    ],
+)
+def test_wrong_input_of_a_comparison_is_named(photos, tmp_path, monkeypatch, capsys, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    Image.new("L", (8, 8)).save("one.png")
+    assert search([*arguments, "--index", photos]) == 2
     assert message in capsys.readouterr().err

@@ -58,7 +58,7 @@ def test_metadata_name_splits_columns_and_sizes(folder):
     assert set(data["tags"]) == {"embeddings", "hf_ssl", "faiss"}
     assert [entry["split"] for entry in data["configs"][0]["data_files"]] == ["test", "train"]
     info = data["dataset_info"]
-    assert [column["name"] for column in info["features"]] == ["row_id", "label", "embedding"]
+    assert [column["name"] for column in info["features"]] == ["row_id", "path", "label", "embedding"]
     assert [split["num_examples"] for split in info["splits"]] == [70, 70]
     assert info["download_size"] == sum(path.stat().st_size for path in folder.glob("data/*.parquet"))
     assert "source_datasets" not in data
@@ -67,6 +67,7 @@ def test_metadata_name_splits_columns_and_sizes(folder):
 def test_the_text_says_what_was_done(folder, tmp_path):
     text = (folder / "README.md").read_text()
     assert COMMAND in text
+    assert "| `path` | file of the image" in text
     assert "| test | 70 | 70 | none |" in text
     changes = {
         "encoder": {"name": "org/encoder@v1"},

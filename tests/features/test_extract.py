@@ -92,10 +92,13 @@ def whole(encoder, source, tmp_path_factory):
 def test_datasets_reads_the_features_of_every_usable_image(whole, encoder, source):
     table = datasets.load_dataset(str(whole), split="train")
     expected = extract_features(encoder, source, batch_size=2)
-    assert table.column_names == ["row_id", "label", "embedding"]
+    assert table.column_names == ["row_id", "path", "label", "embedding"]
     assert table.features["label"] == datasets.ClassLabel(names=["cat", "dog"])
     assert table.features["embedding"] == datasets.List(datasets.Value("float32"), length=encoder.dim)
     assert table["row_id"][:] == expected.row_ids.tolist() == [row for row in range(NUMBER) if row not in BAD]
+    assert table["path"][:] == [
+        f"{('cat', 'dog')[row >= 12]}/{row:02d}.png" for row in range(NUMBER) if row not in BAD
+    ]
     assert table["label"][:] == expected.labels["label"].tolist()
     torch.testing.assert_close(torch.tensor(table["embedding"][:]), expected.features, atol=1e-6, rtol=0)
     about = read_record(whole)["splits"]["train"]
