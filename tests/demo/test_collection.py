@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from hf_ssl.data.ordered import sampled_rows
 from hf_ssl.data.sources import open_source
 from hf_ssl.demo.collection import Collection, collect, name_of_data
 from hf_ssl.evaluation.encoders import load_encoder
@@ -19,8 +20,9 @@ def test_a_collection_holds_images_from_all_over_the_split(collection):
     assert len(collection.pictures) == len(collection.positions) == 20
     assert collection.picture(0).size == (192, 192)
     labels = [record["shape"] for record in source.records.take(500)]
-    assert collection.classes.tolist() == labels[::25]
-    assert collection.class_of(3) == source.labels["shape"][labels[75]]
+    rows = sampled_rows(500, 20)
+    assert collection.classes.tolist() == [labels[row] for row in rows]
+    assert collection.class_of(3) == source.labels["shape"][labels[rows[3]]]
 
 
 def test_neighbours_and_place_follow_their_formulas(collection):

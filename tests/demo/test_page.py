@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from hf_ssl.data.ordered import sampled_rows
 from hf_ssl.data.shapes import shapes
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -43,8 +44,8 @@ def address():
 
 @pytest.fixture(scope="module")
 def picture():
-    """An image file of the data set; the sample takes every 25th."""
-    return shapes("train").data["image"][25 * UPLOADED].as_py()["bytes"]
+    """An image file of the data set; the sample takes one of each 25 images."""
+    return shapes("train").data["image"][int(sampled_rows(2500, 100)[UPLOADED])].as_py()["bytes"]
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium or Chrome")
