@@ -17,7 +17,7 @@ from hf_ssl.data.shapes import shapes
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 COMMAND = [sys.executable, "-m", "hf_ssl", "demo", "random:test_resnet", "--dataset", "shapes"]
-UPLOADED = 50  # an image of the sample
+UPLOADED = int(sampled_rows(2500, 100)[50])  # an image of the sample: one of each 25
 
 
 @pytest.fixture(scope="module")
@@ -44,8 +44,8 @@ def address():
 
 @pytest.fixture(scope="module")
 def picture():
-    """An image file of the data set; the sample takes one of each 25 images."""
-    return shapes("train").data["image"][int(sampled_rows(2500, 100)[UPLOADED])].as_py()["bytes"]
+    """An image file of the data set that is in the sample."""
+    return shapes("train").data["image"][UPLOADED].as_py()["bytes"]
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium or Chrome")
@@ -76,7 +76,7 @@ def test_the_page_finds_the_neighbours_of_an_upload(address, picture, tmp_path):
         assert len(captions) == 8
         assert cosines[0] == 1 > cosines[1]
         assert cosines == sorted(cosines, reverse=True)
-        shape = shapes("train").features["shape"].names[shapes("train")["shape"][25 * UPLOADED]]
+        shape = shapes("train").features["shape"].names[shapes("train")["shape"][UPLOADED]]
         assert captions[0].split() == ["1.0000", shape]
         nearest = page.request.get(page.locator("#neighbours img").first.get_attribute("src")).body()
         expected = Image.open(io.BytesIO(picture)).convert("RGB").resize((192, 192), Image.Resampling.NEAREST)
