@@ -24,7 +24,7 @@ from hf_ssl.errors import UserError
 from hf_ssl.settings import descriptions_of, is_required, rule_of
 
 ALIASES = {"encoder": "architecture"}
-"""Flags with the name of another field: what a user types -> the field, where there is no field of that name."""
+"""A second name of a flag -> the field that it sets, in settings without a field of that name."""
 
 _SWITCH = {"true": True, "false": False, "yes": True, "no": False, "1": True, "0": False}
 

@@ -29,8 +29,9 @@ from hf_ssl.figures.views import view_sheet
 from hf_ssl.methods import METHODS
 from hf_ssl.settings import check_least, checked
 
+_IMAGE_SIZE = 224  # of a method without recipes
 _CHUNK_SIZE = 64
-_MOST_PICTURES = 4096  # more are no sheet that one can look at
+_MOST_PICTURES = 4096  # nobody can look at a larger sheet
 
 
 @checked
@@ -129,8 +130,8 @@ def run(settings: ViewsSettings) -> ViewsResult:
             break
     if not shown:
         reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(skipped.items()))
-        raise UserError(f"Split `{source.split}` of `{source.name}` has no image that can be used: {reasons}.")
-    image_size = settings.image_size or chosen["image_size"]
+        raise UserError(f"Split `{source.split}` of `{source.name}` holds no usable image: {reasons}.")
+    image_size = settings.image_size or chosen.get("image_size", _IMAGE_SIZE)
     make = Views(recipe, image_size)
     views = [
         np.stack(

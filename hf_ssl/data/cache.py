@@ -179,7 +179,7 @@ def fill_cache(
             bar.update(part.num_records)
     if pictures is None:
         raise UserError(
-            f"Split `{source.split}` of `{source.name}` has no image that can be used: "
+            f"Split `{source.split}` of `{source.name}` holds no usable image: "
             f"{', '.join(sorted(set(reasons.values())))}."
         )
     return Cache(_source_of_places(source, shard_sizes, columns), pictures, reasons)

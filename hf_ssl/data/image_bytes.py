@@ -8,7 +8,7 @@ from typing import Any
 import fsspec
 
 MAX_FILE_BYTES = 2**31
-"""Files above this size are no picture that `decode` accepts, and would fill the memory."""
+"""Larger files are not read: `decode` would refuse such a picture, and they would fill the memory."""
 
 DAMAGED_ARCHIVE = "\0damaged archive"
 """Path of an image that a damaged archive has lost; no file has such a name."""

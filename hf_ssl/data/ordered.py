@@ -112,8 +112,8 @@ def evaluation_batches(
 ) -> EvaluationBatches:
     """Read a data set, or a sample of it, once and in its own order; each process gets every `world_size`-th batch.
 
-    A sample comes from all over the data set, because files are often sorted by class. Of a stream whose length is not
-    known it is the beginning, of a very long one it comes from the beginning; a warning says so, once.
+    A sample comes from all over the data set, because files are often sorted by class. A stream of unknown
+    length gives its first images, a very long one a sample of its beginning. Both are logged as a warning, once.
 
     Args:
         source: The data set.

@@ -248,7 +248,7 @@ def _of_table(table: pa.Table, features: datasets.Features) -> _Opened:
 def _open_folder(name: str, path: Path, config: str | None, split: str) -> _Opened:
     contents = list_folder(path)
     counts = contents.left_out
-    if contents.kind in ("parquet", "tar"):  # pictures beside them are no part of the data
+    if contents.kind in ("parquet", "tar"):  # pictures beside them do not belong to the data
         counts = {reason: count for reason, count in counts.items() if not reason.startswith("format")}
     left_out = _listed(counts)
     if contents.kind is None and left_out:

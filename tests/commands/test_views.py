@@ -13,6 +13,7 @@ from hf_ssl.data.sources import open_source
 from hf_ssl.data.stream import TrainingStream
 from hf_ssl.data.views import Views
 from hf_ssl.errors import UserError
+from hf_ssl.training.recipe import Choice
 
 draw_views = python_function(views.COMMAND)
 
@@ -77,6 +78,13 @@ def test_without_a_recipe_the_views_are_those_of_pretraining(method, tmp_path):
     assert (result.recipe, result.image_size) == (asked.data.view_recipe, asked.config.image_size)
 
 
+def test_a_method_without_recipes_has_views_of_imagenets_size(tmp_path, monkeypatch):
+    """On a GPU `auto` takes the settings for ImageNet as they are, and such a method has none."""
+    monkeypatch.setattr(views, "auto_choice", lambda *_: Choice({}, ""))
+    result = draw_views(dataset="digits", method="byol", views=1, num_images=1, output=tmp_path / "v.png")
+    assert (result.recipe, result.image_size) == ("byol", 224)
+
+
 @pytest.mark.parametrize(
     ("values", "sentence"),
     [
@@ -97,6 +105,6 @@ def test_wrong_settings_are_refused_in_one_sentence(values, sentence, capsys):
 
 def test_a_data_set_without_usable_images_is_refused(tmp_path):
     (tmp_path / "0.png").write_bytes(b"")
-    with pytest.raises(UserError, match="has no image that can be used: 1 empty"):
+    with pytest.raises(UserError, match="holds no usable image: 1 empty"):
         draw_views(dataset=str(tmp_path), output=tmp_path / "v.png")
     assert not (tmp_path / "v.png").exists()

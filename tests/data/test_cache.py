@@ -220,7 +220,7 @@ def test_other_data_that_no_cache_can_hold(sources, tmp_path):
     with pytest.raises(ValueError, match="says that it has 80 and has more. Set `cache` to none"):
         fill_cache(replace(sources["tar_bad"], num_images=80), CPU)
     _write_parquet(tmp_path / "bad", [b"text", b"", b"text"])
-    with pytest.raises(ValueError, match="has no image that can be used: empty, not an image"):
+    with pytest.raises(ValueError, match="holds no usable image: empty, not an image"):
         fill_cache(open_source(str(tmp_path / "bad")), CPU)
 
 
