@@ -33,7 +33,7 @@ if TYPE_CHECKING:
         views,
     )
     from hf_ssl.data.settings import DataSettings
-    from hf_ssl.data.sources import open_source
+    from hf_ssl.data.sources.open import open_source
     from hf_ssl.errors import UserError
     from hf_ssl.evaluation.encoders import load_encoder
     from hf_ssl.fine_tuning.settings import FineTuningSettings
@@ -79,7 +79,7 @@ _HOMES = {
     "TrainingSettings": "training.arguments",
     "UserError": "errors",
     "load_encoder": "evaluation.encoders",
-    "open_source": "data.sources",
+    "open_source": "data.sources.open",
     "register_method": "methods",
 }
 

@@ -71,6 +71,15 @@ def test_a_room_imports_only_the_rooms_below_it(path: Path):
     assert used <= allowed(room)
 
 
+@pytest.mark.parametrize("path", sorted((PACKAGE / "data").rglob("*.py")), ids=lambda path: path.stem)
+def test_a_room_of_data_imports_only_those_below_it(path: Path):
+    below = {"decode": set(), "views": {"decode"}, "sources": {"decode"}, "order": {"decode", "views", "sources"}}
+    room = path.parent.name
+    if room != "data":
+        used = {name.split(".")[1] for name in imports_of(path) if name.startswith("data.")} - {room}
+        assert used <= below[room]
+
+
 @pytest.mark.parametrize("path", sorted((PACKAGE / "methods").glob("*.py")), ids=lambda path: path.stem)
 def test_no_method_imports_another(path: Path):
     if path.stem in ("__init__", "base"):

@@ -24,8 +24,8 @@ from torch import nn
 
 from hf_ssl.commands.command import Command
 from hf_ssl.commands.encoder_settings import ReadingSettings, goes_on_card, method_of, place_beside, titles_of
-from hf_ssl.data.sources import Source
-from hf_ssl.data.views import find_recipe
+from hf_ssl.data.sources.open import Source
+from hf_ssl.data.views.cpu import find_recipe
 from hf_ssl.errors import UserError
 from hf_ssl.evaluation.analysis import (
     FEATURE_NUMBERS,

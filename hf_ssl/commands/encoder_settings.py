@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForPreTraining
 
-from hf_ssl.data.sources import Source, open_source
+from hf_ssl.data.sources.open import Source, open_source
 from hf_ssl.errors import UserError
 from hf_ssl.evaluation.encoders import encoder_folder
 from hf_ssl.evaluation.references import read_json

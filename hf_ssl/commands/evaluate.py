@@ -31,7 +31,7 @@ from hf_ssl.commands.encoder_settings import (
     place_beside,
     titles_of,
 )
-from hf_ssl.data.sources import Source
+from hf_ssl.data.sources.open import Source
 from hf_ssl.errors import UserError, near_name
 from hf_ssl.evaluation.clustering import write_assignments
 from hf_ssl.evaluation.comparison import BASELINES, Comparison, compare, shared_labels

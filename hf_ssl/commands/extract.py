@@ -26,7 +26,7 @@ from accelerate.utils import broadcast_object_list
 
 from hf_ssl.commands.command import Command
 from hf_ssl.commands.encoder_settings import ReadingSettings
-from hf_ssl.data.sources import Source
+from hf_ssl.data.sources.open import Source
 from hf_ssl.errors import UserError
 from hf_ssl.evaluation.encoders import Encoder, ImageTransform, load_encoder
 from hf_ssl.features.card import files_to_push, write_feature_card

@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from hf_ssl.commands.command import Command
-from hf_ssl.data.labelled_subset import class_names, labelled_subset
 from hf_ssl.data.settings import DataSettings
-from hf_ssl.data.sources import Source
+from hf_ssl.data.sources.open import Source
+from hf_ssl.data.sources.subset import class_names, labelled_subset
 from hf_ssl.errors import UserError
 from hf_ssl.evaluation.results import update_results
 from hf_ssl.figures.confusion import confusion_matrix
@@ -49,8 +49,8 @@ class FineTuneSettings(DataSettings, FineTuningSettings):
         encoder: Folder of a run, encoder folder, repository on the Hub or timm name; `random:` before it: the same
             architecture from scratch.
         label_column: Column of the classes; found by its type or name if not given.
-        view_recipe: Augmentation, a name in `hf_ssl/data/recipes.py`; `crop_and_flip` if not given. Of its two views
-            fine-tuning uses the first.
+        view_recipe: Augmentation, a name in `hf_ssl/data/views/recipes.py`; `crop_and_flip` if not given. Of its two
+            views fine-tuning uses the first.
         views_on: Only `cpu` here: workers make the views.
         cache: Only `none` here.
     """

@@ -12,8 +12,8 @@ from transformers import PreTrainedConfig
 
 from hf_ssl.commands.flags import ALIASES
 from hf_ssl.data.settings import DataSettings
-from hf_ssl.data.sources import Source
-from hf_ssl.data.views import VIEW_RECIPES
+from hf_ssl.data.sources.open import Source
+from hf_ssl.data.views.cpu import VIEW_RECIPES
 from hf_ssl.errors import UserError, near_name
 from hf_ssl.evaluation.references import read_json
 from hf_ssl.hub.access import check_push_access

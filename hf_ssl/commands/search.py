@@ -28,9 +28,9 @@ from numpy.typing import NDArray
 
 from hf_ssl.commands.command import Command
 from hf_ssl.commands.encoder_settings import check_output_file
-from hf_ssl.data.decode import SkippedImageError, decode
-from hf_ssl.data.rows import RowReader
-from hf_ssl.data.sources import Source, open_source
+from hf_ssl.data.decode.pictures import SkippedImageError, decode
+from hf_ssl.data.order.rows import RowReader
+from hf_ssl.data.sources.open import Source, open_source
 from hf_ssl.errors import UserError
 from hf_ssl.evaluation.encoders import Encoder, load_encoder
 from hf_ssl.features.duplicates import (

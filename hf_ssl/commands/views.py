@@ -18,12 +18,12 @@ from numpy.typing import NDArray
 from hf_ssl.commands.command import Command
 from hf_ssl.commands.encoder_settings import check_output_file
 from hf_ssl.commands.resolve import DEFAULT_METHOD, auto_choice
-from hf_ssl.data.decode import SkippedImageError, decode
-from hf_ssl.data.draws import numbers_of
-from hf_ssl.data.reader import Reader
+from hf_ssl.data.decode.pictures import SkippedImageError, decode
+from hf_ssl.data.order.reader import Reader
 from hf_ssl.data.settings import DataSettings, ViewedDataSettings
-from hf_ssl.data.sources import Source
-from hf_ssl.data.views import Views
+from hf_ssl.data.sources.open import Source
+from hf_ssl.data.views.cpu import Views
+from hf_ssl.data.views.draws import numbers_of
 from hf_ssl.errors import UserError, near_name
 from hf_ssl.figures.views import view_sheet
 from hf_ssl.methods import METHODS

@@ -5,9 +5,9 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
-from hf_ssl.data.recipes import ViewRecipe
-from hf_ssl.data.sources import DataLike, Source, name_of, open_source
-from hf_ssl.data.views import find_recipe
+from hf_ssl.data.sources.open import DataLike, Source, name_of, open_source
+from hf_ssl.data.views.cpu import find_recipe
+from hf_ssl.data.views.recipes import ViewRecipe
 from hf_ssl.errors import UserError
 from hf_ssl.settings import checked
 
@@ -29,7 +29,7 @@ class ViewedDataSettings:
             `hf-ssl views`. The method's own if not given.
         view_settings: JSON object of single parameters that replace the recipe's, such as
             '{"crop_scale": [0.4, 1.0], "grey_probability": 0}'; names are those of `ViewParameters` in
-            `hf_ssl/data/recipes.py`. They hold for both views; under `first` or `second` for one of them.
+            `hf_ssl/data/views/recipes.py`. They hold for both views; under `first` or `second` for one of them.
     """
 
     dataset: DataLike = "shapes"

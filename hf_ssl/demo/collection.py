@@ -15,8 +15,8 @@ from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from hf_ssl.data.ordered import evaluation_batches
-from hf_ssl.data.sources import Source
+from hf_ssl.data.order.ordered import evaluation_batches
+from hf_ssl.data.sources.open import Source
 from hf_ssl.errors import UserError
 from hf_ssl.evaluation.encoders import Encoder
 from hf_ssl.evaluation.features import extract_features

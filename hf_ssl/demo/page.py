@@ -14,7 +14,7 @@ from gradio import themes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from hf_ssl.data.decode import SkippedImageError, decode
+from hf_ssl.data.decode.pictures import SkippedImageError, decode
 from hf_ssl.demo.collection import Collection
 from hf_ssl.diagnostics.spectrum import covariance_spectrum, rank_me
 from hf_ssl.evaluation.encoders import Encoder

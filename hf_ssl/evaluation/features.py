@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from hf_ssl.data.ordered import batches_of_ranges, evaluation_batches
-from hf_ssl.data.sources import Source
+from hf_ssl.data.order.ordered import batches_of_ranges, evaluation_batches
+from hf_ssl.data.sources.open import Source
 from hf_ssl.distributed import gather_rows, rank, world_size
 from hf_ssl.errors import UserError
 from hf_ssl.evaluation.encoders import Encoder, encoder_folder, encoder_of, load_encoder

@@ -11,8 +11,8 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from hf_ssl.data.ordered import evaluation_batches, sampled_rows
-from hf_ssl.data.sources import Source
+from hf_ssl.data.order.ordered import evaluation_batches, sampled_rows
+from hf_ssl.data.sources.open import Source
 from hf_ssl.diagnostics.alignment import alignment, uniformity
 from hf_ssl.diagnostics.rank import effective_rank
 from hf_ssl.diagnostics.spectrum import covariance_spectrum, rank_me

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from hf_ssl.data.labelled_subset import numbers_of_classes
+from hf_ssl.data.sources.subset import numbers_of_classes
 from hf_ssl.errors import UserError
 from hf_ssl.evaluation.clustering import K_MEANS, clustering_scores, k_means
 from hf_ssl.evaluation.features import Features

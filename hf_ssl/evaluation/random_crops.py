@@ -6,8 +6,8 @@ import numpy as np
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from hf_ssl.data.draws import crop_box
-from hf_ssl.data.recipes import ViewParameters
+from hf_ssl.data.views.draws import crop_box
+from hf_ssl.data.views.recipes import ViewParameters
 from hf_ssl.evaluation.encoders import Encoder
 
 CROP = ViewParameters(crop_scale=(0.08, 1.0), crop_ratio=(3 / 4, 4 / 3), flip_probability=0.5)

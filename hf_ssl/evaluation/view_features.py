@@ -10,11 +10,11 @@ from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from hf_ssl.data.draws import NUM_DRAWS, draw_view
-from hf_ssl.data.recipes import ViewRecipe
-from hf_ssl.data.sources import Source
-from hf_ssl.data.stream import evaluation_batches
-from hf_ssl.data.views import find_recipe, make_view
+from hf_ssl.data.order.stream import evaluation_batches
+from hf_ssl.data.sources.open import Source
+from hf_ssl.data.views.cpu import find_recipe, make_view
+from hf_ssl.data.views.draws import NUM_DRAWS, draw_view
+from hf_ssl.data.views.recipes import ViewRecipe
 from hf_ssl.errors import UserError
 from hf_ssl.evaluation.encoders import Encoder
 from hf_ssl.evaluation.finite import check_finite

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tqdm.auto import tqdm
 
-from hf_ssl.data.sources import Source
+from hf_ssl.data.sources.open import Source
 from hf_ssl.distributed import rank, world_size
 from hf_ssl.evaluation.encoders import Encoder
 from hf_ssl.evaluation.features import features_of_ranges

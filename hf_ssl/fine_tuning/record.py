@@ -7,7 +7,7 @@ from typing import Any
 from accelerate import Accelerator
 
 from hf_ssl.data.settings import DataSettings
-from hf_ssl.data.sources import Source
+from hf_ssl.data.sources.open import Source
 from hf_ssl.fine_tuning.classifier import Classifier, Score
 from hf_ssl.fine_tuning.settings import FineTuningSettings
 from hf_ssl.tokens import record_without_tokens

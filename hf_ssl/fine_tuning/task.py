@@ -13,12 +13,12 @@ from timm.optim import create_optimizer_v2  # pyright: ignore[reportPrivateImpor
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hf_ssl.data.device_views import Normalize, send
-from hf_ssl.data.labelled_subset import numbers_of_classes
+from hf_ssl.data.order.stream import Batch, TrainingStream
 from hf_ssl.data.settings import DataSettings
-from hf_ssl.data.sources import Source
-from hf_ssl.data.stream import Batch, TrainingStream
-from hf_ssl.data.views import Picture, Views
+from hf_ssl.data.sources.open import Source
+from hf_ssl.data.sources.subset import numbers_of_classes
+from hf_ssl.data.views.cpu import Picture, Views
+from hf_ssl.data.views.device import Normalize, send
 from hf_ssl.errors import UserError
 from hf_ssl.fine_tuning.classifier import Classifier, Score, choose_trained, score, training_mode
 from hf_ssl.fine_tuning.record import VIEW_RECIPE, FineTuningRecorder, describe_run

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from hf_ssl.data.settings import DataSettings
-from hf_ssl.data.sources import Source
+from hf_ssl.data.sources.open import Source
 from hf_ssl.errors import UserError
 from hf_ssl.evaluation.encoders import load_encoder
 from hf_ssl.evaluation.portrait import take_portrait

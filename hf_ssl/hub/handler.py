@@ -226,7 +226,7 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
-# What follows is word for word as in hf_ssl/data/decode.py; a test compares.
+# What follows is word for word as in hf_ssl/data/decode/pictures.py; a test compares.
 
 
 def _levels(values: NDArray[Any], bits: int = 16) -> NDArray[np.uint8]:

@@ -26,7 +26,7 @@ from typing import Any, Literal
 import torch
 from accelerate.utils import set_seed
 
-from hf_ssl.data.sources import Source
+from hf_ssl.data.sources.open import Source
 from hf_ssl.errors import UserError
 from hf_ssl.evaluation.references import read_json
 from hf_ssl.methods.base import SSLPreTrainedModel

@@ -12,9 +12,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from hf_ssl.data.device_views import Normalize
 from hf_ssl.data.settings import DataSettings
-from hf_ssl.data.sources import Source
+from hf_ssl.data.sources.open import Source
+from hf_ssl.data.views.device import Normalize
 from hf_ssl.diagnostics import feature_std
 from hf_ssl.diagnostics.predictor import eigenbasis, predictor_values
 from hf_ssl.dynamics.prediction import TrainingSetting, predict_training

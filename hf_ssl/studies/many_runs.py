@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_ssl.data.settings import DataSettings
-from hf_ssl.data.sources import Source
+from hf_ssl.data.sources.open import Source
 from hf_ssl.errors import UserError
 from hf_ssl.evaluation.references import read_json
 from hf_ssl.studies.settings import StudySettings

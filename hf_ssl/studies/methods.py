@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from accelerate.utils import set_seed
 
-from hf_ssl.data.sources import Source
+from hf_ssl.data.sources.open import Source
 from hf_ssl.errors import UserError
 from hf_ssl.evaluation.features import encoder_of, extract_features
 from hf_ssl.evaluation.protocols import measure, with_classes_of

@@ -26,8 +26,8 @@ import torch
 from accelerate.utils import set_seed
 from torch import nn
 
-from hf_ssl.data.labelled_subset import class_names
-from hf_ssl.data.sources import Source
+from hf_ssl.data.sources.open import Source
+from hf_ssl.data.sources.subset import class_names
 from hf_ssl.errors import UserError
 from hf_ssl.evaluation.encoders import Encoder, WithProjection, encoder_of
 from hf_ssl.evaluation.references import read_json

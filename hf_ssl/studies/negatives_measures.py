@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from hf_ssl.data.sources import Source
+from hf_ssl.data.sources.open import Source
 from hf_ssl.diagnostics import alignment, class_alignment, uniformity
 from hf_ssl.errors import UserError
 from hf_ssl.evaluation.encoders import Encoder

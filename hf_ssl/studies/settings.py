@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hf_ssl.data.settings import DataSettings
-from hf_ssl.data.sources import DataLike
+from hf_ssl.data.sources.open import DataLike
 from hf_ssl.errors import UserError, near_name
 from hf_ssl.settings import check_least, check_positive, checked
 

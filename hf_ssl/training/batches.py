@@ -6,14 +6,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hf_ssl.data.cache import CachedDraws, CachedViews, check_recipe, fill_cache
-from hf_ssl.data.device_colour import DeviceColour
-from hf_ssl.data.device_views import Normalize, send
-from hf_ssl.data.in_memory import is_shuffled
+from hf_ssl.data.order.cache import CachedDraws, CachedViews, check_recipe, fill_cache
+from hf_ssl.data.order.stream import Batch, TrainingStream
 from hf_ssl.data.settings import DataSettings
-from hf_ssl.data.sources import Source
-from hf_ssl.data.stream import Batch, TrainingStream
-from hf_ssl.data.views import Crops, Views
+from hf_ssl.data.sources.objects import is_shuffled
+from hf_ssl.data.sources.open import Source
+from hf_ssl.data.views.cpu import Crops, Views
+from hf_ssl.data.views.device import Normalize, send
+from hf_ssl.data.views.device_colour import DeviceColour
 from hf_ssl.errors import UserError
 from hf_ssl.methods.base import SSLPreTrainedModel
 from hf_ssl.training.arguments import TrainingSettings

@@ -7,7 +7,7 @@ import torch
 from accelerate import Accelerator
 
 from hf_ssl.data.settings import DataSettings
-from hf_ssl.data.sources import Source
+from hf_ssl.data.sources.open import Source
 from hf_ssl.methods.base import SSLPreTrainedModel
 from hf_ssl.training.arguments import TrainingSettings
 from hf_ssl.training.plan import UNKNOWN_LENGTH, Plan

@@ -11,9 +11,9 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch import nn
 
-from hf_ssl.data.device_views import Normalize
 from hf_ssl.data.settings import DataSettings
-from hf_ssl.data.sources import Source
+from hf_ssl.data.sources.open import Source
+from hf_ssl.data.views.device import Normalize
 from hf_ssl.evaluation.references import read_json
 from hf_ssl.methods.base import SSLOutput, SSLPreTrainedModel
 from hf_ssl.modules.batch_norm import synchronize_batch_norm

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hf_ssl.data.order.stream import Batch, TrainingStream
 from hf_ssl.data.settings import DataSettings
-from hf_ssl.data.sources import Source
-from hf_ssl.data.stream import Batch, TrainingStream
+from hf_ssl.data.sources.open import Source
 from hf_ssl.diagnostics import effective_rank, feature_std
 from hf_ssl.distributed import gather, mean_over_processes
 from hf_ssl.errors import UserError

@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass, replace
 
-from hf_ssl.data.sources import Source
+from hf_ssl.data.sources.open import Source
 from hf_ssl.errors import UserError
 from hf_ssl.training.arguments import TrainingSettings
 from hf_ssl.training.optimizers import learning_rate_factor, scaled_learning_rate

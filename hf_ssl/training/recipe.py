@@ -13,7 +13,7 @@ from typing import Any
 
 from PIL import Image
 
-from hf_ssl.data.sources import Source
+from hf_ssl.data.sources.open import Source
 from hf_ssl.methods.base import SSLPreTrainedModel
 
 _LARGE = 100_000  # images from which the settings for ImageNet are taken, on a GPU

@@ -17,7 +17,7 @@ from transformers import PreTrainedConfig
 
 import hf_ssl
 from hf_ssl.data.settings import DataSettings
-from hf_ssl.data.sources import Source
+from hf_ssl.data.sources.open import Source
 from hf_ssl.invocation import command_line
 from hf_ssl.methods.base import SSLConfig, SSLPreTrainedModel
 from hf_ssl.tokens import record_without_tokens

@@ -15,7 +15,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from hf_ssl.data.stream import Batch, TrainingStream
+from hf_ssl.data.order.stream import Batch, TrainingStream
 from hf_ssl.figures.diagnostics import diagnosis_curves
 from hf_ssl.figures.metrics_log import read_metrics
 from hf_ssl.methods.base import SSLOutput, SSLPreTrainedModel

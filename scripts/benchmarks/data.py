@@ -24,14 +24,14 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from hf_ssl.commands.errors import errors_for_users
-from hf_ssl.data.decode import IMAGE_SUFFIXES
-from hf_ssl.data.decode import decode as decode_record
-from hf_ssl.data.device_views import Normalize
-from hf_ssl.data.draws import numbers_of
-from hf_ssl.data.reader import Chunk, Reader
+from hf_ssl.data.decode.pictures import IMAGE_SUFFIXES
+from hf_ssl.data.decode.pictures import decode as decode_record
+from hf_ssl.data.order.reader import Chunk, Reader
+from hf_ssl.data.order.stream import CHUNK_SIZE, Batch, TrainingStream
 from hf_ssl.data.settings import DataSettings
-from hf_ssl.data.stream import CHUNK_SIZE, Batch, TrainingStream
-from hf_ssl.data.views import Views
+from hf_ssl.data.views.cpu import Views
+from hf_ssl.data.views.device import Normalize
+from hf_ssl.data.views.draws import numbers_of
 from hf_ssl.errors import UserError, near_name
 from hf_ssl.settings import checked
 

@@ -30,7 +30,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
 from hf_ssl.commands.errors import errors_for_users
-from hf_ssl.data.reader import Reader
+from hf_ssl.data.order.reader import Reader
 from hf_ssl.data.settings import DataSettings
 from hf_ssl.errors import UserError
 from hf_ssl.methods import METHODS

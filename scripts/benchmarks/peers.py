@@ -10,7 +10,7 @@ from torch import Tensor
 from torchvision import transforms
 from torchvision.transforms import v2
 
-from hf_ssl.data.recipes import VIEW_RECIPES, ViewParameters
+from hf_ssl.data.views.recipes import VIEW_RECIPES, ViewParameters
 from hf_ssl.errors import UserError
 
 Pipeline = Callable[[bytes], tuple[Tensor, Tensor]]

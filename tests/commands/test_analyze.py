@@ -10,8 +10,8 @@ from torch import nn
 
 from hf_ssl.commands.analyze import COMMAND
 from hf_ssl.commands.command import python_function
-from hf_ssl.data.sources import open_source
-from hf_ssl.data.views import find_recipe
+from hf_ssl.data.sources.open import open_source
+from hf_ssl.data.views.cpu import find_recipe
 from hf_ssl.diagnostics import alignment, lidar, rank_me
 from hf_ssl.evaluation.analysis import FEATURE_NUMBERS, PREDICTOR_NUMBERS, analyse_features, analyse_predictor
 from hf_ssl.evaluation.encoders import Encoder, ImageTransform

@@ -17,8 +17,8 @@ from safetensors.torch import load_file, save_file
 from hf_ssl.commands import main
 from hf_ssl.commands.command import python_function
 from hf_ssl.commands.evaluate import COMMAND
-from hf_ssl.data.ordered import sampled_rows
-from hf_ssl.data.sources import open_source
+from hf_ssl.data.order.ordered import sampled_rows
+from hf_ssl.data.sources.open import open_source
 from hf_ssl.errors import UserError
 from hf_ssl.evaluation.clustering import clustering_scores, k_means
 from hf_ssl.evaluation.features import extract_augmented_features, extract_features, load_encoder

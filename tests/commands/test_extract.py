@@ -15,7 +15,7 @@ from PIL import Image
 
 import hf_ssl
 from hf_ssl.commands import main
-from hf_ssl.data.sources import open_source
+from hf_ssl.data.sources.open import open_source
 from hf_ssl.evaluation.encoders import load_encoder
 from hf_ssl.evaluation.features import extract_features
 from hf_ssl.hub.export import export_run

@@ -11,7 +11,7 @@ from hf_ssl.commands.flags import flags_of
 from hf_ssl.commands.pretrain import COMMAND, GROUPS
 from hf_ssl.commands.resolve import INHERITED, Request, request_of
 from hf_ssl.data.settings import DataSettings
-from hf_ssl.data.views import VIEW_RECIPES
+from hf_ssl.data.views.cpu import VIEW_RECIPES
 from hf_ssl.errors import UserError
 from hf_ssl.methods import METHODS
 from hf_ssl.training.arguments import TrainingSettings

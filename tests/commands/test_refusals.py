@@ -18,7 +18,7 @@ from hf_ssl.commands import main
 from hf_ssl.commands.command import call_text
 from hf_ssl.commands.flags import flags_of, parse_flags
 from hf_ssl.commands.log import show_log
-from hf_ssl.data.views import find_recipe
+from hf_ssl.data.views.cpu import find_recipe
 from hf_ssl.errors import UserError
 from hf_ssl.hub.export import export_run
 from hf_ssl.hub.names import check_license

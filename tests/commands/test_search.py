@@ -10,9 +10,9 @@ from PIL import Image
 
 import hf_ssl
 from hf_ssl.commands import main
-from hf_ssl.data.decode import decode
-from hf_ssl.data.rows import RowReader
-from hf_ssl.data.sources import open_source
+from hf_ssl.data.decode.pictures import decode
+from hf_ssl.data.order.rows import RowReader
+from hf_ssl.data.sources.open import open_source
 from hf_ssl.hub.export import export_run
 from hf_ssl.methods import METHODS
 

@@ -8,10 +8,10 @@ from PIL import Image
 from hf_ssl.commands import main, views
 from hf_ssl.commands.command import python_function
 from hf_ssl.commands.resolve import request_of
+from hf_ssl.data.order.stream import TrainingStream
 from hf_ssl.data.settings import DataSettings
-from hf_ssl.data.sources import open_source
-from hf_ssl.data.stream import TrainingStream
-from hf_ssl.data.views import Views
+from hf_ssl.data.sources.open import open_source
+from hf_ssl.data.views.cpu import Views
 from hf_ssl.errors import UserError
 from hf_ssl.training.recipe import Choice
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import datasets
 import pytest
 
-from hf_ssl.data.recipes import VIEW_RECIPES, ViewParameters
 from hf_ssl.data.settings import DataSettings
+from hf_ssl.data.views.recipes import VIEW_RECIPES, ViewParameters
 from hf_ssl.errors import UserError
 
 

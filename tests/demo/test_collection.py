@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from hf_ssl.data.ordered import sampled_rows
-from hf_ssl.data.sources import open_source
+from hf_ssl.data.order.ordered import sampled_rows
+from hf_ssl.data.sources.open import open_source
 from hf_ssl.demo.collection import Collection, collect, name_of_data
 from hf_ssl.evaluation.encoders import load_encoder
 

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hf_ssl.data.ordered import sampled_rows
-from hf_ssl.data.shapes import shapes
+from hf_ssl.data.order.ordered import sampled_rows
+from hf_ssl.data.sources.shapes import shapes
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 COMMAND = [sys.executable, "-m", "hf_ssl", "demo", "random:test_resnet", "--dataset", "shapes"]

@@ -33,8 +33,8 @@ from transformers import (
     ViTModel,
 )
 
-from hf_ssl.data.ordered import sampled_rows
-from hf_ssl.data.sources import open_source
+from hf_ssl.data.order.ordered import sampled_rows
+from hf_ssl.data.sources.open import open_source
 from hf_ssl.errors import UserError
 from hf_ssl.evaluation import features as features_module
 from hf_ssl.evaluation.encoders import PooledTransformersEncoder

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from hf_ssl.data.sources import open_source
+from hf_ssl.data.sources.open import open_source
 from hf_ssl.diagnostics.alignment import alignment, uniformity
 from hf_ssl.diagnostics.spectrum import rank_me
 from hf_ssl.evaluation import portrait as module

@@ -10,7 +10,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as tv
 from transformers import CLIPImageProcessor, ConvNextImageProcessor, ViTImageProcessor
 
-from hf_ssl.data.draws import crop_box
+from hf_ssl.data.views.draws import crop_box
 from hf_ssl.evaluation.encoders import Encoder, ImageTransform, ProcessorTransform
 from hf_ssl.evaluation.random_crops import CROP, RandomCrops
 from hf_ssl.modules.preprocessing import preprocessing

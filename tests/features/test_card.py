@@ -10,7 +10,7 @@ import pytest
 import timm
 from huggingface_hub import DatasetCard
 
-from hf_ssl.data.sources import open_source
+from hf_ssl.data.sources.open import open_source
 from hf_ssl.evaluation.encoders import encoder_of
 from hf_ssl.features.card import files_to_push, render_feature_card, write_feature_card
 from hf_ssl.features.extract import extract_shards

@@ -12,7 +12,7 @@ import timm
 import torch
 from PIL import Image
 
-from hf_ssl.data.sources import open_source
+from hf_ssl.data.sources.open import open_source
 from hf_ssl.errors import UserError
 from hf_ssl.evaluation.encoders import encoder_of
 from hf_ssl.evaluation.features import Features, RowFeatures, extract_features

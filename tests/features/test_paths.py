@@ -12,7 +12,7 @@ import pytest
 import timm
 from PIL import Image
 
-from hf_ssl.data.sources import open_source
+from hf_ssl.data.sources.open import open_source
 from hf_ssl.errors import UserError
 from hf_ssl.evaluation.encoders import encoder_of
 from hf_ssl.features.extract import extract_shards

@@ -6,7 +6,7 @@ import pytest
 import timm
 import torch
 
-from hf_ssl.data.sources import open_source
+from hf_ssl.data.sources.open import open_source
 from hf_ssl.fine_tuning.classifier import check_classes, choose_trained, open_classifier, score, training_mode
 
 DIGITS = [str(number) for number in range(10)]

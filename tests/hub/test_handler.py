@@ -13,8 +13,8 @@ import pytest
 import torch
 from PIL import Image
 
-from hf_ssl.data import decode as decoding
-from hf_ssl.data.decode import decode
+from hf_ssl.data.decode import pictures as decoding
+from hf_ssl.data.decode.pictures import decode
 from hf_ssl.hub import export, handler
 from hf_ssl.hub.export import export_encoder
 from hf_ssl.methods.base import SSLConfig

@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from hf_ssl.data.decode import decode
-from hf_ssl.data.device_views import Normalize
-from hf_ssl.data.draws import NUM_DRAWS
-from hf_ssl.data.sources import open_source
-from hf_ssl.data.views import Views
+from hf_ssl.data.decode.pictures import decode
+from hf_ssl.data.sources.open import open_source
+from hf_ssl.data.views.cpu import Views
+from hf_ssl.data.views.device import Normalize
+from hf_ssl.data.views.draws import NUM_DRAWS
 from hf_ssl.diagnostics.rank import effective_rank
 from hf_ssl.diagnostics.spread import feature_std
 from hf_ssl.methods import METHODS

@@ -12,8 +12,8 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForPreTraining, PreTrainedConfig
 
-from hf_ssl.data.recipes import VIEW_RECIPES
 from hf_ssl.data.settings import DataSettings
+from hf_ssl.data.views.recipes import VIEW_RECIPES
 from hf_ssl.errors import UserError
 from hf_ssl.methods import METHODS, register_method
 from hf_ssl.methods.base import SSLConfig, SSLOutput, SSLPreTrainedModel, check_method_class

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from hf_ssl.data.sources import open_source
+from hf_ssl.data.sources.open import open_source
 from hf_ssl.evaluation.encoders import Encoder, encoder_of
 from hf_ssl.evaluation.features import extract_features
 from hf_ssl.modules.encoder import build_encoder

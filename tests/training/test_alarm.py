@@ -10,7 +10,7 @@ import torch
 
 from hf_ssl.commands import main
 from hf_ssl.data.settings import DataSettings
-from hf_ssl.data.sources import open_source
+from hf_ssl.data.sources.open import open_source
 from hf_ssl.methods import METHODS
 from hf_ssl.training.alarm import Collapse, CollapseAlarm, advice
 from hf_ssl.training.arguments import TrainingSettings

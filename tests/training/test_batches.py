@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from hf_ssl.data.settings import DataSettings
-from hf_ssl.data.sources import open_source
+from hf_ssl.data.sources.open import open_source
 from hf_ssl.methods import METHODS
 from hf_ssl.training.arguments import TrainingSettings
 from hf_ssl.training.batches import open_stream

@@ -10,7 +10,7 @@ from accelerate.state import AcceleratorState, GradientState
 from torch import Tensor, nn
 
 from hf_ssl.data.settings import DataSettings
-from hf_ssl.data.sources import open_source
+from hf_ssl.data.sources.open import open_source
 from hf_ssl.diagnostics import (
     alignment,
     covariance_spectrum,

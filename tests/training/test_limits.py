@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from hf_ssl.data.settings import DataSettings
-from hf_ssl.data.sources import open_source
+from hf_ssl.data.sources.open import open_source
 from hf_ssl.errors import UserError
 from hf_ssl.methods import METHODS
 from hf_ssl.training.arguments import TrainingSettings

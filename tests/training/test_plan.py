@@ -5,7 +5,7 @@ from dataclasses import replace
 import datasets
 import pytest
 
-from hf_ssl.data.sources import Source
+from hf_ssl.data.sources.open import Source
 from hf_ssl.training.arguments import TrainingSettings
 from hf_ssl.training.plan import make_plan
 

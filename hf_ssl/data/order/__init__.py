@@ -1,0 +1,1 @@
+"""Records in training order and in the order of the files."""

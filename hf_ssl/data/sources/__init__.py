@@ -1,0 +1,1 @@
+"""What `datasets` resolves, opened: files, columns, labels."""

@@ -1,0 +1,350 @@
+"""Data sets on this machine: image folders and parquet files as sharded tables whose rows are numbered.
+
+`datasets` reads an image folder as one shard, which shuffles badly where files are sorted by class, and numbers no
+rows. Here tables become many small shards, with `INDEX_COLUMN`.
+"""
+
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache, partial
+from pathlib import Path
+
+import datasets
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from datasets.iterable_dataset import ArrowExamplesIterable
+from datasets.table import cast_table_to_features
+
+from hf_ssl.data.decode.image_bytes import problem_of, reason_of
+from hf_ssl.data.decode.pictures import IMAGE_SUFFIXES
+from hf_ssl.errors import UserError
+
+INDEX_COLUMN = "__index__"
+"""Column of the records with the stable number of each image, where the source has one."""
+
+# Pictures that cannot be decoded here, unless a package for that makes their ending one of `IMAGE_SUFFIXES`.
+_PICTURES = (
+    ".avif .heic .heif .heics .heifs .hif .jxl .jp2 .jxr .wdp .hdp .bpg .flif .svg .svgz .eps .ps .wmf .emf .fit "
+    ".fits .exr .hdr .dcm .psb .xcf .kra .raw .dng .cr2 .cr3 .crw .nef .nrw .arw .srf .sr2 .srw .orf .rw2 .raf .pef "
+    ".x3f .3fr .iiq .rwl .mrw .dcr .kdc"
+)
+_OTHER_PICTURES = frozenset(_PICTURES.split())
+
+_SPLIT_NAMES = {
+    "train": ("train", "training"),
+    "validation": ("validation", "val", "valid", "dev"),
+    "test": ("test", "testing"),
+}
+_SPLIT_OF = {name: split for split, names in _SPLIT_NAMES.items() for name in names}
+
+_ROWS_PER_SHARD = 16  # so small that the shuffled order of shards mixes classes that lie in sequence
+_MAX_SHARDS = 65536
+# Rows and bytes in memory at once, however large the file's row groups are. Much larger blocks go back to the system
+# after each use and come again as fresh pages, which costs more than reading. Saved positions count in these batches.
+_PARQUET_BATCH = 512
+_PARQUET_BATCH_BYTES = 2**23
+_IMAGE_STRUCT = {"bytes": datasets.Value("binary"), "path": datasets.Value("string")}
+_PARQUET_BUFFER = 2**20  # bytes of the file read at once; pyarrow's default is a whole row group
+
+
+@dataclass(frozen=True)
+class FolderContents:
+    """What lies in a folder, hidden files aside.
+
+    Args:
+        images: Image files, relative to the folder, sorted.
+        num_parquet: Number of parquet files.
+        num_tar: Number of tar files.
+        left_out: Pictures, other data files and folders that cannot be read, counted by reason, such as `format not
+            supported: .heic`.
+    """
+
+    images: list[str]
+    num_parquet: int
+    num_tar: int
+    left_out: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def kind(self) -> str | None:
+        """Which of `images`, `parquet` and `tar` most files are; None in an empty folder."""
+        counts = {"parquet": self.num_parquet, "tar": self.num_tar, "images": len(self.images)}
+        kind = max(counts, key=counts.__getitem__)
+        return kind if counts[kind] else None
+
+
+def list_folder(folder: Path) -> FolderContents:
+    """List a folder and all folders below it, through links, each folder once."""
+    images, num_parquet, num_tar, visited = [], 0, 0, set()
+    left_out: Counter[str] = Counter()
+
+    def count(error: OSError) -> None:
+        left_out[reason_of(error)] += 1
+
+    for place, folders, files in os.walk(folder, onerror=count, followlinks=True):
+        identity = os.path.realpath(place)
+        if identity in visited:
+            folders.clear()
+            continue
+        visited.add(identity)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in files:
+            suffix = os.path.splitext(name)[1].lower()
+            if name.startswith("."):
+                continue
+            if suffix in IMAGE_SUFFIXES:
+                image = os.path.relpath(os.path.join(place, name), folder)
+                if is_utf8(image):
+                    images.append(image)
+                else:
+                    left_out["name is not UTF-8"] += 1
+            elif suffix in _OTHER_PICTURES:
+                left_out[f"format not supported: {suffix}"] += 1
+            elif suffix in (".parquet", ".tar"):
+                problem = problem_of(os.path.join(place, name))
+                if problem is not None:
+                    left_out[problem] += 1
+                    continue
+                num_parquet += suffix == ".parquet"
+                num_tar += suffix == ".tar"
+    return FolderContents(sorted(images), num_parquet, num_tar, dict(left_out))
+
+
+def is_utf8(path: str) -> bool:
+    """Whether a path as Python gives it has a name that Arrow tables can hold."""
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def images_of_split(name: str, images: list[str], split: str) -> tuple[list[str], list[str] | None, list[str]]:
+    """Images of one split of a folder, and their classes.
+
+    If all subfolders that hold images are named like splits (train, val, test, ...) they are the splits, and images
+    beside them are left out; otherwise everything is `train`. Below that, the first folder on the path is the class,
+    if there are two or more in all splits and every image of the split lies in one.
+
+    Args:
+        name: Name of the data set, for messages.
+        images: Image files, relative to the folder.
+        split: Name of the split.
+
+    Returns:
+        The images, the class name of each or None, and the names of the classes of all splits, sorted: so a class has
+        the same number in each.
+
+    Raises:
+        UserError: If there is no such split.
+    """
+    tops = {image.split(os.sep)[0] for image in images if os.sep in image}
+    split_of = {top: _SPLIT_OF.get(top.lower()) for top in tops}
+    depth, found = 0, {"train"}
+    if tops and None not in split_of.values():
+        depth, found = 1, {split for split in split_of.values() if split is not None}
+    wanted = _SPLIT_OF.get(split, split)
+    if wanted not in found:
+        raise UserError(
+            f"The folder `{name}` has no split `{split}`. It has: {', '.join(sorted(found))}. "
+            "Folders named train and test in it are its splits."
+        )
+    places = [image.split(os.sep) for image in images]
+    names = sorted({parts[depth] for parts in places if len(parts) > depth + 1})
+    if depth == 1:
+        images = [image for image in images if split_of.get(image.split(os.sep)[0]) == wanted]
+    classes = [parts[depth] if len(parts) > depth + 1 else "" for parts in (image.split(os.sep) for image in images)]
+    labelled = "" not in classes and len(names) > 1
+    return images, classes if labelled else None, names
+
+
+def folder_records(
+    folder: Path, images: list[str], classes: list[str] | None, names: list[str]
+) -> datasets.IterableDataset:
+    """Records with the paths of image files; the files themselves are read where they are decoded.
+
+    Args:
+        folder: The folder.
+        images: Image files, relative to it.
+        classes: Class name of each, or None.
+        names: Names of the classes, in the order of their numbers.
+
+    Returns:
+        Records with the columns `image`, `label` (if there are classes) and `INDEX_COLUMN`.
+    """
+    columns: dict[str, pa.Array] = {"image": pa.array(images, pa.string())}
+    features: dict[str, datasets.Image | datasets.ClassLabel] = {"image": datasets.Image(decode=False)}
+    if classes is not None:
+        number = {name: index for index, name in enumerate(names)}
+        columns["label"] = pa.array([number[name] for name in classes], pa.int64())
+        features["label"] = datasets.ClassLabel(names=names)
+    return table_records(pa.table(columns), datasets.Features(features), folder)
+
+
+def table_records(
+    table: pa.Table, features: datasets.Features, folder: Path | None = None
+) -> datasets.IterableDataset:
+    """Stream a table that is in memory, in many small shards.
+
+    Args:
+        table: At least one row.
+        features: Its columns and types.
+        folder: If given, the column `image` holds paths relative to it.
+
+    Returns:
+        Its records, with `INDEX_COLUMN`.
+    """
+    read = partial(_read_ranges, table, folder)
+    return _numbered_records(read, {"ranges": _small_ranges(table.num_rows)}, features)
+
+
+def dataset_records(dataset: datasets.Dataset) -> datasets.IterableDataset:
+    """Stream a `Dataset`, in many small shards and in the order in which it shows its rows.
+
+    Args:
+        dataset: At least one row; they may be selected or shuffled. Its format and transform are not used.
+
+    Returns:
+        Its records, with `INDEX_COLUMN`.
+    """
+    features = datasets.Features({name: kind for name, kind in dataset.features.items() if name != INDEX_COLUMN})
+    rows = dataset.select_columns(list(features)).with_format("arrow")
+    read = partial(_read_dataset, rows)
+    return _numbered_records(read, {"ranges": _small_ranges(dataset.num_rows)}, features)
+
+
+def _small_ranges(rows: int) -> list[tuple[int, int]]:
+    # A power of two, so that the usual numbers of processes divide it and each gets its own shards.
+    num_shards = min(_MAX_SHARDS, 1 << max(0, rows // _ROWS_PER_SHARD).bit_length() >> 1) or 1
+    borders = [shard * rows // num_shards for shard in range(num_shards + 1)]
+    return list(zip(borders[:-1], borders[1:], strict=True))
+
+
+def _read_dataset(
+    dataset: datasets.Dataset, ranges: list[tuple[int, int]]
+) -> Iterator[tuple[tuple[int, int], pa.Table]]:
+    for start, end in ranges:
+        part: pa.Table = dataset[start:end]  # pyright: ignore[reportAssignmentType]
+        yield (start, end), part.append_column(INDEX_COLUMN, pa.array(range(start, end), pa.int64()))
+
+
+def _read_ranges(
+    table: pa.Table, folder: Path | None, ranges: list[tuple[int, int]]
+) -> Iterator[tuple[tuple[int, int], pa.Table]]:
+    for start, end in ranges:
+        part = table.slice(start, end - start)
+        if folder is not None:
+            paths = pc.binary_join_element_wise(str(folder), part["image"], os.sep)  # pyright: ignore[reportAttributeAccessIssue]
+            images = pa.StructArray.from_arrays(
+                [pa.nulls(len(part), pa.binary()), paths.combine_chunks()], names=["bytes", "path"]
+            )
+            part = part.set_column(0, "image", images)
+        yield (start, end), part.append_column(INDEX_COLUMN, pa.array(range(start, end), pa.int64()))
+
+
+def parquet_records(
+    files: list[str], columns: list[str] | None = None, optional: Sequence[str] = ()
+) -> tuple[datasets.IterableDataset, int]:
+    """Stream local parquet files; every row group is a shard.
+
+    A file may have its columns in another order or, where the meaning is clear, in another type than the first one.
+
+    Args:
+        files: Parquet files of one data set, in order.
+        columns: The columns to read; None: all that any file has.
+        optional: Those of `columns` that are null in a file that lacks them.
+
+    Returns:
+        Records with `INDEX_COLUMN`, and their number.
+
+    Raises:
+        UserError: If a file is no parquet file, or lacks a column.
+    """
+    row_groups, rows, schemas = [], 0, []
+    for path in files:
+        try:
+            with pq.ParquetFile(path) as file:
+                schemas.append(_without_dictionaries(file.schema_arrow))
+                for group in range(file.num_row_groups):
+                    row_groups.append((path, group, rows))
+                    rows += file.metadata.row_group(group).num_rows
+        except (pa.ArrowException, OSError) as error:
+            raise UserError(f"`{path}` cannot be read as parquet: {str(error).splitlines()[0]}") from None
+    features = datasets.Features()
+    for schema in {str(schema): schema for schema in schemas}.values():
+        features = datasets.Features({**datasets.Features.from_arrow_schema(schema), **features})
+    # The columns of the first file come first.
+    first = [name for name in schemas[0].names if name in features]
+    features = datasets.Features({name: features[name] for name in dict.fromkeys([*first, *features])})
+    if columns is not None:
+        features = datasets.Features({name: features[name] for name in columns})
+        for path, schema in zip(files, schemas, strict=True):
+            lacking = [name for name in columns if name not in schema.names and name not in optional]
+            if lacking:
+                raise UserError(
+                    f"`{path}` has no column `{lacking[0]}`, which other files of the data set have. It has: "
+                    f"{', '.join(f'`{name}`' for name in schema.names)}. Rename its column, or take the file away."
+                )
+    types = {name: next(s.field(name).type for s in schemas if name in s.names) for name in features}
+    read = partial(_read_row_groups, columns, types, features)
+    return _numbered_records(read, {"row_groups": row_groups}, features), rows
+
+
+def _without_dictionaries(schema: pa.Schema) -> pa.Schema:
+    """The schema with the type of the values where they are stored as a dictionary, which `datasets` does not know."""
+    for place, column in enumerate(schema):
+        if pa.types.is_dictionary(column.type):
+            schema = schema.set(place, column.with_type(column.type.value_type))
+    return schema
+
+
+@lru_cache(maxsize=8)
+def _metadata(path: str) -> pq.FileMetaData:
+    """Read once for all row groups of a file: a large file's takes longer than one of its row groups."""
+    return pq.read_metadata(path)
+
+
+def _read_row_groups(
+    columns: list[str] | None,
+    types: dict[str, pa.DataType],
+    features: datasets.Features,
+    row_groups: list[tuple[str, int, int]],
+) -> Iterator[tuple[tuple[int, int], pa.Table]]:
+    for path, group, first in row_groups:
+        metadata = _metadata(path)
+        about = metadata.row_group(group)
+        rows = min(_PARQUET_BATCH, 1 + _PARQUET_BATCH_BYTES * about.num_rows // max(1, about.total_byte_size))
+        with pq.ParquetFile(path, metadata=metadata, pre_buffer=False, buffer_size=_PARQUET_BUFFER) as file:
+            for batch in file.iter_batches(rows, row_groups=[group], columns=columns, use_threads=False):
+                index = pa.array(range(first, first + batch.num_rows), pa.int64())
+                table = pa.Table.from_batches([batch])
+                if types != {field.name: field.type for field in table.schema}:
+                    table = _as_the_others(table, types, features, path)
+                yield (group, first), table.append_column(INDEX_COLUMN, index)
+                first += batch.num_rows
+
+
+def _as_the_others(table: pa.Table, types: dict[str, pa.DataType], features: datasets.Features, path: str) -> pa.Table:
+    """Rows of a file with the columns and types of the data set."""
+    columns = {}
+    for name, type_ in types.items():
+        column = table[name] if name in table.column_names else pa.nulls(table.num_rows, type_)
+        if pa.types.is_dictionary(column.type):
+            column = column.cast(column.type.value_type)
+        feature = datasets.Image() if features[name] == _IMAGE_STRUCT else features[name]  # it also reads plain bytes
+        one = datasets.Features({name: feature})
+        try:
+            columns[name] = cast_table_to_features(pa.table({name: column}), one)[name]
+        except (pa.ArrowException, TypeError, ValueError) as error:
+            raise UserError(
+                f"Column `{name}` of `{path}` holds {column.type}, which cannot be read as the {type_} of the other "
+                f"files: {str(error).splitlines()[0].rstrip('.')}. Convert the column, or take the file away."
+            ) from None
+    return pa.table(columns)
+
+
+def _numbered_records(read, shards: dict[str, list], features: datasets.Features) -> datasets.IterableDataset:
+    features = datasets.Features({**features, INDEX_COLUMN: datasets.Value("int64")})
+    return datasets.IterableDataset(ArrowExamplesIterable(read, shards), info=datasets.DatasetInfo(features=features))

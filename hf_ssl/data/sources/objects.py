@@ -1,0 +1,122 @@
+"""Data sets that a Python user hands over as objects of `datasets`: what they hold, what they are called."""
+
+import hashlib
+import json
+import re
+from typing import Any
+
+import datasets
+from datasets.iterable_dataset import BufferShuffledExamplesIterable
+
+from hf_ssl.data.sources.files import dataset_records
+from hf_ssl.errors import UserError
+
+DataObject = datasets.Dataset | datasets.DatasetDict | datasets.IterableDataset | datasets.IterableDatasetDict
+"""The classes of such objects."""
+
+_ROWS_THAT_IDENTIFY = 8  # of a stream, which has no fingerprint
+
+
+def split_of(dataset: DataObject, name: str, split: str) -> datasets.Dataset | datasets.IterableDataset:
+    """One split of an object.
+
+    A dictionary has the splits of its keys. Another object is its own only split: the one that `datasets` says it
+    comes from (`train` for `train[:10%]`), or `train`.
+
+    Args:
+        dataset: The object.
+        name: What messages call it.
+        split: Name of the split.
+
+    Raises:
+        UserError: If there is no such split, or what a dictionary holds is no data set.
+    """
+    if isinstance(dataset, dict):
+        if split not in dataset:
+            raise UserError(f"The {name} has no split `{split}`. It has: {', '.join(map(str, dataset)) or 'none'}.")
+        one = dataset[split]
+        if not isinstance(one, datasets.Dataset | datasets.IterableDataset):
+            raise UserError(f"Split `{split}` of the {name} must be a data set, got a `{type(one).__name__}`.")
+        return one
+    own = re.match(r"\w*", str(dataset.split or ""))
+    known = (own[0] if own else "") or "train"
+    if split != known:
+        raise UserError(
+            f"The {name} is the split `{known}` and has no `{split}`. Choose `{known}`, or give a `DatasetDict` that "
+            "holds all splits."
+        )
+    return dataset
+
+
+def records_of(
+    dataset: datasets.Dataset | datasets.IterableDataset, columns: list[str] | None = None
+) -> tuple[datasets.IterableDataset, int | None]:
+    """The records of an object in its own order, whatever format or transform it has, and their number if known.
+
+    Args:
+        dataset: One split.
+        columns: The columns to read; None: all.
+    """
+    if isinstance(dataset, datasets.IterableDataset):
+        records = dataset.with_format(None)
+        return records if columns is None else records.select_columns(columns), None
+    return dataset_records(dataset if columns is None else dataset.select_columns(columns)), dataset.num_rows
+
+
+def identity_of(dataset: datasets.Dataset | datasets.IterableDataset) -> Any:
+    """What tells the content of an object from that of another (JSON).
+
+    For a `Dataset` that is its fingerprint, which `datasets` changes with everything done to it. A stream has none:
+    its first rows stand for all.
+    """
+    if isinstance(dataset, datasets.Dataset):
+        return [dataset._fingerprint, dataset.num_rows]
+    stream = dataset.with_format(None)
+    if stream.features is not None:  # undecoded, so that an image that is broken stops nothing
+        features = {name: _undecoded(feature) for name, feature in stream.features.items()}
+        stream = stream.cast(datasets.Features(features))
+    content = hashlib.sha256()
+    for row in stream.take(_ROWS_THAT_IDENTIFY):
+        content.update(json.dumps(row, sort_keys=True, default=_as_text).encode())
+    return [stream.num_shards, content.hexdigest()]
+
+
+def name_of_object(dataset: DataObject) -> str:
+    """What to call an object, such as `in-memory data set (cifar10)`: never the name of a file or a Hub id by itself.
+
+    Its content may have been changed since it was loaded, so that the name it came with is only a hint.
+    """
+    one = next(iter(dataset.values()), None) if isinstance(dataset, dict) else dataset
+    streamed = isinstance(dataset, datasets.IterableDataset | datasets.IterableDatasetDict)
+    kind = "streamed data set" if streamed else "in-memory data set"
+    info = getattr(one, "info", None)
+    if info is None:  # an empty dictionary, or one that holds something else, which `split_of` refuses
+        return kind
+    # A builder of `datasets` that is asked for directly, such as `imagefolder`, gives its own name to the data set. A
+    # slash would make a path or a Hub id of the name.
+    came_as = (info.dataset_name or "").split("/")[-1] if info.dataset_name != info.builder_name else None
+    return f"{kind} ({came_as})" if came_as else kind
+
+
+def is_shuffled(records: datasets.IterableDataset) -> bool:
+    """Whether a stream goes through a buffer of the user's `shuffle`, whose content is lost when a run stops."""
+    waiting = [records._ex_iterable]
+    while waiting:
+        one = waiting.pop()
+        if isinstance(one, BufferShuffledExamplesIterable):
+            return True
+        inner = getattr(one, "ex_iterable", None)
+        waiting += getattr(one, "ex_iterables", []) if inner is None else [inner]
+    return False
+
+
+def _undecoded(feature: Any) -> Any:
+    return datasets.Image(decode=False) if isinstance(feature, datasets.Image) else feature
+
+
+def _as_text(value: Any) -> str:
+    if isinstance(value, bytes):
+        return hashlib.sha256(value).hexdigest()
+    if hasattr(value, "tobytes"):  # a picture that a function of the user's made
+        return hashlib.sha256(value.tobytes()).hexdigest()
+    return str(value)

@@ -1,0 +1,263 @@
+"""One uint8 picture to two views, by the recipes of the papers.
+
+Crop and resize come first, so that colour costs the pixels of the view and not those of the photo; everything works on
+uint8, and the loop normalises on its device. All that is random comes from the numbers passed in (`draws.py`), with
+the distributions of torchvision's transforms.
+"""
+
+import difflib
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+from torchvision.transforms import v2
+
+from hf_ssl.data.views.draws import BRIGHTNESS, CONTRAST, HUE, SATURATION, ViewDraw, as_row, draw_view
+from hf_ssl.data.views.recipes import VIEW_RECIPES, ViewParameters, ViewRecipe, changed_recipe
+from hf_ssl.errors import UserError
+
+Picture = NDArray[Any]  # uint8, (height, width, 3)
+
+LUMA = (0.299, 0.587, 0.114)
+"""Weights of red, green and blue in grey (ITU-R 601)."""
+
+_POLICIES = {"randaugment": v2.RandAugment(num_ops=2, magnitude=9), "autoaugment": v2.AutoAugment()}
+_SOLARIZED = np.array([level if level < 128 else 255 - level for level in range(256)], np.uint8)
+_TO_GREY = np.tile(LUMA, (3, 1))
+_TO_COLOUR = np.eye(3) - _TO_GREY
+
+
+class Views:
+    """Two augmented views of an image; picklable, without state of its own.
+
+    Args:
+        recipe: A recipe, or its name in `VIEW_RECIPES`.
+        image_size: Height and width of a view, in pixels, at least 1.
+
+    Raises:
+        UserError: If no recipe has that name.
+    """
+
+    def __init__(self, recipe: ViewRecipe | str, image_size: int):
+        self.recipe = find_recipe(recipe) if isinstance(recipe, str) else recipe
+        self.image_size = image_size
+
+    def __call__(self, image: Picture, numbers: Sequence[Sequence[float]]) -> Tensor:
+        """Make the two views of one image.
+
+        Args:
+            image: RGB picture of any size, (height, width, 3).
+            numbers: Uniform in [0, 1), (2, NUM_DRAWS).
+
+        Returns:
+            (2, image_size, image_size, 3), uint8.
+        """
+        views = np.empty((2, self.image_size, self.image_size, 3), np.uint8)
+        for number, parameters in enumerate((self.recipe.first, self.recipe.second)):
+            draw = draw_view(image.shape[0], image.shape[1], parameters, numbers[number])
+            views[number] = make_view(image, parameters, draw, self.image_size)
+        return torch.from_numpy(views)
+
+
+class Crops:
+    """What remains of `Views` for the CPU where the device does the colours: two crops of an image, and their draws.
+
+    Args:
+        recipe: What to do.
+        image_size: Height and width of a view, in pixels, at least 1.
+    """
+
+    def __init__(self, recipe: ViewRecipe, image_size: int):
+        self.recipe = recipe
+        self.image_size = image_size
+
+    def __call__(self, image: Picture, numbers: Sequence[Sequence[float]]) -> tuple[Tensor, Tensor]:
+        """Make the two crops of one image, flipped and changed by a policy.
+
+        Args:
+            image: RGB picture of any size, (height, width, 3).
+            numbers: Uniform in [0, 1), (2, NUM_DRAWS).
+
+        Returns:
+            Crops, (2, image_size, image_size, 3), uint8, and rows of `draws.py`, (2, ROW_LENGTH), float32.
+        """
+        crops = np.empty((2, self.image_size, self.image_size, 3), np.uint8)
+        rows = []
+        for number, parameters in enumerate((self.recipe.first, self.recipe.second)):
+            draw = draw_view(image.shape[0], image.shape[1], parameters, numbers[number])
+            crops[number] = crop_and_flip(image, parameters, draw, self.image_size)
+            rows.append(as_row(draw))
+        return torch.from_numpy(crops), torch.tensor(rows)
+
+
+def find_recipe(name: str, view_settings: Mapping[str, Any] | None = None) -> ViewRecipe:
+    """The recipe of a name.
+
+    Args:
+        name: A name in `VIEW_RECIPES`.
+        view_settings: Single parameters to change; see `recipes.changed_recipe`.
+
+    Returns:
+        The recipe.
+
+    Raises:
+        UserError: If there is no such recipe (names the nearest, or all) or a parameter cannot be changed so.
+    """
+    if name not in VIEW_RECIPES:
+        close = difflib.get_close_matches(name, VIEW_RECIPES, n=1)
+        hint = f"Did you mean `{close[0]}`?" if close else f"Known: {', '.join(VIEW_RECIPES)}."
+        raise UserError(f"`view_recipe` must be the name of a recipe, got `{name}`. {hint}")
+    return changed_recipe(VIEW_RECIPES[name], view_settings or {})
+
+
+def make_view(image: Picture, parameters: ViewParameters, draw: ViewDraw, image_size: int) -> Picture:
+    """Make one view.
+
+    Args:
+        image: RGB picture of any size, (height, width, 3).
+        parameters: What the draw leaves open: filters, kernel width, policy and the place of grey.
+        draw: What chance decided.
+        image_size: Height and width of the view, in pixels.
+
+    Returns:
+        (image_size, image_size, 3).
+    """
+    view = crop_and_flip(image, parameters, draw, image_size)
+    if draw.grey and parameters.grey_first:
+        view = to_grey(view)
+    for operation, factor in draw.jitter:
+        view = _JITTER[operation](view, factor)
+    if draw.grey and not parameters.grey_first:
+        view = to_grey(view)
+    if draw.blur_sigma:
+        view = blur(view, draw.blur_sigma, parameters.blur_kernel_ratio)
+    if draw.solarize:
+        view = solarize(view)
+    return 255 - view if draw.invert else view
+
+
+def crop_and_flip(image: Picture, parameters: ViewParameters, draw: ViewDraw, image_size: int) -> Picture:
+    """The part of `make_view` that changes places and not colours, and the policy, which does both.
+
+    Args:
+        image: RGB picture of any size, (height, width, 3).
+        parameters: Its `interpolation` and `policy` are used.
+        draw: What chance decided.
+        image_size: Height and width of the view, in pixels.
+
+    Returns:
+        (image_size, image_size, 3).
+    """
+    crop = image[draw.top : draw.top + draw.height, draw.left : draw.left + draw.width]
+    view = resize(crop, image_size, parameters.interpolation)
+    if draw.flip or draw.vertical_flip:
+        view = cv2.flip(view, (1 if draw.flip else 0) if draw.flip != draw.vertical_flip else -1)
+    if parameters.policy is not None and draw.policy_seed is not None:
+        view = _by_policy(view, parameters.policy, draw.policy_seed)
+    return view
+
+
+def resize(picture: Picture, image_size: int, interpolation: Literal["bilinear", "bicubic"]) -> Picture:
+    """Resize to a square with antialiasing, as Pillow does.
+
+    Args:
+        picture: RGB, (height, width, 3).
+        image_size: New height and width, in pixels.
+        interpolation: Filter. torch has Pillow's filters, within one grey level (bicubic: two) and in a quarter of
+            its time; bilinear enlarging, which needs no antialiasing, is OpenCV's.
+
+    Returns:
+        (image_size, image_size, 3).
+    """
+    size = (image_size, image_size)
+    if picture.shape[:2] == size:
+        return picture
+    if interpolation == "bilinear" and picture.shape[0] <= image_size and picture.shape[1] <= image_size:
+        return cv2.resize(picture, size, interpolation=cv2.INTER_LINEAR)
+    # Pillow's pictures are read-only, of which torch warns.
+    pixels = torch.from_numpy(picture if picture.flags.writeable else picture.copy())
+    # As a batch of one before the axes move: only so torch sees the channels last and keeps them there, or it would
+    # write planes, which take as long to interleave as to resize.
+    resized = F.interpolate(pixels[None].permute(0, 3, 1, 2), size=size, mode=interpolation, antialias=True)
+    return np.ascontiguousarray(resized.permute(0, 2, 3, 1)[0].numpy())
+
+
+def adjust_brightness(picture: Picture, factor: float) -> Picture:
+    """Multiply all pixels by a factor of at least 0."""
+    return cv2.addWeighted(picture, factor, picture, 0, 0)
+
+
+def adjust_contrast(picture: Picture, factor: float) -> Picture:
+    """Blend with the mean grey of the picture; factor 0 leaves that grey, 1 the picture."""
+    red, green, blue, _ = cv2.mean(picture)
+    grey = LUMA[0] * red + LUMA[1] * green + LUMA[2] * blue
+    return cv2.addWeighted(picture, factor, picture, 0, (1 - factor) * grey)
+
+
+def adjust_saturation(picture: Picture, factor: float) -> Picture:
+    """Blend with the grey picture; factor 0 leaves grey, 1 the picture."""
+    return cv2.transform(picture, _TO_GREY + factor * _TO_COLOUR)
+
+
+def adjust_hue(picture: Picture, shift: float) -> Picture:
+    """Turn the hue by a fraction of the colour circle, in [-0.5, 0.5]."""
+    hsv = cv2.cvtColor(picture, cv2.COLOR_RGB2HSV_FULL)
+    turn = np.zeros((picture.shape[1], 3), np.uint8)  # of a whole row: faster than one channel of three
+    turn[:, 0] = round(shift * 256) % 256
+    hsv += turn  # uint8 wraps around, as the circle does
+    return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB_FULL)
+
+
+def to_grey(picture: Picture) -> Picture:
+    """Replace colours by their luma (ITU-R 601), in three equal channels."""
+    return cv2.cvtColor(cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
+
+
+def blur(picture: Picture, sigma: float, kernel_ratio: float | None) -> Picture:
+    """Gaussian blur, mirrored at the border.
+
+    Args:
+        picture: RGB, (height, width, 3).
+        sigma: Standard deviation, in pixels, positive.
+        kernel_ratio: Width of the kernel as a fraction of the picture's, made odd; None: three sigma to each side.
+
+    Returns:
+        Same shape.
+    """
+    reach = blur_reach(sigma, kernel_ratio, picture.shape[1])
+    # Not `cv2.GaussianBlur`: its fixed-point filter takes up to five times as long for the same grey levels.
+    kernel = cv2.getGaussianKernel(2 * reach + 1, sigma, cv2.CV_32F)
+    return cv2.sepFilter2D(picture, -1, kernel, kernel)
+
+
+def blur_reach(sigma: float, kernel_ratio: float | None, image_size: int) -> int:
+    """Pixels to each side that a blur's kernel covers; see `blur`."""
+    return max(1, math.ceil(3 * sigma) if kernel_ratio is None else int(kernel_ratio * image_size) // 2)
+
+
+def solarize(picture: Picture) -> Picture:
+    """Invert the pixels of at least 128."""
+    return cv2.LUT(picture, _SOLARIZED)
+
+
+_JITTER = {
+    BRIGHTNESS: adjust_brightness,
+    CONTRAST: adjust_contrast,
+    SATURATION: adjust_saturation,
+    HUE: adjust_hue,
+}
+
+
+def _by_policy(picture: Picture, policy: str, seed: int) -> Picture:
+    # torchvision draws from torch's global generator: lend it a seed of ours and give it back as it was. Seeding the
+    # CPU generator alone, since `torch.manual_seed` would also reset the GPU's.
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        return np.asarray(_POLICIES[policy](Image.fromarray(picture)))

@@ -1,0 +1,53 @@
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from hf_ssl.data.views.cpu import crop_and_flip
+from hf_ssl.data.views.device_crops import DeviceCrops
+from hf_ssl.data.views.draws import NUM_DRAWS, as_row, draw_view
+from hf_ssl.data.views.recipes import ViewParameters, ViewRecipe
+
+SIZES = [((32, 32), 32), ((96, 96), 32), ((48, 48), 32), ((60, 100), 64), ((8, 8), 28), ((1, 3), 8), ((375, 500), 64)]
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+@pytest.mark.parametrize(("shape", "size"), SIZES)
+def test_crops_are_those_of_the_cpu(interpolation, shape, size):
+    generator = np.random.default_rng(0)
+    coarse = generator.integers(0, 256, (16, 6, 8, 3), dtype=np.uint8)
+    smooth = [cv2.resize(picture, shape[::-1], interpolation=cv2.INTER_LINEAR) for picture in coarse]
+    pictures = np.concatenate([smooth, generator.integers(0, 256, (16, *shape, 3), dtype=np.uint8)])
+    parameters = ViewParameters(interpolation=interpolation, vertical_flip_probability=0.5)
+    draws = [
+        [draw_view(*shape, parameters, numbers) for numbers in both]
+        for both in generator.random((32, 2, NUM_DRAWS)).tolist()
+    ]
+    rows = torch.tensor([[as_row(draw) for draw in both] for both in draws])
+    made = DeviceCrops(ViewRecipe(parameters, parameters, ""), size)(torch.from_numpy(pictures), rows)
+    expected = [
+        [crop_and_flip(picture, parameters, draw, size) for draw in both]
+        for picture, both in zip(pictures, draws, strict=True)
+    ]
+    assert made.dtype == torch.uint8
+    difference = np.abs(made.numpy().astype(int) - np.array(expected).astype(int))
+    assert difference.max() <= 2
+    assert difference.mean() < (0.25 if interpolation == "bilinear" else 0.01)  # OpenCV enlarges without rounding rows
+
+
+def test_a_crop_of_the_views_size_is_the_picture():
+    pictures = torch.randint(0, 256, (6, 12, 12, 3), dtype=torch.uint8)
+    parameters = ViewParameters(crop_scale=(1, 1), crop_ratio=(1, 1), flip_probability=0)
+    row = as_row(draw_view(12, 12, parameters, [0.5] * NUM_DRAWS))
+    made = DeviceCrops(ViewRecipe(parameters, parameters, ""), 12)(pictures, torch.tensor(row).expand(6, 2, -1))
+    assert torch.equal(made, pictures[:, None].expand(-1, 2, -1, -1, -1))
+
+
+def test_both_views_have_their_own_filter():
+    pictures = torch.randint(0, 256, (6, 12, 12, 3), dtype=torch.uint8)
+    first, second = ViewParameters(interpolation="bilinear"), ViewParameters(interpolation="bicubic")
+    row = as_row(draw_view(12, 12, first, [0.5] * NUM_DRAWS))
+    made = DeviceCrops(ViewRecipe(first, second, ""), 8)(pictures, torch.tensor(row).expand(6, 2, -1))
+    alone = DeviceCrops(ViewRecipe(first, first, ""), 8)(pictures, torch.tensor(row).expand(6, 2, -1))
+    assert torch.equal(made[:, 0], alone[:, 0])
+    assert not torch.equal(made[:, 1], alone[:, 1])
