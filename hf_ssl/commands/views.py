@@ -23,7 +23,7 @@ from hf_ssl.data.order.reader import Reader
 from hf_ssl.data.settings import DataSettings, ViewedDataSettings
 from hf_ssl.data.sources.open import Source
 from hf_ssl.data.views.cpu import Views
-from hf_ssl.data.views.draws import numbers_of
+from hf_ssl.data.views.draws import numbers_between
 from hf_ssl.errors import UserError, near_name
 from hf_ssl.figures.views import view_sheet
 from hf_ssl.methods import METHODS
@@ -132,19 +132,13 @@ def run(settings: ViewsSettings) -> ViewsResult:
         reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(skipped.items()))
         raise UserError(f"Split `{source.split}` of `{source.name}` holds no usable image: {reasons}.")
     image_size = settings.image_size or chosen.get("image_size", _IMAGE_SIZE)
-    make = Views(recipe, image_size)
-    views = [
-        np.stack(
-            [
-                make(one.picture, numbers_of(settings.seed, epoch, 0, one.place)).numpy()
-                for epoch in range(settings.views)
-            ]
-        )
-        for one in shown
-    ]
+    make, pictures, pairs = Views(recipe, image_size), [one.picture for one in shown], []
+    for epoch in range(settings.views):
+        numbers = [numbers_between(settings.seed, epoch, 0, one.place, one.place + 1) for one in shown]
+        pairs.append(make(pictures, np.concatenate(numbers))[0].numpy())
     figure = view_sheet(
-        [one.picture for one in shown],
-        views,
+        pictures,
+        list(np.stack(pairs, axis=1)),
         title=f"{_short_name(source)}, split {source.split}: views by {name}, {image_size} x {image_size} pixels",
         notes=_notes(recipe.source, settings.view_settings),
         names=[one.name for one in shown],

@@ -28,7 +28,7 @@ from hf_ssl.data.sources.open import Source
 from hf_ssl.data.views.device import send
 from hf_ssl.data.views.device_colour import DeviceColour
 from hf_ssl.data.views.device_crops import DeviceCrops
-from hf_ssl.data.views.draws import draw_rows
+from hf_ssl.data.views.draws import draw_pairs
 from hf_ssl.data.views.recipes import ViewRecipe
 from hf_ssl.errors import UserError
 
@@ -90,9 +90,8 @@ class CachedDraws:
         Returns:
             Rows of `draws.py`, (pictures, 2, ROW_LENGTH), float32.
         """
-        parameters = (self.recipe.first, self.recipe.second)
-        rows = [draw_rows(self._height, self._width, one, numbers[:, number]) for number, one in enumerate(parameters)]
-        return torch.from_numpy(np.stack(rows, axis=1)).float()
+        heights, widths = np.full(len(numbers), self._height), np.full(len(numbers), self._width)
+        return torch.from_numpy(draw_pairs(heights, widths, self.recipe, numbers)).float()
 
 
 class CachedViews:

@@ -25,12 +25,13 @@ from hf_ssl.data.order.reader import Chunk, Reader
 from hf_ssl.data.sources.open import Source
 from hf_ssl.data.sources.tars import damaged_archives
 from hf_ssl.data.views.cpu import Crops, Views
-from hf_ssl.data.views.draws import numbers_between, numbers_of
+from hf_ssl.data.views.draws import numbers_between
 from hf_ssl.errors import UserError
 
 __all__ = ["Batch", "EvaluationBatch", "TrainingStream", "evaluation_batches"]
 
 CHUNK_SIZE = 64  # records that one worker handles at a time, at the most
+_PICTURE_BYTES = 2**26  # decoded at once: 64 usual photos, but few of those that would fill the memory
 _SHOWN_ARCHIVES = 3
 MIN_RECORDS_TO_JUDGE = 1000  # before which, or the end of an epoch, a few bad images stop no run
 
@@ -67,23 +68,31 @@ class _ViewMaker(Dataset):
     def __getitem__(self, chunk: Chunk) -> Chunk:
         if chunk.records is None:
             return chunk
-        views, skipped = [], Counter()
+        skipped = Counter()
         images, indices, labels = chunk.records.columns
-        # Images one by one: the memory of the last is used again, that of a new list costs more than reading it.
+        end = chunk.place + chunk.size
+        numbers = numbers_between(self.seed, chunk.start["epoch"], self.rank, chunk.place, end)
+        parts: list[tuple[Tensor, ...]] = []
+        pictures, places, num_bytes = [], [], 0
         for offset, (record_image, index, label) in enumerate(
             zip(images, indices.to_pylist(), labels.to_pylist(), strict=True)
         ):
             try:
-                image = decode(record_image.as_py())
+                picture = decode(record_image.as_py())
             except SkippedImageError as error:
                 skipped[error.reason] += 1
                 continue
-            numbers = numbers_of(self.seed, chunk.start["epoch"], self.rank, chunk.place + offset)
-            made = self.views(image, numbers)
-            views.append(made if isinstance(made, tuple) else (made,))
+            if num_bytes + picture.nbytes > _PICTURE_BYTES and pictures:
+                parts.append(self.views(pictures, numbers[places]))
+                pictures, places, num_bytes = [], [], 0
+            pictures.append(picture)
+            places.append(offset)
+            num_bytes += picture.nbytes
             chunk.indices.append(index)
             chunk.labels.append(UNKNOWN_LABEL if label is None else label)
-        chunk.views = tuple(map(torch.stack, zip(*views, strict=True)))
+        if pictures:
+            parts.append(self.views(pictures, numbers[places]))
+        chunk.views = parts[0] if len(parts) == 1 else tuple(map(torch.cat, zip(*parts, strict=True)))
         chunk.skipped = dict(skipped)
         chunk.records = None  # the bytes need not travel back
         return chunk

@@ -88,11 +88,11 @@ def _stream(places, kind="parquet", *, views=None, batch_size=BATCH, seed=3, num
 
 
 class _Numbers:
-    """In place of views: the number that the picture shows, and the first of the random ones."""
+    """In place of views: the number that each picture shows, and the first of its random ones."""
 
-    def __call__(self, image, numbers):
-        number = int(image[3, 3, 0]) // 16 * 16 + int(image[3, 3, 1]) // 16
-        return torch.tensor([number, numbers[0][0]], dtype=torch.float64)
+    def __call__(self, pictures, numbers):
+        shown = [int(picture[3, 3, 0]) // 16 * 16 + int(picture[3, 3, 1]) // 16 for picture in pictures]
+        return (torch.tensor(np.stack([shown, numbers[:, 0, 0]], axis=1)),)
 
 
 def _numbers(stream, count):
@@ -396,3 +396,20 @@ def test_an_incomplete_position_is_refused(places):
     reader = {name: value for name, value in position["reader"].items() if name != "table_rows"}
     with pytest.raises(ValueError, match="position lacks `table_rows`. Was it saved by another version?"):
         _stream(places, position={**position, "reader": reader})
+
+
+def test_large_pictures_are_not_all_in_memory_at_once(places, monkeypatch):
+    made = []
+
+    class Views(_Numbers):
+        def __call__(self, pictures, numbers):
+            made.append([picture.nbytes for picture in pictures])
+            return super().__call__(pictures, numbers)
+
+    expected = _numbers(_stream(places, views=Views(), batch_size=30), 9)
+    largest = max(map(max, made))
+    for limit, most, least_most in ((1, largest, 1), (4 * largest, 4 * largest, 3 * largest)):
+        made.clear()
+        monkeypatch.setattr("hf_ssl.data.order.stream._PICTURE_BYTES", limit)
+        assert _numbers(_stream(places, views=Views(), batch_size=30), 9) == expected
+        assert least_most < max(map(sum, made)) <= most
