@@ -51,19 +51,21 @@ _TO_COLOUR = np.eye(3) - _TO_GREY
 
 
 class Views:
-    """Two augmented views of each of some pictures; picklable, without state of its own.
+    """Augmented views of each of some pictures; picklable, without state of its own.
 
     Args:
         recipe: A recipe, or its name in `VIEW_RECIPES`.
         image_size: Height and width of a view, in pixels, at least 1.
+        num_views: 2, or 1 for the recipe's first view alone.
 
     Raises:
         UserError: If no recipe has that name.
     """
 
-    def __init__(self, recipe: ViewRecipe | str, image_size: int):
+    def __init__(self, recipe: ViewRecipe | str, image_size: int, num_views: Literal[1, 2] = 2):
         self.recipe = find_recipe(recipe) if isinstance(recipe, str) else recipe
         self.image_size = image_size
+        self.num_views = num_views
 
     def __call__(self, pictures: Sequence[Picture], numbers: NDArray[np.float64]) -> tuple[Tensor]:
         """Make the views.
@@ -73,9 +75,9 @@ class Views:
             numbers: Uniform in [0, 1), (pictures, 2, NUM_DRAWS).
 
         Returns:
-            (pictures, 2, image_size, image_size, 3), uint8.
+            (pictures, num_views, image_size, image_size, 3), uint8.
         """
-        rows = _draw(pictures, self.recipe, numbers)
+        rows = _draw(pictures, self.recipe, numbers)[:, : self.num_views]
         return (_by_each(make_view, pictures, self.recipe, rows, self.image_size),)
 
 
@@ -119,10 +121,10 @@ def _by_each(
     rows: NDArray[np.float64],
     image_size: int,
 ) -> Tensor:
-    made = np.empty((len(pictures), 2, image_size, image_size, 3), np.uint8)
-    for place, (picture, (first, second)) in enumerate(zip(pictures, rows.tolist(), strict=True)):
-        made[place, 0] = make(picture, recipe.first, first, image_size)
-        made[place, 1] = make(picture, recipe.second, second, image_size)
+    made = np.empty((*rows.shape[:2], image_size, image_size, 3), np.uint8)
+    for place, (picture, own) in enumerate(zip(pictures, rows.tolist(), strict=True)):
+        for view, (parameters, row) in enumerate(zip((recipe.first, recipe.second), own, strict=False)):
+            made[place, view] = make(picture, parameters, row, image_size)
     return torch.from_numpy(made)
 
 

@@ -120,6 +120,14 @@ def test_views_are_those_of_the_recipe():
         np.testing.assert_array_equal(_pair(name, 32, picture, 0).numpy(), np.stack(plain))
 
 
+def test_one_view_is_the_first_of_two():
+    pictures, numbers = [_photo(), _photo(30, 90, 1)], np.random.default_rng(5).random((2, 2, NUM_DRAWS))
+    for recipe in ("byol", "randaugment"):
+        assert torch.equal(
+            Views(recipe, 32, num_views=1)(pictures, numbers)[0], Views(recipe, 32)(pictures, numbers)[0][:, :1]
+        )
+
+
 def test_unknown_recipe_names_a_near_one():
     with pytest.raises(ValueError, match="`moco_v4`. Did you mean `moco_v"):
         Views("moco_v4", 32)
