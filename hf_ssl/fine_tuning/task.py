@@ -1,6 +1,6 @@
 """Fine-tuning: the loop that trains a classifier, on top of an encoder or with it, and scores it on the way."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from hf_ssl.data.order.stream import Batch, TrainingStream
 from hf_ssl.data.settings import DataSettings
 from hf_ssl.data.sources.open import Source
 from hf_ssl.data.sources.subset import numbers_of_classes
-from hf_ssl.data.views.cpu import Picture, Views
+from hf_ssl.data.views.cpu import Views
 from hf_ssl.data.views.device import Normalize, send
 from hf_ssl.errors import UserError
 from hf_ssl.fine_tuning.classifier import Classifier, Score, choose_trained, score, training_mode
@@ -70,14 +70,6 @@ class FineTuningResult:
     last_checkpoint: Path | None
     score: Score | None
     best: tuple[int, float] | None
-
-
-class _OneView(Views):
-    """One augmented view of an image, by the first half of a recipe."""
-
-    def __call__(self, image: Picture, numbers: Sequence[Sequence[float]]) -> Tensor:
-        """Make it, (1, image_size, image_size, 3), uint8."""
-        return super().__call__(image, numbers)[:1]
 
 
 class _Supervised(nn.Module):
@@ -257,7 +249,7 @@ def _open_stream(
 ) -> TrainingStream:
     return TrainingStream(
         source,
-        _OneView(data.find_recipe(VIEW_RECIPE), classifier.image_size),
+        Views(data.find_recipe(VIEW_RECIPE), classifier.image_size, num_views=1),
         settings.batch_size,
         seed=settings.seed,
         lanes=lanes,

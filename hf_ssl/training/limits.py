@@ -101,6 +101,6 @@ def memory_errors_explained(images: int) -> Iterator[None]:
         fewer = max(number for number in range(1, max(2, images // 2 + 1)) if images % number == 0)
         raise UserError(
             f"The memory is not enough for {images} images in one forward pass. Give `--images_per_device {fewer}`, "
-            "with which the images of a step stay the same, or `--activation_checkpointing`, `--mixed_precision bf16`, "
-            "a smaller `--image_size` or `--encoder`."
+            "with which a step has the same images, `--activation_checkpointing`, `--mixed_precision bf16`, or a "
+            "smaller `--image_size` or `--encoder`."
         ) from error

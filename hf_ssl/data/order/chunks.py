@@ -15,6 +15,7 @@ from hf_ssl.data.decode.pictures import SkippedImageError, decode
 from hf_ssl.data.order.lanes import Place, Window
 from hf_ssl.data.order.ordered import UNKNOWN_LABEL
 from hf_ssl.data.views.draws import numbers_between
+from hf_ssl.errors import UserError
 
 _BYTES_AT_ONCE = 2**22  # of decoded pictures: what is in the cache of the processor need not be fetched again
 
@@ -116,10 +117,15 @@ class LaneReader:
     def __init__(self, lane: int, windows: Iterator[Window], window_size: int, offset: int):
         self._lane, self._windows, self._window_size = lane, windows, window_size
         self._window: Window | None = None
+        self._empty_epochs = 0  # in a row
         self._offset = offset  # of the first window
 
     def take(self, number: int) -> list[Part]:
-        """The next records: of one window or several, with an empty part where an epoch ends."""
+        """The next records: of one window or several, with an empty part where an epoch ends.
+
+        Raises:
+            UserError: If the lane has no records.
+        """
         parts = []
         while number:
             if self._window is None:
@@ -132,8 +138,15 @@ class LaneReader:
                 parts.append(Part(self._lane, place, first, len(rows), records.take(pa.array(rows))))
                 self._offset += len(rows)
                 number -= len(rows)
+                self._empty_epochs = 0
             else:
                 if records is None:
                     parts.append(Part(self._lane, start))
+                    self._empty_epochs += 1
+                if self._empty_epochs > 1:  # the first may have begun at its end
+                    raise UserError(
+                        f"The data set has too few images: lane {self._lane} would get none. Start fewer processes, "
+                        "or give fewer `lanes`."
+                    )
                 self._window, self._offset = None, 0
         return parts

@@ -218,11 +218,6 @@ class Dealing:
             state = records.state_dict()
             yield place, batch
             place = Place(place.epoch, place.window + 1, 0, state)
-        if place.window == 0:
-            raise UserError(
-                f"`{self.source.name}` has too few images: of {self.lanes} lanes, one or more would get none. Start "
-                "fewer processes, or give fewer `lanes`."
-            )
         yield place, None
 
     def _shard_order(self, epoch: int) -> int:
