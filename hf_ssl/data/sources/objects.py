@@ -6,8 +6,10 @@ import re
 from typing import Any
 
 import datasets
-from datasets.iterable_dataset import BufferShuffledExamplesIterable
+from datasets.iterable_dataset import BufferShuffledExamplesIterable, _BaseExamplesIterable
+from datasets.utils.track import TrackedIterableFromGenerator
 
+from hf_ssl.data.decode.access import roots_of
 from hf_ssl.data.sources.files import dataset_records
 from hf_ssl.errors import UserError
 
@@ -61,6 +63,24 @@ def records_of(
         records = dataset.with_format(None)
         return records if columns is None else records.select_columns(columns), None
     return dataset_records(dataset if columns is None else dataset.select_columns(columns)), dataset.num_rows
+
+
+def addresses_of(records: datasets.IterableDataset) -> tuple[str, ...]:
+    """What the addresses of the files of a stream begin with (`Access.roots`); empty if none of them is an address."""
+    found, waiting = set(), [records._ex_iterable]
+    while waiting:
+        one = waiting.pop()
+        if isinstance(one, str):
+            found |= {one} if "://" in one else set()
+        elif isinstance(one, dict):
+            waiting += one.values()
+        elif isinstance(one, list | tuple):
+            waiting += one
+        elif isinstance(one, _BaseExamplesIterable):
+            waiting += [getattr(one, name) for name in ("kwargs", "ex_iterable", "ex_iterables") if hasattr(one, name)]
+        elif isinstance(one, TrackedIterableFromGenerator):  # files or members of an archive
+            waiting.append(one.args)
+    return roots_of(found) if found else ()
 
 
 def identity_of(dataset: datasets.Dataset | datasets.IterableDataset) -> Any:
