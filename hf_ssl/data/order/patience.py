@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import datasets
@@ -39,14 +40,16 @@ def patient_tables(
     patience = Patience(source.name, source.access.timeout)
     as_tables = records._ex_iterable.iter_arrow is not None
     if as_tables:  # the others come row by row, and each would become a table
-        records = records.with_format("arrow")
+        epoch = records.epoch
+        records = records.with_format("arrow")  # which forgets the epoch, and with it the order of the shards
+        records.set_epoch(epoch)
     while True:
         records.load_state_dict(state)  # pyright: ignore[reportArgumentType]
         parts = records.iter(rows)
         while True:
             started = time.monotonic()
             try:
-                with impatient_libraries():
+                with impatient_libraries() if source.access.remote else nullcontext():
                     part = next(parts, None)
             except Exception as error:
                 if not comes_from_reading(error):

@@ -94,6 +94,18 @@ def test_reading_begins_after_any_table(kind):
         assert rest == list(range(done, SHARDS * ROWS))
 
 
+@pytest.mark.parametrize("kind", ["tables", "examples"])
+def test_the_order_of_the_shards_is_that_of_the_epoch(kind):
+    source = source_of(kind, {})
+    orders = set()
+    for epoch in range(1, 6):
+        source.records.set_epoch(epoch)
+        labels = labels_of(patient_tables(source, source.records, 16))
+        assert labels == [row["label"] for row in source.records]
+        orders.add(tuple(labels))
+    assert len(orders) > 1
+
+
 def test_what_stays_broken_stops_with_name_reason_and_setting(no_pauses, caplog):
     source = source_of("tables", {(1, 0): [OSError("`b.parquet` is cut")] * 10**6}, timeout=0.05)
     read, started = patient_tables(source, source.records, 16), time.monotonic()
