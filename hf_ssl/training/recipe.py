@@ -13,6 +13,8 @@ from typing import Any
 
 from PIL import Image
 
+from hf_ssl.data.decode.image_bytes import SkippedImageError, bytes_of
+from hf_ssl.data.order.patience import patient_tables
 from hf_ssl.data.sources.open import Source
 from hf_ssl.methods.base import SSLPreTrainedModel
 
@@ -168,11 +170,11 @@ def _smaller_queue(
 def _typical_side(source: Source) -> int:
     """Median of the shorter sides of the first images that can be read, in pixels; 224 if none can."""
     sides = []
-    for record in source.records.take(_SAMPLE):
-        image = record[source.image_column]
+    first, _ = next(patient_tables(source, source.records.select_columns([source.image_column]), _SAMPLE))
+    for image in first[source.image_column].to_pylist():
         try:
-            with Image.open(image["path"] if image["bytes"] is None else io.BytesIO(image["bytes"])) as opened:
+            with Image.open(io.BytesIO(bytes_of(image, source.access.timeout))) as opened:
                 sides.append(min(opened.size))
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, TypeError):
+        except (SkippedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError, TypeError):
             continue  # counted as unusable when it is trained on
     return round(statistics.median(sides)) if sides else 224

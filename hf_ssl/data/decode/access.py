@@ -41,8 +41,8 @@ class Access:
         *inner, outer = path.split("::")
         if any(part.partition("://")[0] not in _ARCHIVES for part in inner):
             return False
-        protocol, _, place = outer.rpartition("://") if outer.startswith("file://") else outer.partition("://")
-        if "://" not in outer or protocol == "file":
+        protocol, separator, place = outer.partition("://")
+        if not separator or protocol == "file":
             return not self.remote
         return ".." not in unquote(place).split("/") and outer.startswith(self.roots)
 

@@ -11,6 +11,7 @@ import pyarrow as pa
 from datasets.distributed import split_dataset_by_node
 from torch import Tensor
 
+from hf_ssl.data.order.patience import patient_tables
 from hf_ssl.data.sources.files import INDEX_COLUMN
 from hf_ssl.data.sources.open import Source
 from hf_ssl.errors import UserError
@@ -85,8 +86,6 @@ class Reader:
         records = self.source.records.select_columns(columns)
         enough = records.num_shards >= _MANY_SHARDS * self.world_size
         records = split_dataset_by_node(records, self.rank, self.world_size, "shards" if enough else "auto")
-        if records._ex_iterable.iter_arrow:  # the others come row by row, and each would become a table
-            records = records.with_format("arrow")
         memory = _Window(self.window_size)
         while True:
             yield from self._epoch(records, memory, **state)
@@ -103,10 +102,15 @@ class Reader:
         table_rows: int,
     ) -> Iterator[Chunk]:
         records.set_epoch(self._shard_order(epoch))
-        records.load_state_dict(state)  # pyright: ignore[reportArgumentType]
-        tables = map(self._table, records.iter(table_rows))
-        while rows := memory.fill(islice(tables, self.window_size // table_rows)):
-            after = records.state_dict()
+        states = {"after": state}
+
+        def tables() -> Iterator[pa.Table]:
+            for table, states["after"] in patient_tables(self.source, records, table_rows, state):
+                yield self._table(table)
+
+        reading = tables()
+        while rows := memory.fill(islice(reading, self.window_size // table_rows)):
+            after = states["after"]
             order = np.random.default_rng([self.seed, epoch, self.rank, window, FOR_WINDOW]).permutation(len(rows))
             for begin in range(offset, len(rows), self.chunk_size):
                 end = min(begin + self.chunk_size, len(rows))
@@ -128,12 +132,10 @@ class Reader:
         here = {"epoch": epoch, "window": window, "offset": 0, "state": state, "table_rows": table_rows}
         yield Chunk(start=here, end=here, place=window * self.window_size)
 
-    def _table(self, rows: pa.Table | dict[str, list]) -> pa.Table:
-        """The columns of a chunk, from what `datasets` gives."""
+    def _table(self, rows: pa.Table) -> pa.Table:
+        """The columns of a chunk."""
         types = {self.source.image_column: _IMAGE_TYPE, INDEX_COLUMN: pa.int64(), self.label_column: pa.int64()}
-        if isinstance(rows, dict):
-            rows = pa.table(rows, schema=pa.schema([(name, types[name]) for name in rows]))
-        present = rows.schema.names  # pyright: ignore[reportAttributeAccessIssue]
+        present = rows.schema.names
         columns = [rows[name] if name in present else pa.nulls(len(rows), type_) for name, type_ in types.items()]
         return pa.table(columns, names=["image", "index", "label"])
 

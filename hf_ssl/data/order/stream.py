@@ -59,10 +59,11 @@ class Batch:
 class _ViewMaker(Dataset):
     """Turns a chunk of records into views; runs in the workers."""
 
-    def __init__(self, views: Views | Crops, seed: int, rank: int):
+    def __init__(self, views: Views | Crops, seed: int, rank: int, timeout: float):
         self.views = views
         self.seed = seed
         self.rank = rank
+        self.timeout = timeout
 
     def __getitem__(self, chunk: Chunk) -> Chunk:
         if chunk.records is None:
@@ -74,7 +75,7 @@ class _ViewMaker(Dataset):
             zip(images, indices.to_pylist(), labels.to_pylist(), strict=True)
         ):
             try:
-                image = decode(record_image.as_py())
+                image = decode(record_image.as_py(), self.timeout)
             except SkippedImageError as error:
                 skipped[error.reason] += 1
                 continue
@@ -288,7 +289,10 @@ class TrainingStream:
             chunks_of_two_batches = math.ceil(2 * self.batch_size / (self._chunk_size * self.num_workers))
             options = {"prefetch_factor": max(2, chunks_of_two_batches)}
         seed, rank, views = self._identity["seed"], self._identity["rank"], self.views
-        maker = _DrawMaker(views, seed, rank) if isinstance(views, CachedDraws) else _ViewMaker(views, seed, rank)
+        if isinstance(views, CachedDraws):
+            maker = _DrawMaker(views, seed, rank)
+        else:
+            maker = _ViewMaker(views, seed, rank, self.source.access.timeout)
         return make_loader(maker, self._reader.chunks(reader_state), self.num_workers, **options)
 
     def _judge(self, seen: int, skipped: Counter[str], *, epoch_ended: bool) -> None:

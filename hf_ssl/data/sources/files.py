@@ -337,7 +337,8 @@ def _batches(path: str, group: int, columns: list[str] | None, stamp: Stamp) -> 
                 check_unchanged(path, stamp)  # a file that is written to while it is open gives anything
                 yield batch
     except (pa.ArrowException, OSError) as error:
-        raise OSError(f"`{path}`: {str(error).splitlines()[0]}") from error
+        reason = str(error).splitlines()[0]
+        raise OSError(reason if path in reason else f"`{path}`: {reason}") from error
 
 
 def _as_the_others(table: pa.Table, types: dict[str, pa.DataType], features: datasets.Features, path: str) -> pa.Table:

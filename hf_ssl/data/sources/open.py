@@ -31,7 +31,15 @@ from hf_ssl.data.sources.files import (
     parquet_records,
     table_records,
 )
-from hf_ssl.data.sources.objects import DataObject, addresses_of, identity_of, name_of_object, records_of, split_of
+from hf_ssl.data.sources.objects import (
+    DataObject,
+    addresses_of,
+    identity_of,
+    name_of_object,
+    records_of,
+    split_of,
+    undecoded,
+)
 from hf_ssl.data.sources.shapes import shapes
 from hf_ssl.data.sources.tars import tar_layout, tar_records
 from hf_ssl.errors import UserError
@@ -334,7 +342,7 @@ def _open_builder(dataset: str, split: str, **where: Any) -> _Opened:
             )
     else:
         identity = [builder.hash, files]  # addresses with the commit
-    records = _attempt(dataset, lambda: builder.as_streaming_dataset(split=split))
+    records = _attempt(dataset, lambda: undecoded(builder.as_streaming_dataset(split=split)))
     roots = (
         ()
         if files and all(map(os.path.exists, files))
