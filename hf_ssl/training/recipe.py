@@ -14,7 +14,6 @@ from typing import Any
 from PIL import Image
 
 from hf_ssl.data.decode.image_bytes import SkippedImageError, bytes_of
-from hf_ssl.data.order.patience import patient_tables
 from hf_ssl.data.sources.open import Source
 from hf_ssl.methods.base import SSLPreTrainedModel
 
@@ -170,10 +169,12 @@ def _smaller_queue(
 def _typical_side(source: Source) -> int:
     """Median of the shorter sides of the first images that can be read, in pixels; 224 if none can."""
     sides = []
-    first, _ = next(patient_tables(source, source.records.select_columns([source.image_column]), _SAMPLE))
-    for image in first[source.image_column].to_pylist():
+    for record in source.records.take(_SAMPLE):
+        image = record[source.image_column]
+        if image["bytes"] is None and not source.access.permits(image["path"] or ""):
+            continue
         try:
-            with Image.open(io.BytesIO(bytes_of(image, source.access.timeout))) as opened:
+            with Image.open(io.BytesIO(bytes_of(image))) as opened:
                 sides.append(min(opened.size))
         except (SkippedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError, TypeError):
             continue  # counted as unusable when it is trained on
