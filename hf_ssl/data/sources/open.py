@@ -41,6 +41,7 @@ from hf_ssl.data.sources.objects import (
     undecoded,
 )
 from hf_ssl.data.sources.shapes import shapes
+from hf_ssl.data.sources.tar_bytes import is_tar
 from hf_ssl.data.sources.tars import tar_layout, tar_records
 from hf_ssl.errors import UserError
 
@@ -305,7 +306,7 @@ def _help_for(left_out: str) -> str:
 
 
 def _open_file(name: str, path: Path, split: str) -> _Opened:
-    kind = {".parquet": "parquet", ".tar": "webdataset"}.get(path.suffix)
+    kind = "webdataset" if is_tar(path.name) else {".parquet": "parquet"}.get(path.suffix)
     if kind is None:
         raise UserError(f"`dataset` must be a folder, a parquet or a tar file or a Hub id, got the file `{name}`.")
     return _open_builder(name, split, path=kind, data_files={"train": [str(path)]})
@@ -330,18 +331,21 @@ def _open_builder(dataset: str, split: str, **where: Any) -> _Opened:
                 identity,
                 lambda needed, labels: parquet_records(files, [*needed, *labels], optional=labels)[0],
             )
-        if all(_is_tar(file) and _is_empty_tar(file) for file in files):
+        if all(is_tar(file) and _is_empty_tar(file) for file in files):
             raise _no_images(dataset, split)
-        layout = _attempt(dataset, lambda: tar_layout(files)) if all(map(_is_tar, files)) else None
-        if layout is not None:
-            return _Opened(
-                tar_records(files, layout),
-                known.num_examples if known else None,
-                identity,
-                lambda needed, labels: tar_records(files, layout, needed[0], [*needed, *labels]),
-            )
     else:
         identity = [builder.hash, files]  # addresses with the commit
+    here = bool(files) and all(map(os.path.exists, files))
+    roots = () if here else roots_of(file for of_split in data_files.values() for file in of_split)
+    layout = _attempt(dataset, lambda: tar_layout(files)) if files and all(map(is_tar, files)) else None
+    if layout is not None:
+        return _Opened(
+            tar_records(files, layout),
+            known.num_examples if known else None,
+            identity,
+            lambda needed, labels: tar_records(files, layout, needed[0], [*needed, *labels]),
+            roots=roots,
+        )
     records = _attempt(dataset, lambda: undecoded(builder.as_streaming_dataset(split=split)))
     roots = (
         ()
@@ -353,10 +357,6 @@ def _open_builder(dataset: str, split: str, **where: Any) -> _Opened:
 
 def _no_images(dataset: str, split: str) -> UserError:
     return UserError(f"Split `{split}` of `{dataset}` holds no images. Choose another split or data set.")
-
-
-def _is_tar(path: str) -> bool:
-    return path.endswith(".tar")
 
 
 def _is_empty_tar(path: str) -> bool:
