@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForPreTraining
 
+from hf_ssl.data.decode.unavailable import DATA_TIMEOUT
 from hf_ssl.data.sources.open import Source, open_source
 from hf_ssl.errors import UserError
 from hf_ssl.evaluation.encoders import encoder_folder
@@ -33,6 +34,9 @@ class ReadingSettings:
         num_workers: Processes that decode, at least 0.
         device: Where the encoder runs; `auto` is CUDA if there is a device.
         seed: Seed of everything random, such as `random:ENCODER`, at least 0.
+        data_timeout: Seconds, at least 0, for which a file, the Hub or a connection that fails is tried again.
+        allow_paths: Read whatever file or address a record names. Without it, data from the Hub or an address gives
+            only what belongs to it, and data of this machine files, but no addresses.
     """
 
     dataset: Any
@@ -44,6 +48,8 @@ class ReadingSettings:
     num_workers: int = 2
     device: Literal["auto", "cpu", "cuda"] = "auto"
     seed: int = 0
+    data_timeout: float = DATA_TIMEOUT
+    allow_paths: bool = False
 
     def check_reading(self) -> None:
         """Check what can be checked without the data; called by each command's `validate_`.
@@ -51,7 +57,7 @@ class ReadingSettings:
         Raises:
             UserError: If a number is too small or the device is missing.
         """
-        check_least(self, batch_size=1, num_workers=0, seed=0)
+        check_least(self, batch_size=1, num_workers=0, seed=0, data_timeout=0)
         if self.device == "cuda" and not torch.cuda.is_available():
             raise UserError("`device` cuda needs a CUDA device, but PyTorch sees none. Leave it out.")
 
@@ -64,6 +70,8 @@ class ReadingSettings:
             revision=self.dataset_revision,
             image_column=self.image_column,
             label_column=self.label_column,
+            data_timeout=self.data_timeout,
+            allow_paths=self.allow_paths,
         )
 
     def torch_device(self) -> str:

@@ -166,7 +166,9 @@ def _first_images(source: Source, seed: int, batch_size: int, skipped: dict[str,
         if part.records is None:  # the end of the epoch
             return
         images, _, labels = part.records.columns
-        for offset, (picture, label) in enumerate(zip(decoded(images), labels.to_pylist(), strict=True)):
+        for offset, (picture, label) in enumerate(
+            zip(decoded(images, source.access.timeout), labels.to_pylist(), strict=True)
+        ):
             if isinstance(picture, SkippedImageError):
                 skipped[picture.reason] = skipped.get(picture.reason, 0) + 1
                 continue

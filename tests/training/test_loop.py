@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from importlib.metadata import version
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,15 @@ import pytest
 import torch
 from torch import nn
 
+from hf_ssl.data.decode.unavailable import DataUnavailableError
+from hf_ssl.data.order.stream import TrainingStream
 from hf_ssl.data.settings import DataSettings
 from hf_ssl.data.sources.open import open_source
 from hf_ssl.errors import UserError
 from hf_ssl.methods import METHODS
 from hf_ssl.training import loop
 from hf_ssl.training.arguments import TrainingSettings
-from hf_ssl.training.checkpoint import complete_checkpoints
+from hf_ssl.training.checkpoint import complete_checkpoints, step_of
 from hf_ssl.training.loop import train
 
 
@@ -479,3 +482,31 @@ def test_a_folder_in_use_is_refused(digits, tmp_path: Path):
 def test_knn_needs_labels_that_both_splits_have(digits, tmp_path: Path):
     with pytest.raises(ValueError, match="k-NN needs a label column"):
         train(new_model(), replace(digits, labels={}), DATA, settings(tmp_path, knn_every=1, knn_split="test"))
+
+
+@pytest.mark.parametrize("batches, saved", [(4, 4), (3, 3), (2, 2), (0, None)])
+def test_data_that_goes_away_leaves_a_checkpoint_and_the_way_on(
+    digits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batches: int, saved: int | None
+):
+    through = new_model()
+    train(through, digits, DATA, settings(tmp_path / "through"))
+
+    def cut(self, whole=TrainingStream.__iter__):
+        yield from islice(whole(self), batches)
+        raise DataUnavailableError("`photos.parquet` is gone.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainingStream, "__iter__", cut)
+        with pytest.raises(DataUnavailableError) as raised:
+            train(new_model(), digits, DATA, settings(tmp_path / "cut"))
+    text = str(raised.value)
+    assert text.startswith(f"`photos.parquet` is gone. The run stopped after step {batches}")
+    newest = complete_checkpoints(tmp_path / "cut")[-1:]
+    assert [step_of(one) for one in newest] == ([] if saved is None else [saved])
+    assert ("before its first checkpoint" in text) == (saved is None)
+    if newest:
+        assert str(newest[0]) in text and "`--resume auto`" in text
+
+    model = new_model()
+    train(model, digits, DATA, settings(tmp_path / "cut", resume="auto"))
+    assert_same(weights(model), weights(through))

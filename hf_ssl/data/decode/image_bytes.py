@@ -3,15 +3,21 @@
 import errno
 import os
 import stat
+import time
 from typing import Any
 
 import fsspec
+
+from hf_ssl.data.decode.unavailable import DATA_TIMEOUT, Patience, comes_from_reading, impatient_libraries
 
 MAX_FILE_BYTES = 2**31
 """Larger files are not read: `decode` would refuse such a picture, and they would fill the memory."""
 
 DAMAGED_ARCHIVE = "\0damaged archive"
 """Path of an image that a damaged archive has lost; no file has such a name."""
+
+OUTSIDE = "\0path outside the data set"
+"""Path of an image whose own path must not be read, see `Access`."""
 
 _OF_THE_PROGRAM = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)  # not the fault of a file: these stop the run
 _REASONS = {
@@ -31,7 +37,7 @@ class SkippedImageError(ValueError):
         reason: Why, in a few words, one of a small set: `null`, `empty`, `missing file`, `no permission`, `not a
             regular file`, `link loop`, `path too long`, `invalid path`, `read error`, `not an image`, `format not
             supported: .heic`, `five bands`, `colour PFM`, `unsupported colours`, `truncated`, `damaged`,
-            `damaged archive`, `too large`.
+            `damaged archive`, `path outside the data set`, `too large`.
     """
 
     def __init__(self, reason: str):
@@ -39,18 +45,20 @@ class SkippedImageError(ValueError):
         self.reason = reason
 
 
-def bytes_of(record_image: Any) -> bytes:
+def bytes_of(record_image: Any, timeout: float = DATA_TIMEOUT) -> bytes:
     """Read one image of a record, undecoded.
 
     Args:
         record_image: What `datasets.Image(decode=False)` gives (`{"bytes": ..., "path": ...}`), bytes, a path, an
             fsspec address, or None.
+        timeout: Seconds for which an address is tried again that cannot be read.
 
     Returns:
         At least one byte.
 
     Raises:
         SkippedImageError: If there is none.
+        DataUnavailableError: If an address could not be read in time.
     """
     if record_image is None:
         raise SkippedImageError("null")
@@ -62,10 +70,10 @@ def bytes_of(record_image: Any) -> bytes:
         data = record_image
     if data is None:
         raise SkippedImageError("null")
-    if data == DAMAGED_ARCHIVE:
-        raise SkippedImageError("damaged archive")
+    if data in (DAMAGED_ARCHIVE, OUTSIDE):
+        raise SkippedImageError(data.removeprefix("\0"))
     if not isinstance(data, bytes):
-        data = _read(str(data))
+        data = _read(str(data), timeout)
     if not data:
         raise SkippedImageError("empty")
     return data
@@ -84,9 +92,10 @@ def problem_of(path: str) -> str | None:
         return reason_of(error)
 
 
-def _read(path: str) -> bytes:
-    path = path.removeprefix("file://")
-    return _read_address(path) if "://" in path else _read_file(path)
+def _read(path: str, timeout: float) -> bytes:
+    if path.startswith("file://"):
+        return _read_file(path.removeprefix("file://"))
+    return _read_address(path, timeout) if "://" in path else _read_file(path)
 
 
 def _read_file(path: str) -> bytes:
@@ -108,13 +117,20 @@ def _read_file(path: str) -> bytes:
         raise SkippedImageError("invalid path") from None
 
 
-def _read_address(address: str) -> bytes:
-    try:
-        with fsspec.open(address, "rb") as file:
-            return file.read()  # pyright: ignore[reportAttributeAccessIssue]
-    except FileNotFoundError:
-        raise SkippedImageError("missing file") from None
-    except PermissionError:
-        raise SkippedImageError("no permission") from None
-    except (IsADirectoryError, NotADirectoryError):
-        raise SkippedImageError("not a regular file") from None
+def _read_address(address: str, timeout: float) -> bytes:
+    patience = Patience(address, timeout)
+    while True:
+        started = time.monotonic()
+        try:
+            with impatient_libraries(), fsspec.open(address, "rb") as file:
+                return file.read()  # pyright: ignore[reportAttributeAccessIssue]
+        except FileNotFoundError:
+            raise SkippedImageError("missing file") from None
+        except PermissionError:
+            raise SkippedImageError("no permission") from None
+        except (IsADirectoryError, NotADirectoryError):
+            raise SkippedImageError("not a regular file") from None
+        except Exception as error:
+            if not comes_from_reading(error):
+                raise
+            patience.wait(error, started)

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 
 from hf_ssl.data.decode.image_bytes import SkippedImageError, bytes_of
+from hf_ssl.data.decode.unavailable import DATA_TIMEOUT
 
 __all__ = ["IMAGE_SUFFIXES", "MAX_PIXELS", "SkippedImageError", "decode"]
 
@@ -80,7 +81,7 @@ _UPRIGHT = {
 }
 
 
-def decode(record_image: Any) -> NDArray[np.uint8]:
+def decode(record_image: Any, timeout: float = DATA_TIMEOUT) -> NDArray[np.uint8]:
     """Decode one image of a record to upright RGB.
 
     Alpha is laid on white. EXIF rotation is applied, and an animation gives its first frame. Grey becomes three equal
@@ -98,14 +99,16 @@ def decode(record_image: Any) -> NDArray[np.uint8]:
     Args:
         record_image: What `datasets.Image(decode=False)` gives (`{"bytes": ..., "path": ...}`), bytes, a path, an
             fsspec address, or None.
+        timeout: Seconds for which an address is tried again that cannot be read.
 
     Returns:
         (height, width, 3).
 
     Raises:
         SkippedImageError: If there is no usable image.
+        DataUnavailableError: If an address could not be read in time.
     """
-    data = bytes_of(record_image)
+    data = bytes_of(record_image, timeout)
     size = _plain_jpeg_size(data)
     if size is not None:
         if size[0] * size[1] > MAX_PIXELS:
@@ -233,7 +236,7 @@ def _odd_tiff(data: bytes) -> Image.Image:
     if width * height * bands > MAX_PIXELS:
         raise SkippedImageError("too large")
     if bands != 1 and (bands, photometric) != (3, 2):
-        raise SkippedImageError(f"{names[bands] if bands < len(names) else bands} bands")
+        raise SkippedImageError(f"{names[bands] if bands < len(names) else 'many'} bands")
     if photometric not in (0, 1, 2):
         raise SkippedImageError("unsupported colours")
     compression, planar = tags.get(259, 1), tags.get(284, 1) == 2 and bands > 1

@@ -101,12 +101,17 @@ class Maker(Dataset):
         return chunk
 
 
-def decoded(images: pa.Array) -> Iterator[NDArray[np.uint8] | SkippedImageError]:
-    """The pictures of undecoded images, or why there is none."""
+def decoded(images: pa.Array, timeout: float) -> Iterator[NDArray[np.uint8] | SkippedImageError]:
+    """The pictures of undecoded images, or why there is none.
+
+    Args:
+        images: Bytes, or paths and addresses to read them from.
+        timeout: Seconds to go on trying where a connection fails.
+    """
     # One by one: the memory of the last is used again, and that of a new list costs more than reading it.
     for image in images:
         try:
-            yield decode(image.as_py())
+            yield decode(image.as_py(), timeout)
         except SkippedImageError as error:
             yield error
 

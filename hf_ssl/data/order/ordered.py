@@ -18,6 +18,7 @@ from torch.utils.data import Dataset
 
 from hf_ssl.data.decode.pictures import SkippedImageError, decode
 from hf_ssl.data.order.loader import make_loader
+from hf_ssl.data.order.patience import patient_tables
 from hf_ssl.data.order.rows import RowReader
 from hf_ssl.data.sources.open import Source
 from hf_ssl.errors import UserError
@@ -180,7 +181,7 @@ def _read(
 ) -> Iterator[ReadRows]:
     if batch_size < 1:
         raise UserError(f"`batch_size` must be at least 1, got {batch_size}.")
-    transformer = _Transformer(transform, with_rows, source.labels)
+    transformer = _Transformer(transform, with_rows, source)
     return iter(make_loader(transformer, rows, num_workers, pin_memory=pin_memory))
 
 
@@ -234,13 +235,11 @@ def _warn_of_beginning(name: str, split: str, max_images: int, within: int | Non
 
 def _first_rows(source: Source, batch_size: int, max_images: int | None) -> Iterator[_Rows]:
     first = 0
-    for rows in source.records.iter(batch_size):
-        images = rows[source.image_column]
-        if max_images is not None:
-            images = images[: max_images - first]
+    for rows, _ in patient_tables(source, source.records, batch_size):
+        images = rows[source.image_column].slice(0, None if max_images is None else max_images - first).to_pylist()
         if not images:
             return
-        labels = {label: rows[label][: len(images)] for label in source.labels}
+        labels = {label: rows[label].slice(0, len(images)).to_pylist() for label in source.labels}
         yield _Rows(range(first, first + len(images)), images, labels)
         first += len(images)
 
@@ -285,17 +284,18 @@ def _path_of(record_image: Any) -> str | None:
 class _Transformer(Dataset):
     """Turns records into a batch; runs in the workers."""
 
-    def __init__(self, transform: Callable[..., Tensor], with_rows: bool, labels: dict[str, list[str]]):
+    def __init__(self, transform: Callable[..., Tensor], with_rows: bool, source: Source):
         self.transform = transform
         self.with_rows = with_rows
-        self.num_classes = {label: len(names) for label, names in labels.items()}
+        self.num_classes = {label: len(names) for label, names in source.labels.items()}
+        self.timeout = source.access.timeout
 
     def __getitem__(self, rows: _Rows) -> ReadRows:
         read = ReadRows(rows.row_ids[0], len(rows.images))
         kept, images = [], []
         for place, record_image in enumerate(rows.images):
             try:
-                image = decode(record_image)
+                image = decode(record_image, self.timeout)
             except SkippedImageError as error:
                 read.skipped[error.reason] += 1
                 continue

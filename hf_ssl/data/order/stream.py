@@ -11,6 +11,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -68,7 +69,7 @@ class TrainingStream:
         seed: Of order and augmentation, at least 0; equal on all processes.
         lanes: See `lanes.choose_lanes`.
         images_per_device: Images of a batch, a divisor of this process's share of the step; None: all of them.
-        pictures: Makes pictures of undecoded images.
+        pictures: Makes pictures of undecoded images; None: decodes them.
         finish: Makes the views of a batch in this process, on its device; None: workers have made them.
         rank: Number of this process, in [0, world_size).
         world_size: Number of processes.
@@ -94,7 +95,7 @@ class TrainingStream:
         seed: int,
         lanes: int | None = None,
         images_per_device: int | None = None,
-        pictures: Pictures = decoded,
+        pictures: Pictures | None = None,
         finish: Callable[..., Tensor] | None = None,
         rank: int = 0,
         world_size: int = 1,
@@ -134,12 +135,13 @@ class TrainingStream:
         if self.images % self.images_per_device:
             raise UserError(
                 f"`images_per_device` must divide the {self.images} images of one process in a step of {batch_size}, "
-                f"got {images_per_device}. Give {max(n for n in range(1, images_per_device) if self.images % n == 0)}."
+                f"got {self.images_per_device}."
             )
         self.num_workers = num_workers
         self.max_skipped_ratio = max_skipped_ratio
         self._batch_size = batch_size
-        self._pictures, self._finish, self._with_labels = pictures, finish, with_labels
+        self._pictures = pictures or partial(decoded, timeout=source.access.timeout)
+        self._finish, self._with_labels = finish, with_labels
         label_column = next(iter(source.labels)) if with_labels else None
         self._dealing = Dealing(source, seed, lanes, self.share, window_size, label_column)
         # What must be the same on resuming, for the steps to be the same.

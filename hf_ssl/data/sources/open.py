@@ -18,7 +18,9 @@ import numpy as np
 import pyarrow as pa
 from datasets.exceptions import DatasetsError
 
+from hf_ssl.data.decode.access import Access, roots_of
 from hf_ssl.data.decode.image_bytes import reason_of
+from hf_ssl.data.decode.unavailable import DATA_TIMEOUT
 from hf_ssl.data.sources.columns import find_columns
 from hf_ssl.data.sources.files import (
     INDEX_COLUMN,
@@ -29,8 +31,17 @@ from hf_ssl.data.sources.files import (
     parquet_records,
     table_records,
 )
-from hf_ssl.data.sources.objects import DataObject, identity_of, name_of_object, records_of, split_of
+from hf_ssl.data.sources.objects import (
+    DataObject,
+    addresses_of,
+    identity_of,
+    name_of_object,
+    records_of,
+    split_of,
+    undecoded,
+)
 from hf_ssl.data.sources.shapes import shapes
+from hf_ssl.data.sources.tar_bytes import is_tar
 from hf_ssl.data.sources.tars import tar_layout, tar_records
 from hf_ssl.errors import UserError
 
@@ -58,6 +69,7 @@ class Source:
         fingerprint: Hexadecimal; changes with data set, revision and split.
         left_out: Pictures and folders in an image folder, all splits together, that are no records because they cannot
             be read, counted by reason.
+        access: Which paths of records may be read, and for how long that is tried.
     """
 
     name: str
@@ -68,6 +80,7 @@ class Source:
     num_images: int | None
     fingerprint: str
     left_out: dict[str, int] = field(default_factory=dict)
+    access: Access = Access()
 
     @property
     def has_indices(self) -> bool:
@@ -80,7 +93,7 @@ class _Opened:
     """Records as they come, their number if known, and what identifies their content (JSON).
 
     `select` opens them again with some of their columns alone, where the others need not be read for that: those that
-    every record has, and those that are null where they are missing.
+    every record has, and those that are null where they are missing. `roots` are those of `Access`.
     """
 
     records: datasets.IterableDataset
@@ -88,6 +101,7 @@ class _Opened:
     identity: Any
     select: Callable[[list[str], list[str]], datasets.IterableDataset] | None = None
     left_out: dict[str, int] = field(default_factory=dict)
+    roots: tuple[str, ...] = ()
 
 
 def name_of(dataset: DataLike) -> str:
@@ -109,6 +123,8 @@ def open_source(
     image_column: str | None = None,
     label_column: str | None = None,
     index_column: str | None = None,
+    allow_paths: bool = False,
+    data_timeout: float = DATA_TIMEOUT,
 ) -> Source:
     """Open one split of a data set as a stream of records.
 
@@ -123,6 +139,9 @@ def open_source(
         image_column: Column of the images; None: found by its type, else by its name.
         label_column: Main label column; None: found by its type and name. A data set may have none.
         index_column: Column of integers that number the images; None: made for local files and embedded data sets.
+        allow_paths: Read whatever file or address a record names. Else, in data from the Hub or an address, only what
+            belongs to the data set; in data of this machine any file, but no address.
+        data_timeout: Seconds for which it is tried again to read what cannot be read, at least 0.
 
     Returns:
         The opened source.
@@ -138,7 +157,8 @@ def open_source(
             if value is not None:
                 raise UserError(f"`{setting}` is for data sets on the Hub, but `dataset` is an object. Leave it out.")
         opened = _open_object(dataset, name, split)
-    return _with_columns(opened, name, config, split, image_column, label_column, index_column)
+    source = _with_columns(opened, name, config, split, image_column, label_column, index_column)
+    return replace(source, access=Access(opened.roots, allow_paths, data_timeout))
 
 
 def _open_name(name: str, config: str | None, split: str, revision: str | None) -> _Opened:
@@ -169,7 +189,11 @@ def _open_object(dataset: DataObject, name: str, split: str) -> _Opened:
     records, num_images = records_of(one)
     identity = _attempt(name, lambda: identity_of(one))
     return _Opened(
-        records, num_images, ["object", identity], lambda needed, others: records_of(one, [*needed, *others])[0]
+        records,
+        num_images,
+        ["object", identity],
+        lambda needed, others: records_of(one, [*needed, *others])[0],
+        roots=addresses_of(records),
     )
 
 
@@ -282,7 +306,7 @@ def _help_for(left_out: str) -> str:
 
 
 def _open_file(name: str, path: Path, split: str) -> _Opened:
-    kind = {".parquet": "parquet", ".tar": "webdataset"}.get(path.suffix)
+    kind = "webdataset" if is_tar(path.name) else {".parquet": "parquet"}.get(path.suffix)
     if kind is None:
         raise UserError(f"`dataset` must be a folder, a parquet or a tar file or a Hub id, got the file `{name}`.")
     return _open_builder(name, split, path=kind, data_files={"train": [str(path)]})
@@ -307,28 +331,32 @@ def _open_builder(dataset: str, split: str, **where: Any) -> _Opened:
                 identity,
                 lambda needed, labels: parquet_records(files, [*needed, *labels], optional=labels)[0],
             )
-        if all(_is_tar(file) and _is_empty_tar(file) for file in files):
+        if all(is_tar(file) and _is_empty_tar(file) for file in files):
             raise _no_images(dataset, split)
-        layout = _attempt(dataset, lambda: tar_layout(files)) if all(map(_is_tar, files)) else None
-        if layout is not None:
-            return _Opened(
-                tar_records(files, layout),
-                known.num_examples if known else None,
-                identity,
-                lambda needed, labels: tar_records(files, layout, needed[0], [*needed, *labels]),
-            )
     else:
         identity = [builder.hash, files]  # addresses with the commit
-    records = _attempt(dataset, lambda: builder.as_streaming_dataset(split=split))
-    return _Opened(records, known.num_examples if known else None, identity)
+    here = bool(files) and all(map(os.path.exists, files))
+    roots = () if here else roots_of(file for of_split in data_files.values() for file in of_split)
+    layout = _attempt(dataset, lambda: tar_layout(files)) if files and all(map(is_tar, files)) else None
+    if layout is not None:
+        return _Opened(
+            tar_records(files, layout),
+            known.num_examples if known else None,
+            identity,
+            lambda needed, labels: tar_records(files, layout, needed[0], [*needed, *labels]),
+            roots=roots,
+        )
+    records = _attempt(dataset, lambda: undecoded(builder.as_streaming_dataset(split=split)))
+    roots = (
+        ()
+        if files and all(map(os.path.exists, files))
+        else roots_of(file for of in data_files.values() for file in of)
+    )
+    return _Opened(records, known.num_examples if known else None, identity, roots=roots)
 
 
 def _no_images(dataset: str, split: str) -> UserError:
     return UserError(f"Split `{split}` of `{dataset}` holds no images. Choose another split or data set.")
-
-
-def _is_tar(path: str) -> bool:
-    return path.endswith(".tar")
 
 
 def _is_empty_tar(path: str) -> bool:
