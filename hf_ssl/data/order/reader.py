@@ -47,6 +47,7 @@ class Chunk:
     indices: list[int | None] = field(default_factory=list)
     labels: list[int] = field(default_factory=list)
     skipped: dict[str, int] = field(default_factory=dict)
+    named: list[str] = field(default_factory=list)
 
 
 class Reader:

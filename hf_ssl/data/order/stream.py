@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from hf_ssl.data.decode.image_bytes import SHOWN, with_name
 from hf_ssl.data.decode.pictures import SkippedImageError, decode
 from hf_ssl.data.order.cache import CachedDraws
 from hf_ssl.data.order.loader import make_loader
@@ -31,7 +32,6 @@ from hf_ssl.errors import UserError
 __all__ = ["Batch", "EvaluationBatch", "TrainingStream", "evaluation_batches"]
 
 CHUNK_SIZE = 64  # records that one worker handles at a time, at the most
-_SHOWN_ARCHIVES = 3
 MIN_RECORDS_TO_JUDGE = 1000  # before which, or the end of an epoch, a few bad images stop no run
 
 
@@ -78,6 +78,7 @@ class _ViewMaker(Dataset):
                 image = decode(record_image.as_py(), self.timeout)
             except SkippedImageError as error:
                 skipped[error.reason] += 1
+                chunk.named = with_name(chunk.named, record_image.as_py(), error.reason, index)
                 continue
             numbers = numbers_of(self.seed, chunk.start["epoch"], self.rank, chunk.place + offset)
             made = self.views(image, numbers)
@@ -175,6 +176,7 @@ class TrainingStream:
         self.views = views
         self.batch_size = batch_size
         self._finish = finish
+        self._named: list[str] = []
         self.num_workers = 0 if isinstance(views, CachedDraws) else num_workers  # who only draws does it faster alone
         self.max_skipped_ratio = max_skipped_ratio
         self._chunk_size = batch_size if isinstance(views, CachedDraws) else min(CHUNK_SIZE, batch_size)
@@ -242,6 +244,7 @@ class TrainingStream:
             before = {"reader": chunk.start, "seen": seen, "skipped": dict(skipped)}
             seen += chunk.size
             skipped.update(chunk.skipped)
+            self._named = (self._named + chunk.named)[:SHOWN]
             self._judge(seen, skipped, epoch_ended=False)
             after = {"reader": chunk.end, "seen": seen, "skipped": dict(skipped), "used": 0}
             num_good = len(chunk.indices)
@@ -302,10 +305,11 @@ class TrainingStream:
         by_count = sorted(skipped.items(), key=lambda item: (-item[1], item[0]))
         reasons = ", ".join(f"{count} {reason}" for reason, count in by_count)
         archives = damaged_archives(self.source.name) if "damaged archive" in skipped else []
-        damaged = f" Damaged: {', '.join(f'`{path}`' for path in archives[:_SHOWN_ARCHIVES])}." if archives else ""
+        named = f", such as {', '.join(self._named)}" if self._named else ""
+        damaged = f" Damaged: {', '.join(f'`{path}`' for path in archives[:SHOWN])}." if archives else ""
         raise UserError(
-            f"{num_skipped} of {seen} images of `{self.source.name}` cannot be used: {reasons}.{damaged} Repair the "
-            f"data set or raise `max_skipped_ratio`, which is {self.max_skipped_ratio}."
+            f"{num_skipped} of {seen} images of `{self.source.name}` cannot be used: {reasons}{named}.{damaged} "
+            f"Repair the data set or raise `max_skipped_ratio`, which is {self.max_skipped_ratio}."
         )
 
 

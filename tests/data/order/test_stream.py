@@ -330,7 +330,8 @@ def test_real_views_of_digits_fill_batches_larger_than_a_chunk():
 
 def test_too_many_bad_images_stop_the_stream_with_the_reasons(places):
     stream = _stream(places, "parquet_bad", max_skipped_ratio=0.1)
-    message = "10 of 90 images of `.*parquet_bad` cannot be used: 4 empty, 3 not an image, 3 truncated. Repair"
+    named = r", such as row \d+ \(\D+\), row \d+ \(\D+\), row \d+ \(\D+\)\. Repair"
+    message = "10 of 90 images of `.*parquet_bad` cannot be used: 4 empty, 3 not an image, 3 truncated" + named
     with pytest.raises(ValueError, match=message):
         list(islice(stream, 12))
     assert len(list(islice(_stream(places, "parquet_bad", max_skipped_ratio=0.12), 12))) == 12
