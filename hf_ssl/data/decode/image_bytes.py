@@ -17,7 +17,10 @@ DAMAGED_ARCHIVE = "\0damaged archive"
 """Path of an image that a damaged archive has lost; no file has such a name."""
 
 OUTSIDE = "\0path outside the data set"
-"""Path of an image whose own path must not be read, see `Access`."""
+"""What the path of an image begins with that must not be read, see `Access`; another NUL and the path follow."""
+
+SHOWN = 3
+"""So many of the images that cannot be used are named."""
 
 _OF_THE_PROGRAM = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)  # not the fault of a file: these stop the run
 _REASONS = {
@@ -70,13 +73,28 @@ def bytes_of(record_image: Any, timeout: float = DATA_TIMEOUT) -> bytes:
         data = record_image
     if data is None:
         raise SkippedImageError("null")
-    if data in (DAMAGED_ARCHIVE, OUTSIDE):
-        raise SkippedImageError(data.removeprefix("\0"))
+    if isinstance(data, str) and data.startswith((DAMAGED_ARCHIVE, OUTSIDE)):
+        raise SkippedImageError(data.split("\0")[1])
     if not isinstance(data, bytes):
         data = _read(str(data), timeout)
     if not data:
         raise SkippedImageError("empty")
     return data
+
+
+def with_name(named: list[str], record_image: Any, reason: str, row: int | None = None) -> list[str]:
+    """Names of images that cannot be used, with one more if there are not enough: its path, else its row.
+
+    Args:
+        named: Names so far.
+        record_image: As for `bytes_of`.
+        reason: Why it cannot be used.
+        row: Its number in the data set, if it has one.
+    """
+    path = record_image.get("path") if isinstance(record_image, dict) else record_image
+    path = path.removeprefix(f"{OUTSIDE}\0") if isinstance(path, str) and path != DAMAGED_ARCHIVE else None
+    name = f"`{path}`" if path else None if row is None else f"row {row}"
+    return named if name is None or len(named) >= SHOWN else [*named, f"{name} ({reason})"]
 
 
 def reason_of(error: OSError) -> str:

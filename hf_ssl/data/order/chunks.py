@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from hf_ssl.data.decode.image_bytes import with_name
 from hf_ssl.data.decode.pictures import SkippedImageError, decode
 from hf_ssl.data.order.lanes import Place, Window
 from hf_ssl.data.order.ordered import UNKNOWN_LABEL
@@ -43,6 +44,7 @@ class Part:
         size: Number of records; 0 where an epoch ends.
         records: Undecoded images, their indices and their labels; None once a worker has seen them.
         reasons: Offset of each image that cannot be used -> why.
+        named: The first of them, such as "`a.jpg` (truncated)"; at most three.
         indices: Of the other images.
         labels: Of the other images, `UNKNOWN_LABEL` where they have none.
     """
@@ -53,6 +55,7 @@ class Part:
     size: int = 0
     records: pa.RecordBatch | None = None
     reasons: dict[int, str] = field(default_factory=dict)
+    named: list[str] = field(default_factory=list)
     indices: list[int | None] = field(default_factory=list)
     labels: list[int] = field(default_factory=list)
 
@@ -85,6 +88,7 @@ class Maker(Dataset):
             for offset, picture in enumerate(self.pictures(images)):
                 if isinstance(picture, SkippedImageError):
                     part.reasons[offset] = picture.reason
+                    part.named = with_name(part.named, images[offset].as_py(), picture.reason, indices[offset])
                     continue
                 part.indices.append(indices[offset])
                 part.labels.append(UNKNOWN_LABEL if labels[offset] is None else labels[offset])

@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from hf_ssl.data.decode.image_bytes import SHOWN, with_name
 from hf_ssl.data.decode.pictures import SkippedImageError, decode
 from hf_ssl.data.order.loader import make_loader
 from hf_ssl.data.order.patience import patient_tables
@@ -57,12 +58,14 @@ class ReadRows:
         num_rows: Their number, at least 1.
         images: Those that can be used; None if there are none.
         skipped: The others, counted by reason.
+        named: The first of them, such as "`a.jpg` (truncated)"; at most three.
     """
 
     first: int
     num_rows: int
     images: EvaluationBatch | None = None
     skipped: Counter[str] = field(default_factory=Counter)
+    named: list[str] = field(default_factory=list)
 
     def pin_memory(self) -> "ReadRows":
         """Put the pixels where a CUDA device fetches them by itself; what `DataLoader(pin_memory=True)` calls."""
@@ -85,16 +88,19 @@ class EvaluationBatches(Iterator[EvaluationBatch]):
 
     Attributes:
         skipped: Images left out so far because they cannot be used, by reason.
+        named: The first of them, such as "`a.jpg` (truncated)"; at most three.
     """
 
     def __init__(self, batches: Iterator[ReadRows]):
         self.skipped: Counter[str] = Counter()
+        self.named: list[str] = []
         self._batches = batches
 
     def __next__(self) -> EvaluationBatch:
         """The next batch that holds an image."""
         for read in self._batches:
             self.skipped.update(read.skipped)
+            self.named = (self.named + read.named)[:SHOWN]
             if read.images is not None:
                 return read.images
         raise StopIteration
@@ -298,6 +304,7 @@ class _Transformer(Dataset):
                 image = decode(record_image, self.timeout)
             except SkippedImageError as error:
                 read.skipped[error.reason] += 1
+                read.named = with_name(read.named, record_image, error.reason, rows.row_ids[place])
                 continue
             kept.append(place)
             row = [rows.row_ids[place]] if self.with_rows else []

@@ -84,7 +84,7 @@ def _without_outside(table: pa.Table, image_column: str, access: Access) -> pa.T
     refused = {place for place in suspects if not access.permits(paths[place].as_py())}
     if not refused:
         return table
-    kept = [OUTSIDE if place in refused else path for place, path in enumerate(paths.to_pylist())]
+    kept = [f"{OUTSIDE}\0{path}" if place in refused else path for place, path in enumerate(paths.to_pylist())]
     images = pa.StructArray.from_arrays(
         [data, pa.array(kept, paths.type)], names=["bytes", "path"], mask=images.is_null()
     )

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from hf_ssl.data.decode.image_bytes import SHOWN
 from hf_ssl.data.order.chunks import Chunk, LaneReader, Maker, Pictures, ViewMaker, decoded
 from hf_ssl.data.order.lanes import Dealing, choose_lanes
 from hf_ssl.data.order.loader import make_loader
@@ -31,7 +32,6 @@ __all__ = ["Batch", "EvaluationBatch", "TrainingStream", "evaluation_batches"]
 
 CHUNK_SIZE = 64  # records that one worker handles at a time, at the most
 MIN_RECORDS_TO_JUDGE = 1000  # before which, or the end of an epoch, a few bad images stop no run
-_SHOWN_ARCHIVES = 3
 
 
 @dataclass
@@ -137,6 +137,7 @@ class TrainingStream:
                 f"`images_per_device` must divide the {self.images} images of one process in a step of {batch_size}, "
                 f"got {self.images_per_device}."
             )
+        self._named: list[str] = []  # the first images that cannot be used
         self.num_workers = num_workers
         self.max_skipped_ratio = max_skipped_ratio
         self._batch_size = batch_size
@@ -229,6 +230,7 @@ class TrainingStream:
         epoch = min(one.epoch for one in lanes.values())
         row, ended = 0, []
         for part in chunk.parts:
+            self._named = (self._named + part.named)[:SHOWN]
             if part.size:
                 row = lanes[part.lane].arrive(part, chunk.views, row)
             elif not lanes[part.lane].end_epoch(self.share):
@@ -288,10 +290,11 @@ class TrainingStream:
         by_count = sorted(skipped.items(), key=lambda item: (-item[1], item[0]))
         reasons = ", ".join(f"{count} {reason}" for reason, count in by_count)
         archives = damaged_archives(self.source.name) if "damaged archive" in skipped else []
-        damaged = f" Damaged: {', '.join(f'`{path}`' for path in archives[:_SHOWN_ARCHIVES])}." if archives else ""
+        named = f", such as {', '.join(self._named)}" if self._named else ""
+        damaged = f" Damaged: {', '.join(f'`{path}`' for path in archives[:SHOWN])}." if archives else ""
         raise UserError(
-            f"{num_skipped} of {seen} images of `{self.source.name}` cannot be used: {reasons}.{damaged} Repair the "
-            f"data set or raise `max_skipped_ratio`, which is {self.max_skipped_ratio}."
+            f"{num_skipped} of {seen} images of `{self.source.name}` cannot be used: {reasons}{named}.{damaged} "
+            f"Repair the data set or raise `max_skipped_ratio`, which is {self.max_skipped_ratio}."
         )
 
 

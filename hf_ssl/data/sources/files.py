@@ -4,6 +4,7 @@
 rows. Here tables become many small shards, with `INDEX_COLUMN`.
 """
 
+import logging
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -23,6 +24,8 @@ from hf_ssl.data.decode.image_bytes import problem_of, reason_of
 from hf_ssl.data.decode.pictures import IMAGE_SUFFIXES
 from hf_ssl.data.sources.unchanged import Stamp, check_unchanged, stamp_of
 from hf_ssl.errors import UserError
+
+_logger = logging.getLogger(__name__)
 
 INDEX_COLUMN = "__index__"
 """Column of the records with the stable number of each image, where the source has one."""
@@ -300,8 +303,8 @@ def parquet_records(
         except (pa.ArrowException, OSError) as error:
             raise UserError(f"`{path}` cannot be read as parquet: {str(error).splitlines()[0]}") from None
     features = datasets.Features()
-    for schema in {str(schema): schema for schema in schemas}.values():
-        features = datasets.Features({**datasets.Features.from_arrow_schema(schema), **features})
+    for schema, path in {str(schema): (schema, path) for schema, path in zip(schemas, files, strict=True)}.values():
+        features = datasets.Features({**_features_of(schema, path), **features})
     # The columns of the first file come first.
     first = [name for name in schemas[0].names if name in features]
     features = datasets.Features({name: features[name] for name in dict.fromkeys([*first, *features])})
@@ -317,6 +320,14 @@ def parquet_records(
     types = {name: next(s.field(name).type for s in schemas if name in s.names) for name in features}
     read = partial(_read_row_groups, columns, types, features, stamps)
     return _numbered_records(read, places, features), rows
+
+
+def _features_of(schema: pa.Schema, path: str) -> datasets.Features:
+    try:
+        return datasets.Features.from_arrow_schema(schema)
+    except (ValueError, TypeError, LookupError, AttributeError) as error:  # whatever a damaged description leads to
+        _logger.warning("`%s` is read without its description of the columns, which is damaged: %s", path, error)
+        return datasets.Features.from_arrow_schema(schema.remove_metadata())
 
 
 def _without_dictionaries(schema: pa.Schema) -> pa.Schema:

@@ -21,6 +21,7 @@ from datasets.exceptions import DatasetsError
 from hf_ssl.data.decode.access import Access, roots_of
 from hf_ssl.data.decode.image_bytes import reason_of
 from hf_ssl.data.decode.unavailable import DATA_TIMEOUT
+from hf_ssl.data.sources.archive import pieces
 from hf_ssl.data.sources.columns import find_columns
 from hf_ssl.data.sources.files import (
     INDEX_COLUMN,
@@ -361,10 +362,9 @@ def _no_images(dataset: str, split: str) -> UserError:
 
 def _is_empty_tar(path: str) -> bool:
     try:
-        with tarfile.open(path) as archive:
-            return archive.next() is None
-    except tarfile.TarError:
-        return False  # damaged: opening it as a data set says how
+        return next(pieces(path), None) is None
+    except OSError:
+        return False  # opening it as a data set says why
 
 
 def _attempt(name: str, open_: Callable[[], Any]) -> Any:

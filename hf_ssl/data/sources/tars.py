@@ -57,18 +57,26 @@ def tar_layout(files: list[str]) -> TarLayout | None:
 
     Returns:
         The layout; None where `datasets` has to read, because there is no member, or members are compressed.
+
+    Raises:
+        OSError: If an archive cannot be read, or all are so damaged that nothing in them can.
     """
+    damaged = None
     for path in files:
         if not can_unpack(path):
             return None
-        members = (piece.name for piece in pieces(path) if isinstance(piece, Member))
-        names = [name for name in islice(members, _SAMPLED_NAMES) if base_plus_ext(name)[0] is not None]
+        found = list(islice(pieces(path), _SAMPLED_NAMES))
+        members = [piece.name for piece in found if isinstance(piece, Member)]
+        names = [name for name in members if base_plus_ext(name)[0] is not None]
         if not names:
+            damaged = damaged or (path if any(isinstance(piece, Damage) for piece in found) else None)
             continue
         if any("." + name.split(".")[-1].lower() in EXTENSION_TO_COMPRESSION_FS_FILE_CLS for name in names):
             return None
         by_last_dot = _by_last_dot(names)
         return TarLayout(_features_of(path, by_last_dot), by_last_dot)
+    if damaged is not None:
+        raise OSError(f"`{damaged}` is damaged, and nothing in it can be read")
     return None
 
 

@@ -1,3 +1,4 @@
+import io
 import itertools
 from collections import Counter
 from dataclasses import replace
@@ -12,8 +13,10 @@ import torch
 from PIL import Image
 
 from hf_ssl.data.order.ordered import UNKNOWN_LABEL, batches_of_ranges, sampled_rows
-from hf_ssl.data.order.stream import evaluation_batches
+from hf_ssl.data.order.stream import TrainingStream, evaluation_batches
 from hf_ssl.data.sources.open import open_source
+from hf_ssl.data.views.cpu import Views
+from hf_ssl.errors import UserError
 
 NUMBER = 23
 BAD = {4: (b"text", "not an image"), 11: (None, "null"), 12: (b"", "empty")}
@@ -184,3 +187,28 @@ def test_endless_ranges_end_with_the_data_set(source):
     endless = ((first, first + 5) for first in itertools.count(0, 10))
     rows = [read.first for read in batches_of_ranges(source, _transform, 5, endless)]
     assert rows == [0, 10, 20]
+
+
+def test_the_first_images_that_cannot_be_used_are_named(tmp_path):
+    for number in range(8):
+        (tmp_path / f"{number}.png").write_bytes(b"" if number > 3 else png_of(number))
+    source = open_source(str(tmp_path))
+    batches = evaluation_batches(source, lambda image: torch.zeros(3), 3)
+    assert sum(len(batch.row_ids) for batch in batches) == 4
+    assert batches.named == [f"`{tmp_path}/{number}.png` (empty)" for number in (4, 5, 6)]
+    rows = [{"bytes": png_of(1), "path": None}, {"bytes": b"x", "path": None}, {"bytes": b"y", "path": "b.jpg"}, None]
+    stored = datasets.Dataset.from_dict({"image": rows}, features=datasets.Features({"image": datasets.Image()}))
+    batches = evaluation_batches(open_source(stored), lambda image: torch.zeros(3), 3)
+    assert sum(len(batch.row_ids) for batch in batches) == 1
+    assert batches.named == ["row 1 (not an image)", "`b.jpg` (not an image)", "row 3 (null)"]
+    stream = TrainingStream(source, Views("shapes", 8), 2, seed=0)
+    named = r"4 empty, such as (`.*\.png` \(empty\)(, )?){3}\. Repair"
+    with pytest.raises(UserError, match="4 of 8 images of .* cannot be used: " + named):
+        for _ in stream:
+            pass
+
+
+def png_of(value):
+    file = io.BytesIO()
+    Image.new("L", (8, 8), value).save(file, "PNG")
+    return file.getvalue()

@@ -162,7 +162,8 @@ def test_training_asks_no_address(tmp_path, inner_network, cache):
         for _ in range(4):
             batch = next(stream)
         assert batch.skipped[OUTSIDE] >= 4
-    assert RowReader(source).images([13]) == {13: {"bytes": None, "path": "\0" + OUTSIDE}}
+    path = f"\0{OUTSIDE}\0{address(inner_network)}"
+    assert RowReader(source).images([13]) == {13: {"bytes": None, "path": path}}
     assert inner_network.requests == 0
 
 
