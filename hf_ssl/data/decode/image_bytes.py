@@ -7,6 +7,8 @@ from typing import Any
 
 import fsspec
 
+from hf_ssl.data.decode.pillow import SkippedImageError
+
 MAX_FILE_BYTES = 2**31
 """Larger files are not read: `decode` would refuse such a picture, and they would fill the memory."""
 
@@ -22,21 +24,6 @@ _REASONS = {
     errno.ELOOP: "link loop",
     errno.ENAMETOOLONG: "path too long",
 }
-
-
-class SkippedImageError(ValueError):
-    """An image that cannot be used.
-
-    Args:
-        reason: Why, in a few words, one of a small set: `null`, `empty`, `missing file`, `no permission`, `not a
-            regular file`, `link loop`, `path too long`, `invalid path`, `read error`, `not an image`, `format not
-            supported: .heic`, `five bands`, `colour PFM`, `unsupported colours`, `truncated`, `damaged`,
-            `damaged archive`, `too large`.
-    """
-
-    def __init__(self, reason: str):
-        super().__init__(reason)
-        self.reason = reason
 
 
 def bytes_of(record_image: Any) -> bytes:
