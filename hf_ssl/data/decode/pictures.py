@@ -5,6 +5,8 @@ either converted knowingly or refused with a reason that can be counted; none st
 """
 
 import struct
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import cv2
@@ -14,7 +16,9 @@ from numpy.typing import NDArray
 from hf_ssl.data.decode.image_bytes import bytes_of
 from hf_ssl.data.decode.pillow import IMAGE_SUFFIXES, MAX_PIXELS, SkippedImageError, decode_by_pillow
 
-__all__ = ["IMAGE_SUFFIXES", "MAX_PIXELS", "SkippedImageError", "decode"]
+__all__ = ["IMAGE_SUFFIXES", "MAX_PIXELS", "SkippedImageError", "decode", "decode_in_groups"]
+
+_GROUP_BYTES = 2**26  # 64 usual photos, but few of those that would fill the memory
 
 
 def decode(record_image: Any) -> NDArray[np.uint8]:
@@ -51,6 +55,35 @@ def decode(record_image: Any) -> NDArray[np.uint8]:
         if image is not None:
             return image  # pyright: ignore[reportReturnType]
     return np.asarray(decode_by_pillow(data))
+
+
+def decode_in_groups(
+    record_images: Iterable[Any], skipped: Counter[str]
+) -> Iterator[tuple[list[int], list[NDArray[np.uint8]]]]:
+    """Decode some images, at once only as many as fit into some memory.
+
+    Args:
+        record_images: What `decode` takes.
+        skipped: Where those without usable image are counted by reason.
+
+    Yields:
+        Places of the next usable images among `record_images`, and their pictures; at least one.
+    """
+    places, pictures, num_bytes = [], [], 0
+    for place, record_image in enumerate(record_images):
+        try:
+            picture = decode(record_image)
+        except SkippedImageError as error:
+            skipped[error.reason] += 1
+            continue
+        if pictures and num_bytes + picture.nbytes > _GROUP_BYTES:
+            yield places, pictures
+            places, pictures, num_bytes = [], [], 0
+        places.append(place)
+        pictures.append(picture)
+        num_bytes += picture.nbytes
+    if pictures:
+        yield places, pictures
 
 
 def _plain_jpeg_size(data: bytes) -> tuple[int, int] | None:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from hf_ssl.data.decode.pictures import SkippedImageError, decode
+from hf_ssl.data.decode.pictures import decode_in_groups
 from hf_ssl.data.order.cache import CachedDraws
 from hf_ssl.data.order.loader import make_loader
 from hf_ssl.data.order.ordered import UNKNOWN_LABEL, EvaluationBatch, evaluation_batches
@@ -31,7 +31,6 @@ from hf_ssl.errors import UserError
 __all__ = ["Batch", "EvaluationBatch", "TrainingStream", "evaluation_batches"]
 
 CHUNK_SIZE = 64  # records that one worker handles at a time, at the most
-_PICTURE_BYTES = 2**26  # decoded at once: 64 usual photos, but few of those that would fill the memory
 _SHOWN_ARCHIVES = 3
 MIN_RECORDS_TO_JUDGE = 1000  # before which, or the end of an epoch, a few bad images stop no run
 
@@ -73,25 +72,13 @@ class _ViewMaker(Dataset):
         end = chunk.place + chunk.size
         numbers = numbers_between(self.seed, chunk.start["epoch"], self.rank, chunk.place, end)
         parts: list[tuple[Tensor, ...]] = []
-        pictures, places, num_bytes = [], [], 0
-        for offset, (record_image, index, label) in enumerate(
-            zip(images, indices.to_pylist(), labels.to_pylist(), strict=True)
-        ):
-            try:
-                picture = decode(record_image.as_py())
-            except SkippedImageError as error:
-                skipped[error.reason] += 1
-                continue
-            if num_bytes + picture.nbytes > _PICTURE_BYTES and pictures:
-                parts.append(self.views(pictures, numbers[places]))
-                pictures, places, num_bytes = [], [], 0
-            pictures.append(picture)
-            places.append(offset)
-            num_bytes += picture.nbytes
-            chunk.indices.append(index)
-            chunk.labels.append(UNKNOWN_LABEL if label is None else label)
-        if pictures:
+        good: list[int] = []
+        for places, pictures in decode_in_groups((image.as_py() for image in images), skipped):
             parts.append(self.views(pictures, numbers[places]))
+            good += places
+        indices, labels = indices.to_pylist(), labels.to_pylist()
+        chunk.indices = [indices[place] for place in good]
+        chunk.labels = [UNKNOWN_LABEL if labels[place] is None else labels[place] for place in good]
         chunk.views = parts[0] if len(parts) == 1 else tuple(map(torch.cat, zip(*parts, strict=True)))
         chunk.skipped = dict(skipped)
         chunk.records = None  # the bytes need not travel back

@@ -410,6 +410,6 @@ def test_large_pictures_are_not_all_in_memory_at_once(places, monkeypatch):
     largest = max(map(max, made))
     for limit, most, least_most in ((1, largest, 1), (4 * largest, 4 * largest, 3 * largest)):
         made.clear()
-        monkeypatch.setattr("hf_ssl.data.order.stream._PICTURE_BYTES", limit)
+        monkeypatch.setattr("hf_ssl.data.decode.pictures._GROUP_BYTES", limit)
         assert _numbers(_stream(places, views=Views(), batch_size=30), 9) == expected
         assert least_most < max(map(sum, made)) <= most
