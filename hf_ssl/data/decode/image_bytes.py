@@ -8,6 +8,7 @@ from typing import Any
 
 import fsspec
 
+from hf_ssl.data.decode.pillow import SkippedImageError
 from hf_ssl.data.decode.unavailable import DATA_TIMEOUT, Patience, comes_from_reading, impatient_libraries
 
 MAX_FILE_BYTES = 2**31
@@ -31,21 +32,6 @@ _REASONS = {
     errno.ELOOP: "link loop",
     errno.ENAMETOOLONG: "path too long",
 }
-
-
-class SkippedImageError(ValueError):
-    """An image that cannot be used.
-
-    Args:
-        reason: Why, in a few words, one of a small set: `null`, `empty`, `missing file`, `no permission`, `not a
-            regular file`, `link loop`, `path too long`, `invalid path`, `read error`, `not an image`, `format not
-            supported: .heic`, `five bands`, `colour PFM`, `unsupported colours`, `truncated`, `damaged`,
-            `damaged archive`, `path outside the data set`, `too large`.
-    """
-
-    def __init__(self, reason: str):
-        super().__init__(reason)
-        self.reason = reason
 
 
 def bytes_of(record_image: Any, timeout: float = DATA_TIMEOUT) -> bytes:

@@ -14,12 +14,14 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import pyarrow as pa
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from hf_ssl.data.decode.image_bytes import SHOWN
-from hf_ssl.data.order.chunks import Chunk, LaneReader, Maker, Pictures, ViewMaker, decoded
+from hf_ssl.data.decode.pictures import decoded
+from hf_ssl.data.order.chunks import Chunk, LaneReader, Maker, Pictures, ViewMaker
 from hf_ssl.data.order.lanes import Dealing, choose_lanes
 from hf_ssl.data.order.loader import make_loader
 from hf_ssl.data.order.ordered import EvaluationBatch, evaluation_batches
@@ -141,7 +143,7 @@ class TrainingStream:
         self.num_workers = num_workers
         self.max_skipped_ratio = max_skipped_ratio
         self._batch_size = batch_size
-        self._pictures = pictures or partial(decoded, timeout=source.access.timeout)
+        self._pictures = pictures or partial(_decoded, timeout=source.access.timeout)
         self._finish, self._with_labels = finish, with_labels
         label_column = next(iter(source.labels)) if with_labels else None
         self._dealing = Dealing(source, seed, lanes, self.share, window_size, label_column)
@@ -317,6 +319,11 @@ def turn_of(share: int, num_lanes: int, chunk_size: int) -> int:
     most = min(share, max(1, chunk_size // num_lanes))
     divisor = max(number for number in range(1, most + 1) if share % number == 0)
     return divisor if 2 * divisor > most else most
+
+
+def _decoded(images: pa.Array, timeout: float) -> Iterator[Any]:
+    # One by one: the memory of the last is used again, and that of a new list costs more than reading it.
+    return decoded((image.as_py() for image in images), timeout)
 
 
 def _check_at_least(name: str, value: int, minimum: int) -> None:

@@ -268,7 +268,7 @@ def test_pipes_and_links_in_a_folder_stop_nothing(tmp_path):
     (tmp_path / "e.png").symlink_to(tmp_path)
     source = open_source(str(tmp_path))
     assert source.left_out == {"not a regular file": 2}
-    batches = evaluation_batches(source, lambda image: torch.tensor(image.size), 8)
+    batches = evaluation_batches(source, lambda picture: torch.tensor(picture.shape), 8)
     assert [batch.row_ids.tolist() for batch in batches] == [[0, 4]]
     assert batches.skipped == {"not a regular file": 1, "link loop": 1, "missing file": 1}
 
