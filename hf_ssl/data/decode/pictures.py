@@ -236,7 +236,7 @@ def _odd_tiff(data: bytes) -> Image.Image:
     if width * height * bands > MAX_PIXELS:
         raise SkippedImageError("too large")
     if bands != 1 and (bands, photometric) != (3, 2):
-        raise SkippedImageError(f"{names[bands] if bands < len(names) else 'many'} bands")
+        raise SkippedImageError(f"{names[bands] if bands < len(names) else bands} bands")
     if photometric not in (0, 1, 2):
         raise SkippedImageError("unsupported colours")
     compression, planar = tags.get(259, 1), tags.get(284, 1) == 2 and bands > 1

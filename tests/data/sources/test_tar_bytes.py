@@ -124,7 +124,8 @@ def test_a_cut_tar_is_counted(whole, place, packing, part):
     content = PACK[packing](whole)
     path = place("a.tar" + packing, content[: int(part * len(content))])
     if packing == ".bz2":  # whose blocks of 900,000 bytes are whole or lost
-        assert tar_layout([path]) is None
+        with pytest.raises(OSError, match="is damaged, and nothing in it can be read"):
+            tar_layout([path])
         return
     numbers, skipped = read(path)
     assert numbers == list(range(len(numbers))) and 0 < len(numbers) < IMAGES
@@ -194,7 +195,7 @@ def test_tars_of_the_hub_are_read_and_counted(whole, online, monkeypatch):
     lost = [image for image in images if image["bytes"] is None]
     assert abs(len(images) - len(lost) - 1.5 * IMAGES) <= 1
     assert {image["path"] for image in lost} == {DAMAGED_ARCHIVE}
-    online.faults = [("GET", "train-1.tar", "truncated")]
+    online.faults = [("GET", "train-1.tar", "truncated")] * 20
     with pytest.raises(DataUnavailableError, match=r"train-1\.tar"):
         list(patient_tables(source, source.records, 16))
     fsspec.get_filesystem_class("hf").clear_instance_cache()
