@@ -291,5 +291,7 @@ COMMAND = Command(
     __doc__ or "",
     words=("encoders",),
     first=("dataset", "split", "max_images", "view_recipe", "views", "output", "batch_size", "device"),
-    groups={"data": ("dataset_config", "dataset_revision", "image_column", "label_column")},
+    groups={
+        "data": ("dataset_config", "dataset_revision", "image_column", "label_column", "data_timeout", "allow_paths")
+    },
 )

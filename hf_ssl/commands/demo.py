@@ -137,7 +137,7 @@ COMMAND = Command(
     function="open_demo",
     first=("dataset", "split", "max_images", "host", "port", "space", "publish_images", "private"),
     groups={
-        "data": ("dataset_config", "dataset_revision", "image_column", "label_column"),
+        "data": ("dataset_config", "dataset_revision", "image_column", "label_column", "data_timeout", "allow_paths"),
         "computation": ("batch_size", "num_workers", "device", "seed"),
     },
 )

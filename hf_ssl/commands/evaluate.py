@@ -339,7 +339,7 @@ COMMAND = Command(
     words=("encoder", "protocols"),
     first=("dataset", "split", "label_column", "baselines", "max_images", "card", "output", "batch_size", "device"),
     groups={
-        "data": ("dataset_config", "dataset_revision", "image_column", "train_split"),
+        "data": ("dataset_config", "dataset_revision", "image_column", "train_split", "data_timeout", "allow_paths"),
         "protocols": ("k", "temperature", "augmented_passes", "seed"),
         "speed": ("bf16", "num_workers"),
         "what is shown": ("gallery", "show_loading"),

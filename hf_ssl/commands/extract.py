@@ -261,7 +261,7 @@ COMMAND = Command(
     words=("encoder",),
     first=("dataset", "output", "split", "index", "max_images", "dtype", "batch_size", "num_workers", "push"),
     groups={
-        "data": ("dataset_config", "dataset_revision", "image_column", "label_column"),
+        "data": ("dataset_config", "dataset_revision", "image_column", "label_column", "data_timeout", "allow_paths"),
         "computation": ("device", "bf16", "seed"),
         "output": ("rows_per_shard", "overwrite", "private"),
     },

@@ -68,6 +68,7 @@ class SearchSettings:
         exact: Compare with every feature, although there is an index.
         encoder: Where the encoder of the features is, if it has moved.
         dataset: Where the data set of the features is, if it has moved.
+        allow_paths: For pictures of what was found, read whatever file or address a record of the data set names.
         device: Where the encoder runs; `auto` is CUDA if there is a device.
     """
 
@@ -85,6 +86,7 @@ class SearchSettings:
     exact: bool = False
     encoder: str | None = None
     dataset: str | None = None
+    allow_paths: bool = False
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
     def validate_search(self) -> None:
@@ -183,7 +185,9 @@ def _encoder_of(saved: SavedFeatures, settings: SearchSettings) -> Encoder:
 def _source_of(saved: SavedFeatures, settings: SearchSettings, *, is_other: bool = False) -> Source:
     """The data set of features; `dataset` says where it is, unless the features are of another one."""
     about: dict[str, Any] = dict(saved.record["dataset"])
-    name = about["dataset"] = about["dataset"] if is_other else settings.dataset or about["dataset"]
+    name = about["dataset"] if is_other else settings.dataset or about["dataset"]
+    # Never what the features say, which may come from anyone.
+    about |= {"dataset": name, "allow_paths": settings.allow_paths}
     source = open_source(**about, split=saved.split)
     if source.fingerprint != saved.record["splits"][saved.split]["fingerprint"]:
         raise UserError(

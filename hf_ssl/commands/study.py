@@ -11,6 +11,7 @@ from hf_ssl.studies import ablation, methods, negatives
 
 _FIRST = ("dataset", "output_dir", "seeds", "num_steps", "recipe", "view_recipe", "encoder")
 _DATA = ("dataset_config", "dataset_revision", "split", "image_column", "label_column", "num_workers")
+_DATA += ("data_timeout", "allow_paths")
 
 COMMAND = CommandGroup(
     "study",

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from hf_ssl.data.decode.unavailable import DATA_TIMEOUT
 from hf_ssl.data.settings import DataSettings
 from hf_ssl.data.sources.open import DataLike
 from hf_ssl.errors import UserError, near_name
@@ -28,6 +29,9 @@ class StudySettings:
         batch_size: Images of a step; the recipe's if not given.
         learning_rate: For 256 images a step; the recipe's if not given.
         num_workers: Worker processes that decode and augment, at least 0.
+        data_timeout: Seconds, at least 0, for which a file, the Hub or a connection that fails is tried again.
+        allow_paths: Read whatever file or address a record names. Without it, data from the Hub or an address gives
+            only what belongs to it, and data of this machine files, but no addresses.
     """
 
     dataset: DataLike
@@ -43,10 +47,12 @@ class StudySettings:
     batch_size: int | None = None
     learning_rate: float | None = None
     num_workers: int = 2
+    data_timeout: float = DATA_TIMEOUT
+    allow_paths: bool = False
 
     def validate_study(self) -> None:
         """Check the numbers."""
-        check_least(self, seeds=1, batch_size=1, num_workers=0)
+        check_least(self, seeds=1, batch_size=1, num_workers=0, data_timeout=0)
         check_positive(self, "learning_rate")
 
     def data_of(self, recipe: Mapping[str, Any]) -> DataSettings:
@@ -64,6 +70,8 @@ class StudySettings:
             label_column=self.label_column,
             view_recipe=self.view_recipe or recipe.get("view_recipe"),
             num_workers=self.num_workers,
+            data_timeout=self.data_timeout,
+            allow_paths=self.allow_paths,
         )
 
     def given_for(self, names: Mapping[str, str]) -> dict[str, Any]:

@@ -1,9 +1,13 @@
 """Record to the bytes of its image file, or a named reason why not. Only regular files are opened: nothing hangs."""
 
 import errno
+import lzma
 import os
 import stat
+import tarfile
 import time
+import zipfile
+import zlib
 from typing import Any
 
 import fsspec
@@ -128,13 +132,30 @@ def _read_address(address: str, timeout: float) -> bytes:
         try:
             with impatient_libraries(), fsspec.open(address, "rb") as file:
                 return file.read()  # pyright: ignore[reportAttributeAccessIssue]
-        except FileNotFoundError:
-            raise SkippedImageError("missing file") from None
-        except PermissionError:
-            raise SkippedImageError("no permission") from None
-        except (IsADirectoryError, NotADirectoryError):
-            raise SkippedImageError("not a regular file") from None
         except Exception as error:
+            reason = _reason_of_address(error, address)
+            if reason is not None:
+                raise SkippedImageError(reason) from None
             if not comes_from_reading(error):
                 raise
             patience.wait(error, started)
+
+
+def _reason_of_address(error: Exception, address: str) -> str | None:
+    """Why this image cannot be read, however long one waits; None if waiting may help or the program is at fault."""
+    if isinstance(error, FileNotFoundError):
+        return "missing file"
+    if isinstance(error, PermissionError):
+        return "no permission"
+    if isinstance(error, IsADirectoryError | NotADirectoryError):
+        return "not a regular file"
+    if isinstance(error, zipfile.BadZipFile | tarfile.TarError | zlib.error | lzma.LZMAError | EOFError):
+        return "damaged archive"
+    if isinstance(error, NotImplementedError | RuntimeError) and "zip://" in address:  # encrypted, or packed oddly
+        return "format not supported: zip"
+    if isinstance(error, ImportError) or "Protocol not known" in str(error):
+        return "no package for its address"
+    on_this_machine = "://" not in address.rpartition("::")[2]
+    if isinstance(error, OSError) and on_this_machine and error.errno not in _OF_THE_PROGRAM:
+        return reason_of(error)
+    return None

@@ -82,7 +82,7 @@ class SkippedImageError(ValueError):
         reason: Why, in a few words, one of a small set: `null`, `empty`, `missing file`, `no permission`, `not a
             regular file`, `link loop`, `path too long`, `invalid path`, `read error`, `not an image`, `format not
             supported: .heic`, `five bands`, `colour PFM`, `unsupported colours`, `truncated`, `damaged`,
-            `damaged archive`, `too large`.
+            `damaged archive`, `path outside the data set`, `no package for its address`, `too large`.
     """
 
     def __init__(self, reason: str):

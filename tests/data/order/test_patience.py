@@ -18,7 +18,9 @@ from hf_ssl.data.decode.unavailable import DataUnavailableError
 from hf_ssl.data.order.ordered import evaluation_batches
 from hf_ssl.data.order.patience import patient_tables
 from hf_ssl.data.order.rows import RowReader
+from hf_ssl.data.order.stream import TrainingStream
 from hf_ssl.data.sources.open import Source, open_source
+from hf_ssl.data.views.cpu import Views
 
 ROWS, SHARDS = 40, 3
 
@@ -270,3 +272,31 @@ def test_a_silent_connection_stops_in_time(on_hub, monkeypatch):
     with pytest.raises(DataUnavailableError, match=r"timed out.*train-00001-of-00002"):
         list(reading)
     assert time.monotonic() - started < 5
+
+
+def test_training_sees_the_same_images_whatever_fails(on_hub):
+    def batches(faults, number, position=None):
+        source = open_source("org/photos", data_timeout=60.0)
+        stream = iter(TrainingStream(source, Views("shapes", 8), 8, seed=1, window_size=20, position=position))
+        on_hub.faults = faults
+        return [next(stream) for _ in range(number)]
+
+    whole = batches([], 50)
+    kinds = ["drop", "500", "truncated", "403", "lost", "404"] * 4
+    disturbed = batches([("GET", f"0000{number % 2}-of", kind) for number, kind in enumerate(kinds)], 40)
+    assert len(on_hub.faults) < len(kinds) - 4
+    disturbed += batches([], 10, disturbed[-1].position)
+    for one, other in zip(whole, disturbed, strict=True):
+        assert one.views.equal(other.views)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_training_stops_with_the_name_of_what_is_gone(parquet, workers):
+    source = open_source(str(parquet), data_timeout=0.0)
+    views = Views("shapes", 8)
+    stream = iter(TrainingStream(source, views, 8, seed=1, window_size=20, num_workers=workers))
+    next(stream)
+    os.remove(parquet)
+    with pytest.raises(DataUnavailableError, match=r"^`.*train\.parquet` could not be read at the first attempt"):
+        for _ in stream:
+            pass

@@ -2,6 +2,7 @@
 
 import io
 import threading
+import time
 import zipfile
 from collections import Counter
 from dataclasses import replace
@@ -126,7 +127,7 @@ def named(*paths):
 
 def seen(source):
     """Grey levels of the images that can be read, and what was skipped."""
-    batches = evaluation_batches(source, lambda image: torch.tensor(image.getpixel((0, 0))), 4)
+    batches = evaluation_batches(source, lambda image: torch.tensor(image[0, 0]), 4)
     levels = [int(level) for batch in batches for level in batch.pixel_values[:, 0]]
     return levels, dict(batches.skipped)
 
@@ -211,6 +212,33 @@ def zipped(files):
         for name, data in files.items():
             archive.writestr(name, data)
     return content.getvalue()
+
+
+def test_an_archive_of_this_machine_that_is_damaged_costs_its_images_and_no_time(tmp_path):
+    content = zipped({"a.png": png(1), "b.png": png(2)})
+    (tmp_path / "good.zip").write_bytes(content)
+    (tmp_path / "cut.zip").write_bytes(content[:-30])
+    (tmp_path / "bad.zip").write_bytes(content.replace(b"IDAT", b"idat"))  # its checksum differs
+    secret = bytearray(content)
+    for mark, at in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        secret[content.index(mark) + at] |= 1  # encrypted, as far as its head tells
+    (tmp_path / "secret.zip").write_bytes(secret)
+    names = ["good", "cut", "bad", "secret", "missing"]
+    paths = [f"zip://{member}.png::{tmp_path}/{name}.zip" for name in names for member in "abc"]
+    (tmp_path / "table.parquet").write_bytes(parquet(named(*paths)))
+    started = time.monotonic()
+    levels, skipped = seen(open_source(str(tmp_path / "table.parquet")))
+    assert time.monotonic() - started < 5
+    assert levels == [1, 2, 2]  # of the archive that is encrypted, one is not
+    wanted = {"damaged archive": 5, "format not supported: zip": 1, "missing file": 6}
+    assert skipped == wanted
+
+
+def test_an_address_that_no_package_reads_is_counted(tmp_path):
+    paths = ["nowhere://a/b.png", "adl://account/b.png"]
+    (tmp_path / "table.parquet").write_bytes(parquet([*named(*paths), {"bytes": png(1), "path": None}]))
+    levels, skipped = seen(open_source(str(tmp_path / "table.parquet"), allow_paths=True))
+    assert (levels, skipped) == ([1], {"no package for its address": 2})
 
 
 @pytest.mark.parametrize("packed", [False, True])
