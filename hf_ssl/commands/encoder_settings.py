@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForPreTraining
 
+from hf_ssl.data.settings import PlaceSettings
 from hf_ssl.data.sources.open import Source, open_source
 from hf_ssl.errors import UserError
 from hf_ssl.evaluation.encoders import encoder_folder
@@ -19,16 +20,12 @@ from hf_ssl.training.output import make_folder
 
 
 @checked
-class ReadingSettings:
+class ReadingSettings(PlaceSettings):
     """Which images an encoder looks at, and where it runs.
 
     Args:
-        dataset: `shapes`, `digits`, a folder of images, a parquet or webdataset tar file or a folder of them, or the
-            id of a data set on the Hub, which is streamed.
-        dataset_config: Config of a Hub data set that has several.
-        dataset_revision: Branch, tag or commit of a Hub data set.
-        image_column: Column of the images; found by its type or name if not given.
-        label_column: Main label column; found by its type or name if not given.
+        dataset: `shapes`, `digits`, a folder or file that `datasets.load_dataset` reads (images, parquet, arrow, csv,
+            json, webdataset tars, zip archives), an address, or the id of a data set on the Hub, which is streamed.
         batch_size: Images in a forward pass, at least 1.
         num_workers: Processes that decode, at least 0.
         device: Where the encoder runs; `auto` is CUDA if there is a device.
@@ -36,10 +33,6 @@ class ReadingSettings:
     """
 
     dataset: Any
-    dataset_config: str | None = None
-    dataset_revision: str | None = None
-    image_column: str | None = None
-    label_column: str | None = None
     batch_size: int = 256
     num_workers: int = 2
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -57,14 +50,7 @@ class ReadingSettings:
 
     def open(self, split: str) -> Source:
         """Open one split of the data set."""
-        return open_source(
-            self.dataset,
-            config=self.dataset_config,
-            split=split,
-            revision=self.dataset_revision,
-            image_column=self.image_column,
-            label_column=self.label_column,
-        )
+        return open_source(self.dataset, split=split, **self.places())
 
     def torch_device(self) -> str:
         """`device` with `auto` resolved."""

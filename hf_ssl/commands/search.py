@@ -20,7 +20,7 @@ image in 1,000 would be listed. If more than half of the images have a duplicate
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -184,7 +184,8 @@ def _source_of(saved: SavedFeatures, settings: SearchSettings, *, is_other: bool
     """The data set of features; `dataset` says where it is, unless the features are of another one."""
     about = dict(saved.record["dataset"])
     name = about["dataset"] if is_other else settings.dataset or about["dataset"]
-    source = open_source(**(about | {"dataset": name}), split=saved.split)
+    places: dict[str, Any] = about | {"dataset": name}
+    source = open_source(**places, split=saved.split)
     if source.fingerprint != saved.record["splits"][saved.split]["fingerprint"]:
         raise UserError(
             f"`{name}` is not the data set whose features `{saved.name}` holds, or it has changed. Name the one by "

@@ -17,6 +17,7 @@ from hf_ssl.data.sources import files as local
 from hf_ssl.data.sources import open as sources
 from hf_ssl.data.sources.files import INDEX_COLUMN
 from hf_ssl.data.sources.open import open_source
+from hf_ssl.data.sources.remote import open_hub
 
 WINDOW, CHUNK, SEED, EPOCHS = 12, 5, 3, 2
 IMAGES = [None, {"bytes": None, "path": None}, {"bytes": b"", "path": "a"}]
@@ -46,10 +47,9 @@ def places(tmp_path_factory):
 
 def _open(places, kind, monkeypatch):
     if kind == "streamed parquet":
-        monkeypatch.setattr(sources, "parquet_records", None)
-        monkeypatch.setattr(sources.os.path, "isfile", lambda path: False)
-        opened = sources._open_builder("org/x", "train", path=str(places / "parquet"), name=None, revision=None)
-        return sources._with_columns(opened, "org/x", None, "train", None, None)
+        # As a data set on the Hub is opened.
+        monkeypatch.setattr(sources, "open_local", lambda name, path, split, choice: open_hub(name, split, choice))
+        return open_source(str(places / "parquet"))
     return open_source(kind if kind == "digits" else str(places / kind))
 
 
