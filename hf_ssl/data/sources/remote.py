@@ -11,7 +11,8 @@ from datasets.load import infer_module_for_data_files
 from datasets.packaged_modules import _ALL_ALLOWED_EXTENSIONS, _EXTENSION_TO_MODULE
 
 from hf_ssl.data.sources.opened import Opened, attempt, no_split
-from hf_ssl.data.sources.resolve import MODULES, Choice
+from hf_ssl.data.sources.patterns import MODULES
+from hf_ssl.data.sources.resolve import Choice
 from hf_ssl.errors import UserError
 
 _HUB = "hf://datasets/"

@@ -4,39 +4,29 @@
 many minutes for a million images. Here the same patterns, in the same order, meet one listing.
 """
 
-import glob
 import os
-import re
 import zipfile
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import datasets
-import yaml
 from datasets.data_files import (
     DEFAULT_PATTERNS_SPLIT_IN_DIR_NAME,
     DEFAULT_PATTERNS_SPLIT_IN_FILENAME,
     DataFilesDict,
     DataFilesList,
     _get_data_files_patterns,
-    resolve_pattern,
     sanitize_patterns,
 )
 from datasets.exceptions import DatasetsError
-from datasets.info import DatasetInfosDict
-from datasets.load import import_main_class, infer_module_for_data_files
-from datasets.packaged_modules import _ALL_METADATA_FILENAMES, _EXTENSION_TO_MODULE, _PACKAGED_DATASETS_MODULES
-from datasets.utils.metadata import MetadataConfigs
-from fsspec.utils import glob_translate
-from huggingface_hub import DatasetCard, DatasetCardData
+from datasets.load import infer_module_for_data_files
+from datasets.packaged_modules import _ALL_METADATA_FILENAMES, _PACKAGED_DATASETS_MODULES
 
+from hf_ssl.data.sources.card import choose_config, read_card
 from hf_ssl.data.sources.listing import Listing, is_image, list_folder, suffix_of
+from hf_ssl.data.sources.patterns import MODULES, Match, format_of, is_of
 from hf_ssl.errors import UserError
-
-MODULES = ("imagefolder", "webdataset", "parquet", "arrow", "csv", "json")
-"""Formats of `datasets` that can hold images."""
 
 _ASSETS = "assets/"  # where repositories keep the pictures of their README
 
@@ -105,12 +95,9 @@ class Resolved:
             )
             for split, files in self.splits.items()
         }
-        path, digest = _PACKAGED_DATASETS_MODULES[self.module]
-        class_ = import_main_class(path)
-        assert class_ is not None
-        return class_(
+        return MODULES[self.module](
             dataset_name=self.module,
-            hash=digest,
+            hash=_PACKAGED_DATASETS_MODULES[self.module][1],
             data_files=DataFilesDict(files),
             features=self.features,
             **self.options,
@@ -128,18 +115,18 @@ def resolve_folder(name: str, folder: Path, choice: Choice) -> Resolved:
     Raises:
         UserError: If there are no data files, or no config, folder or files as the user named them.
     """
-    configs, infos = _card(name, folder)
-    config, params = _config(name, configs, choice.config)
+    configs, infos = read_card(name, folder)
+    config, params = choose_config(name, configs, choice.config)
     place = folder
     data_dir = choice.data_dir or (params.get("data_dir") if choice.data_files is None else None)
     if data_dir:
         place = _data_dir(name, folder, data_dir)
     listing = list_folder(place)
     own = choice.data_files if choice.data_files is not None else None if choice.data_dir else params.get("data_files")
-    match = _Match(_without_assets(listing))
+    match = Match(_without_assets(listing))
     if own is not None:
         found_by = "card" if choice.data_files is None else "given"
-        match = _Match(list(listing.sizes))  # who names files may name any
+        match = Match(list(listing.sizes))  # who names files may name any
         patterns = sanitize_patterns(own)
     else:
         try:
@@ -158,11 +145,10 @@ def resolve_folder(name: str, folder: Path, choice: Choice) -> Resolved:
     if not splits:
         raise _nothing(name, listing)
     module, options = _module(name, listing, splits)
-    splits = {split: kept for split, files in splits.items() if (kept := [f for f in files if _is_of(f, module)])}
+    splits = {split: kept for split, files in splits.items() if (kept := [f for f in files if is_of(f, module)])}
     used = {file for files in splits.values() for file in files}
     beside = [file for file in listing.sizes if file not in used]
-    class_ = import_main_class(_PACKAGED_DATASETS_MODULES[module][0])
-    known = getattr(class_, "BUILDER_CONFIG_CLASS", None)
+    known = MODULES[module].BUILDER_CONFIG_CLASS
     options |= {
         key: value
         for key, value in params.items()
@@ -183,8 +169,8 @@ def resolve_folder(name: str, folder: Path, choice: Choice) -> Resolved:
         listing,
         splits,
         found_by,
-        [file for file in beside if _is_of(file, module) and os.path.basename(file) not in _ALL_METADATA_FILENAMES],
-        [file for file in beside if not _is_of(file, module)],
+        [file for file in beside if is_of(file, module) and os.path.basename(file) not in _ALL_METADATA_FILENAMES],
+        [file for file in beside if not is_of(file, module)],
         repeated,
     )
 
@@ -201,7 +187,7 @@ def resolve_file(name: str, path: Path, choice: Choice) -> Resolved:
             raise UserError(f"`{flag}` is for folders and data sets on the Hub, but `{name}` is a file. Leave it out.")
     folder, own = path.parent.resolve(), path.name
     listing = Listing(str(folder), {own: path.stat().st_size}, {}, {})
-    if is_image(own) or _format_of(own) is None:
+    if is_image(own) or format_of(own) is None:
         raise _no_format(name)
     module, options = _module(name, listing, {"train": [own]})
     if choice.drop_labels is not None:
@@ -242,31 +228,6 @@ def help_for(left_out: str) -> str:
     return ""
 
 
-def _card(name: str, folder: Path) -> tuple[MetadataConfigs, DatasetInfosDict]:
-    """Configs and columns that the README of a repository states."""
-    readme, more = folder / "README.md", folder / ".huggingface.yaml"
-    try:
-        card: Any = DatasetCard.load(readme).data if readme.is_file() else DatasetCardData()
-        if more.is_file():
-            stated = yaml.safe_load(more.read_text(encoding="utf-8")) or {}
-            card = DatasetCardData(**(card.to_dict() | stated))
-        infos = DatasetInfosDict.from_dataset_card_data(card)
-        return MetadataConfigs.from_dataset_card_data(card), infos or DatasetInfosDict.from_directory(str(folder))
-    except (ValueError, TypeError, KeyError, AttributeError, OSError, yaml.YAMLError, DatasetsError) as error:
-        detail = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
-        raise UserError(f"The README.md of `{name}` cannot be read as a data set's: {detail}. Repair it.") from error
-
-
-def _config(name: str, configs: MetadataConfigs, wanted: str | None) -> tuple[str | None, dict[str, Any]]:
-    if wanted is not None and wanted not in configs:
-        has = f"It has: {', '.join(configs)}." if configs else "Its README.md states no configs. Leave it out."
-        raise UserError(f"`dataset_config` `{wanted}` must be a config of `{name}`. {has}")
-    chosen = wanted or configs.get_default_config_name()
-    if configs and chosen is None:
-        raise UserError(f"`{name}` has several configs: {', '.join(configs)}. Choose one by `dataset_config`.")
-    return chosen, dict(configs[chosen]) if chosen is not None else {}
-
-
 def _data_dir(name: str, folder: Path, data_dir: str) -> Path:
     place = folder / data_dir
     if os.path.isabs(data_dir) or not place.is_dir():
@@ -288,76 +249,6 @@ def _is_table(file: str) -> bool:
     return suffix_of(file) in (".parquet", ".arrow", ".tar") and os.path.basename(file) not in _ALL_METADATA_FILENAMES
 
 
-class _Match:
-    """Patterns of `datasets` on a list of files."""
-
-    def __init__(self, files: list[str]):
-        self._files = files
-        self._found = lru_cache(maxsize=None)(self._find)
-
-    def __call__(self, pattern: str) -> list[str]:
-        return self._found(pattern)
-
-    def _find(self, pattern: str) -> list[str]:
-        matches = re.compile(glob_translate(pattern)).match
-        # Most patterns hold a word: looking for it costs less than the pattern.
-        word = max(re.findall(r"\w+", re.sub(r"\[[^]]*\]", "*", pattern)), key=len, default="")
-        return [file for file in self._files if word in file and matches(file)]
-
-    def files_of(self, pattern: str, listing: Listing, name: str, *, required: bool) -> list[str]:
-        """Files of one pattern, which may be a file, a folder, a glob pattern or a place outside the folder.
-
-        Raises:
-            UserError: If it is required and matches nothing.
-        """
-        inner = os.path.normpath(pattern) if not pattern.endswith("**") else pattern.removeprefix("./")
-        if pattern in listing.sizes or inner in listing.sizes:
-            return [pattern if pattern in listing.sizes else inner]
-        if os.path.isabs(pattern) or pattern.startswith("..") or "://" in pattern:
-            found = self._outside(pattern, listing)
-        else:
-            try:
-                found = self(inner)
-            except (ValueError, re.error):
-                raise UserError(f"`data_files` must hold glob patterns such as `train/**`, got `{pattern}`.") from None
-            found = found or [file for file in self._files if file.startswith(f"{inner}/")]
-        if not found and required:
-            raise UserError(
-                f"`data_files` `{pattern}` matches no image or data file in `{name}`. Patterns are relative to it, "
-                "such as `train/**` or `*.parquet`."
-            )
-        return found
-
-    @staticmethod
-    def _outside(pattern: str, listing: Listing) -> list[str]:
-        if "://" in pattern:
-            raise UserError(
-                f"`data_files` of a folder must lie on this machine, got `{pattern}`. Give the address as `dataset`."
-            )
-        try:
-            own = os.path.isfile(os.path.join(listing.folder, pattern))
-            path = os.path.abspath(os.path.join(listing.folder, pattern))
-            found = [path] if own else resolve_pattern(pattern, glob.escape(listing.folder))
-        except (OSError, ValueError):
-            return []
-        inside = listing.folder.rstrip("/") + "/"
-        return [file.removeprefix(inside) for file in found if is_image(file) or _format_of(file)]
-
-
-def _format_of(file: str) -> str | None:
-    formats = [_EXTENSION_TO_MODULE.get(f".{ending}", ("", {}))[0] for ending in file.lower().split(".")[1:]]
-    return next((one for one in formats if one in MODULES), "zip" if suffix_of(file) == ".zip" else None)
-
-
-def _is_of(file: str, module: str) -> bool:
-    """Whether a file is read by a module."""
-    base = os.path.basename(file)
-    if is_image(file) or (module == "imagefolder" and base in _ALL_METADATA_FILENAMES):
-        return module == "imagefolder"
-    found = _format_of(file)
-    return found == module or found == "zip"
-
-
 def _found_by(patterns: dict[str, list[str]]) -> str:
     tables: tuple[tuple[str, dict], ...] = (
         ("folders", DEFAULT_PATTERNS_SPLIT_IN_DIR_NAME),
@@ -371,19 +262,21 @@ def _found_by(patterns: dict[str, list[str]]) -> str:
 
 def _module(name: str, listing: Listing, splits: dict[str, list[str]]) -> tuple[str, dict[str, Any]]:
     """The format that `datasets` finds by the endings of the files, in upper or lower case."""
-
-    def seen(file: str) -> str:
-        if is_image(file):
-            return "image.png"  # of a format that `datasets` may not list
-        return os.path.join(listing.folder, file) if file.endswith(".zip") else os.path.basename(file).lower()
-
-    lists = {split: DataFilesList([seen(file) for file in files], []) for split, files in splits.items()}
+    lists = {}
+    for split, files in splits.items():
+        others = [file for file in files if not is_image(file)]
+        names = [
+            os.path.join(listing.folder, f) if f.endswith(".zip") else os.path.basename(f).lower() for f in others
+        ]
+        # Only whether the images are most matters, and one that is of a format which `datasets` does not list counts.
+        num_images = min(len(files) - len(others), len(others) + 1)
+        lists[split] = DataFilesList(names + ["image.png"] * num_images, [])
     try:
         module, options = infer_module_for_data_files(DataFilesDict(lists), path=name)
     except zipfile.BadZipFile as error:
         raise UserError(f"`{name}` cannot be read as a zip archive: {error}. Repair it, or take it away.") from error
     except (ValueError, OSError, DatasetsError) as error:
-        formats = sorted({_format_of(file) or "image" for files in splits.values() for file in files})
+        formats = sorted({format_of(file) or "image" for files in splits.values() for file in files})
         raise UserError(
             f"`{name}` must hold one format of images, got {', '.join(formats)} files that `datasets` cannot read "
             "together. Choose files by `data_files`, such as `**/*.parquet`."
