@@ -3,6 +3,8 @@
 Every function is the identity (or its local equivalent) in a single process, so methods call them unconditionally.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -12,14 +14,28 @@ from torch import Tensor
 _ROWS_PER_GATHER = 65_536  # bounds what a gather puts on a device: 0.5 GB a process at 2,048 features
 
 
+_alone = False  # inside of `working_alone`
+
+
+@contextmanager
+def working_alone() -> Iterator[None]:
+    """Let every function here do for a while what it does in a single process: others do not take part."""
+    global _alone
+    former, _alone = _alone, True
+    try:
+        yield
+    finally:
+        _alone = former
+
+
 def world_size() -> int:
     """Number of training processes; 1 where no process group exists."""
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    return dist.get_world_size() if not _alone and dist.is_available() and dist.is_initialized() else 1
 
 
 def rank() -> int:
     """Number of this process, in [0, `world_size()`)."""
-    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+    return dist.get_rank() if not _alone and dist.is_available() and dist.is_initialized() else 0
 
 
 @torch.no_grad()

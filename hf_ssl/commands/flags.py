@@ -197,7 +197,14 @@ def _metavar(annotation: Any) -> str:
     if get_origin(kind) in (list, tuple):
         return _metavar(get_args(kind)[0])
     names = {bool: "true|false", int: "N", float: "X", dict: "JSON", Path: "PATH"}
-    return names.get(get_origin(kind) or kind, "TEXT")
+    return "|".join([names.get(get_origin(kind) or kind, "TEXT"), *_words(annotation)])
+
+
+def _words(annotation: Any) -> list[str]:
+    """The words that a number may be replaced by, such as `auto`."""
+    if get_origin(annotation) not in (Union, types.UnionType) or get_origin(_plain(annotation)) is Literal:
+        return []
+    return [word for one in get_args(annotation) if get_origin(one) is Literal for word in get_args(one)]
 
 
 def _plain(annotation: Any) -> Any:
@@ -213,10 +220,13 @@ def _reader(annotation: Any) -> Callable[[str], Any]:
     if get_origin(kind) in (list, tuple):
         return _reader(get_args(kind)[0])
     optional = kind is not annotation and types.NoneType in get_args(annotation)
+    words = _words(annotation)
 
     def read(text: str) -> Any:
         if optional and text.lower() == "none":
             return None
+        if text in words:
+            return text
         if (get_origin(kind) or kind) is dict:
             return _read_object(text)
         if kind is bool:
@@ -224,7 +234,8 @@ def _reader(annotation: Any) -> Callable[[str], Any]:
         try:
             return kind(text) if kind in (int, float, Path) else text
         except ValueError:
-            raise ArgumentTypeError(f"must be {rule_of(kind)}, got '{text}'") from None
+            rule = " or ".join([rule_of(kind), *words])
+            raise ArgumentTypeError(f"must be {rule}, got '{text}'") from None
 
     return read
 

@@ -49,7 +49,7 @@ FIRST = (
 
 GROUPS = {
     "run": ("output_dir", "recipe", "seed"),
-    "length": ("num_epochs", "num_steps", "max_hours", "batch_size", "gradient_accumulation_steps"),
+    "length": ("num_epochs", "num_steps", "max_hours", "batch_size", "images_per_device"),
     "weights to start from": ("pretrained", "start_from"),
     "optimizer": (
         *("optimizer", "base_learning_rate", "learning_rate_scaling", "lr_schedule", "warmup_epochs", "warmup_steps"),

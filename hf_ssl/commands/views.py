@@ -9,6 +9,7 @@ first epoch, on one process; the other pairs are drawn in the same way.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain, cycle
 from pathlib import Path
 from typing import Any
 
@@ -18,19 +19,21 @@ from numpy.typing import NDArray
 from hf_ssl.commands.command import Command
 from hf_ssl.commands.encoder_settings import check_output_file
 from hf_ssl.commands.resolve import DEFAULT_METHOD, auto_choice
-from hf_ssl.data.decode.pictures import SkippedImageError, decode
-from hf_ssl.data.order.reader import Reader
+from hf_ssl.data.decode.pictures import SkippedImageError
+from hf_ssl.data.order.chunks import LaneReader, decoded
+from hf_ssl.data.order.lanes import Dealing, Place, choose_lanes
+from hf_ssl.data.order.stream import CHUNK_SIZE, turn_of
 from hf_ssl.data.settings import DataSettings, ViewedDataSettings
 from hf_ssl.data.sources.open import Source
 from hf_ssl.data.views.cpu import Views
-from hf_ssl.data.views.draws import numbers_of
+from hf_ssl.data.views.draws import numbers_between
 from hf_ssl.errors import UserError, near_name
 from hf_ssl.figures.views import view_sheet
 from hf_ssl.methods import METHODS
 from hf_ssl.settings import check_least, checked
+from hf_ssl.training.arguments import TrainingSettings
 
 _IMAGE_SIZE = 224  # of a method without recipes
-_CHUNK_SIZE = 64
 _MOST_PICTURES = 4096  # nobody can look at a larger sheet
 
 
@@ -107,9 +110,10 @@ class ViewsResult:
 
 @dataclass
 class _Shown:
-    """An image, its place in the order of the first epoch, and its class if known."""
+    """An image, its lane and its number in the first epoch of the lane, and its class if known."""
 
     picture: NDArray[np.uint8]
+    lane: int
     place: int
     name: str | None
 
@@ -124,7 +128,8 @@ def run(settings: ViewsSettings) -> ViewsResult:
     recipe = settings.find_recipe(name)
     skipped: dict[str, int] = {}
     shown = []
-    for one in _first_images(source, settings.seed, skipped):
+    batch_size = chosen.get("batch_size", TrainingSettings.batch_size)
+    for one in _first_images(source, settings.seed, batch_size, skipped):
         shown.append(one)
         if len(shown) == settings.num_images:
             break
@@ -132,19 +137,13 @@ def run(settings: ViewsSettings) -> ViewsResult:
         reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(skipped.items()))
         raise UserError(f"Split `{source.split}` of `{source.name}` holds no usable image: {reasons}.")
     image_size = settings.image_size or chosen.get("image_size", _IMAGE_SIZE)
-    make = Views(recipe, image_size)
-    views = [
-        np.stack(
-            [
-                make(one.picture, numbers_of(settings.seed, epoch, 0, one.place)).numpy()
-                for epoch in range(settings.views)
-            ]
-        )
-        for one in shown
-    ]
+    make, pictures, pairs = Views(recipe, image_size), [one.picture for one in shown], []
+    for epoch in range(settings.views):
+        numbers = [numbers_between(settings.seed, epoch, one.lane, one.place, one.place + 1) for one in shown]
+        pairs.append(make(pictures, np.concatenate(numbers))[0].numpy())
     figure = view_sheet(
-        [one.picture for one in shown],
-        views,
+        pictures,
+        list(np.stack(pairs, axis=1)),
         title=f"{_short_name(source)}, split {source.split}: views by {name}, {image_size} x {image_size} pixels",
         notes=_notes(recipe.source, settings.view_settings),
         names=[one.name for one in shown],
@@ -153,24 +152,25 @@ def run(settings: ViewsSettings) -> ViewsResult:
     return ViewsResult(settings.output, name, image_size, len(shown), settings.views, skipped)
 
 
-def _first_images(source: Source, seed: int, skipped: dict[str, int]) -> Iterator[_Shown]:
+def _first_images(source: Source, seed: int, batch_size: int, skipped: dict[str, int]) -> Iterator[_Shown]:
     """The usable images of the first epoch, in the order in which one process trains on them."""
     label_column = next(iter(source.labels), None)
     class_names = next(iter(source.labels.values()), [])
-    window = DataSettings().shuffle_window
-    reader = Reader(source, seed, 0, 1, window, _CHUNK_SIZE, label_column)
-    for chunk in reader.chunks(reader.beginning()):
-        if chunk.records is None:  # the end of the epoch
+    lanes = choose_lanes(batch_size, 1)
+    dealing = Dealing(source, seed, lanes, batch_size // lanes, DataSettings().shuffle_window, label_column)
+    windows = dealing.windows(dict.fromkeys(range(lanes), Place()))
+    readers = [LaneReader(lane, windows[lane], dealing.lane_window, 0) for lane in range(lanes)]
+    turn = turn_of(dealing.share, lanes, min(CHUNK_SIZE, batch_size))
+    for part in chain.from_iterable(reader.take(turn) for reader in cycle(readers)):
+        if part.records is None:  # the end of the epoch
             return
-        images, _, labels = chunk.records.columns
-        for offset, (image, label) in enumerate(zip(images, labels.to_pylist(), strict=True)):
-            try:
-                picture = decode(image.as_py())
-            except SkippedImageError as error:
-                skipped[error.reason] = skipped.get(error.reason, 0) + 1
+        images, _, labels = part.records.columns
+        for offset, (picture, label) in enumerate(zip(decoded(images), labels.to_pylist(), strict=True)):
+            if isinstance(picture, SkippedImageError):
+                skipped[picture.reason] = skipped.get(picture.reason, 0) + 1
                 continue
             name = class_names[label] if label is not None and 0 <= label < len(class_names) else None
-            yield _Shown(picture, chunk.place + offset, name)
+            yield _Shown(picture, part.lane, part.first + offset, name)
 
 
 def _short_name(source: Source) -> str:

@@ -1,16 +1,14 @@
 """The augmentation with which MoCo and BYOL train their linear probes: random resized crops and flips."""
 
-from collections.abc import Iterator
-
 import numpy as np
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from hf_ssl.data.views.draws import crop_box
+from hf_ssl.data.views.draws import CROP, FLIP, NUM_DRAWS, draw_rows
 from hf_ssl.data.views.recipes import ViewParameters
 from hf_ssl.evaluation.encoders import Encoder
 
-CROP = ViewParameters(crop_scale=(0.08, 1.0), crop_ratio=(3 / 4, 4 / 3), flip_probability=0.5)
+PARAMETERS = ViewParameters(crop_scale=(0.08, 1.0), crop_ratio=(3 / 4, 4 / 3), flip_probability=0.5)
 """Crops and flips of He et al., 2020 (MoCo; the official `main_lincls.py`) and Grill et al., 2020, appendix C.1."""
 
 
@@ -33,7 +31,8 @@ class RandomCrops:
 
     def __call__(self, image: Image.Image, row: int) -> Tensor:
         """Pixels of one image's crop, (3, height, width), float32, from the image and its row in the data set."""
-        draws: Iterator[float] = iter(np.random.default_rng([self._seed, self._pass_number, row]).random, None)
-        top, left, height, width = crop_box(image.height, image.width, CROP, draws)
+        numbers = np.random.default_rng([self._seed, self._pass_number, row]).random((1, NUM_DRAWS))
+        drawn = draw_rows(np.array([image.height]), np.array([image.width]), PARAMETERS, numbers)[0]
+        top, left, height, width = map(int, drawn[CROP])
         crop = image.crop((left, top, left + width, top + height))
-        return self._transform(ImageOps.mirror(crop) if next(draws) < CROP.flip_probability else crop)
+        return self._transform(ImageOps.mirror(crop) if drawn[FLIP] else crop)

@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 from hf_ssl.data.order.stream import evaluation_batches
 from hf_ssl.data.sources.open import Source
 from hf_ssl.data.views.cpu import find_recipe, make_view
-from hf_ssl.data.views.draws import NUM_DRAWS, draw_view
+from hf_ssl.data.views.draws import NUM_DRAWS, draw_rows
 from hf_ssl.data.views.recipes import ViewRecipe
 from hf_ssl.errors import UserError
 from hf_ssl.evaluation.encoders import Encoder
@@ -44,12 +44,13 @@ class ManyViews:
     def __call__(self, image: Image.Image, row: int) -> Tensor:
         """Pixels of the views of one image, (num_views, 3, height, width), from the image and its row."""
         picture = np.asarray(image.convert("RGB"))
+        height, width = np.array([picture.shape[0]]), np.array([picture.shape[1]])
         views = []
         for number in range(self.num_views):
             parameters = self.recipe.first if number % 2 == 0 else self.recipe.second
-            numbers = np.random.default_rng([self.seed, row, number]).random(NUM_DRAWS).tolist()
-            draw = draw_view(picture.shape[0], picture.shape[1], parameters, numbers)
-            view = make_view(picture, parameters, draw, self.image_size)
+            numbers = np.random.default_rng([self.seed, row, number]).random((1, NUM_DRAWS))
+            drawn = draw_rows(height, width, parameters, numbers)[0].tolist()
+            view = make_view(picture, parameters, drawn, self.image_size)
             views.append(self.transform(Image.fromarray(view)))
         return torch.stack(views)
 

@@ -31,11 +31,13 @@ class FineTuningSettings:
         mixup: Alpha of mixup, which blends pairs of images and of labels; 0 for none. Needs even batches.
         cutmix: Alpha of CutMix, which pastes a part of one image into another; 0 for none. With both, each batch gets
             one of them.
-        batch_size: Images of one process in one forward pass.
+        batch_size: Images of one optimizer step, over all processes. Where they do not fit into one forward pass,
+            gradients are accumulated.
+        images_per_device: Images of one process in one forward pass; a divisor of its share of `batch_size`. `auto`
+            takes all of them, or on a GPU, before the first step, as many as fit into its memory.
         num_epochs: Passes over the labelled images; needs a data set of known size. 20 if neither this nor `num_steps`
             is given.
         num_steps: Optimizer steps, instead of `num_epochs`.
-        gradient_accumulation_steps: Forward passes whose gradients make one optimizer step.
         seed: Seed of the classifier's weights, the labelled images, their order, augmentation and everything random.
         optimizer: Optimizer; `sgd` is Nesterov's.
         base_learning_rate: Learning rate for 256 images a step; 0.001 if not given, and 0.03 for `linear`.
@@ -75,9 +77,9 @@ class FineTuningSettings:
     mixup: float = 0.0
     cutmix: float = 0.0
     batch_size: int = 64
+    images_per_device: int | Literal["auto"] = "auto"
     num_epochs: float | None = None
     num_steps: int | None = None
-    gradient_accumulation_steps: int = 1
     seed: int = 0
     optimizer: Literal["adamw", "sgd"] = "adamw"
     base_learning_rate: float | None = None
@@ -121,8 +123,6 @@ class FineTuningSettings:
         for name in ("mixup", "cutmix"):
             if not getattr(self, name) >= 0:
                 raise UserError(f"`{name}` must be 0 or more, got {getattr(self, name)}.")
-        if (self.mixup or self.cutmix) and self.batch_size % 2:
-            raise UserError(f"`mixup` and `cutmix` need an even `batch_size`, got {self.batch_size}.")
         for name in ("eval_every", "image_size"):
             value = getattr(self, name)
             if value is not None and value < 1:

@@ -1,6 +1,6 @@
 """Fine-tuning: the loop that trains a classifier, on top of an encoder or with it, and scores it on the way."""
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,15 +17,23 @@ from hf_ssl.data.order.stream import Batch, TrainingStream
 from hf_ssl.data.settings import DataSettings
 from hf_ssl.data.sources.open import Source
 from hf_ssl.data.sources.subset import numbers_of_classes
-from hf_ssl.data.views.cpu import Picture, Views
+from hf_ssl.data.views.cpu import Views
 from hf_ssl.data.views.device import Normalize, send
 from hf_ssl.errors import UserError
 from hf_ssl.fine_tuning.classifier import Classifier, Score, choose_trained, score, training_mode
 from hf_ssl.fine_tuning.record import VIEW_RECIPE, FineTuningRecorder, describe_run
 from hf_ssl.fine_tuning.settings import FineTuningSettings
 from hf_ssl.methods.base import SSLOutput
-from hf_ssl.training.checkpoint import Restored, find_checkpoint, load_checkpoint, random_state, set_random_state
-from hf_ssl.training.loop import continue_record
+from hf_ssl.training.checkpoint import (
+    Restored,
+    find_checkpoint,
+    identity_in,
+    load_checkpoint,
+    random_state,
+    set_random_state,
+)
+from hf_ssl.training.fit import drop_gradients
+from hf_ssl.training.loop import continue_record, forward_images
 from hf_ssl.training.monitor import check_tracker
 from hf_ssl.training.optimizers import set_learning_rate
 from hf_ssl.training.output import locked_output_dir, prepare_output_dir
@@ -62,14 +70,6 @@ class FineTuningResult:
     last_checkpoint: Path | None
     score: Score | None
     best: tuple[int, float] | None
-
-
-class _OneView(Views):
-    """One augmented view of an image, by the first half of a recipe."""
-
-    def __call__(self, image: Picture, numbers: Sequence[Sequence[float]]) -> Tensor:
-        """Make it, (1, image_size, image_size, 3), uint8."""
-        return super().__call__(image, numbers)[:1]
 
 
 class _Supervised(nn.Module):
@@ -152,11 +152,12 @@ def _fine_tune(
 ) -> FineTuningResult:
     training = with_precision(settings.training)
     accelerator = start_accelerator(training)
-    plan = make_plan(source, training, accelerator.num_processes)
+    checkpoint = find_checkpoint(Path(settings.output_dir), settings.resume)
+    former = {} if checkpoint is None else identity_in(checkpoint)
+    plan = make_plan(source, training, accelerator.num_processes, former.get("lanes"))
     set_seed(settings.seed, device_specific=True)
     choose_trained(classifier.module, settings.train)
     run = describe_run(classifier, source, test, data, settings, plan, accelerator, counts, fraction_reached)
-    checkpoint = find_checkpoint(Path(settings.output_dir), settings.resume)
     model = _Supervised(classifier.module, settings.label_smoothing)
     if settings.channels_last:
         model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
@@ -169,7 +170,10 @@ def _fine_tune(
         continue_record(run, Path(settings.output_dir), restored, plan.num_steps)
     stream = None
     if restored.step < plan.num_steps:
-        stream = _open_stream(classifier, source, data, settings, accelerator, restored.position)
+        check, trial = _check_of(settings), _trial_of(model, classifier, settings)
+        images = forward_images(accelerator, model, training, run, former, check, trial)
+        places = (restored.position, plan.lanes, images)
+        stream = _open_stream(classifier, source, data, settings, accelerator, *places)
     recorder = FineTuningRecorder(accelerator, model, optimizer, plan, training, run, restored, checkpoint, None, None)  # pyright: ignore[reportArgumentType]
     blend = _mixup(classifier, settings)
     mean, std = classifier.data_config["mean"], classifier.data_config["std"]
@@ -240,12 +244,16 @@ def _open_stream(
     settings: FineTuningSettings,
     accelerator: Accelerator,
     position: dict[str, Any] | None,
+    lanes: int,
+    images_per_device: int,
 ) -> TrainingStream:
     return TrainingStream(
         source,
-        _OneView(data.find_recipe(VIEW_RECIPE), classifier.image_size),
+        Views(data.find_recipe(VIEW_RECIPE), classifier.image_size, num_views=1),
         settings.batch_size,
         seed=settings.seed,
+        lanes=lanes,
+        images_per_device=images_per_device,
         rank=accelerator.process_index,
         world_size=accelerator.num_processes,
         num_workers=data.num_workers,
@@ -254,6 +262,33 @@ def _open_stream(
         position=position,
         with_labels=True,
     )
+
+
+def _check_of(settings: FineTuningSettings) -> Callable[[int], None]:
+    """What refuses forward passes of too few images."""
+
+    def check(images: int) -> None:
+        if (settings.mixup or settings.cutmix) and images % 2:
+            raise UserError(
+                f"`mixup` and `cutmix` need an even number of images in one forward pass, got {images}. Give another "
+                "`batch_size` or `images_per_device`."
+            )
+
+    return check
+
+
+def _trial_of(model: nn.Module, classifier: Classifier, settings: FineTuningSettings) -> Callable[[int], None]:
+    """A forward and backward pass of images that show nothing; see `images_that_fit`."""
+
+    def trial(images: int) -> None:
+        training_mode(classifier.module, settings.train)
+        device = next(model.parameters()).device
+        pixels = torch.zeros(images, 3, classifier.image_size, classifier.image_size, device=device)
+        if settings.channels_last:
+            pixels = pixels.contiguous(memory_format=torch.channels_last)
+        drop_gradients(model, model(pixels, torch.zeros(images, dtype=torch.int64, device=device)).loss)
+
+    return trial
 
 
 def _mixup(classifier: Classifier, settings: FineTuningSettings) -> Mixup | None:

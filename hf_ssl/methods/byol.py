@@ -79,7 +79,7 @@ class BYOLForPreTraining(SSLPreTrainedModel):
     average and replaces the predictor by negatives.
 
     Recipes: `paper-imagenet` is the 1000-epoch preset of the official code (google-deepmind/deepmind-research, byol)
-    on 8 processes. Deviation: timm starts the last BatchNorm of each residual block at zero, which the official
+    on 8 GPUs. Deviation: timm starts the last BatchNorm of each residual block at zero, which the official
     code leaves to its users; `--model_args '{"zero_init_last": false}'` starts it at one. `cifar` is the 200-epoch
     benchmark of lightly-ai/lightly (0.869 k-NN with batches of 128, learning rate 0.06, weight decay 5e-4): its loss
     is a quarter of the sum used here, so a quarter of the rate and four times the decay make the same steps.
@@ -105,7 +105,7 @@ class BYOLForPreTraining(SSLPreTrainedModel):
             "image_size": 224,
             "view_recipe": "byol",
             "ema_momentum": 0.996,
-            "batch_size": 512,
+            "batch_size": 4096,
             "num_epochs": 1000,
             "optimizer": "lars",
             "base_learning_rate": 0.2,

@@ -42,7 +42,7 @@ class DirectCLRForPreTraining(SSLPreTrainedModel):
     Relations: the end-to-end contrast without a projector and without negatives of the same view. The sub-vector does
     what a low-rank diagonal projector would: it collapses in part, and spares the rest of the representation.
 
-    Recipes: `paper-imagenet` is the official code (facebookresearch/directclr) on 8 processes. Deviations: the
+    Recipes: `paper-imagenet` is the official code (facebookresearch/directclr) on 8 GPUs. Deviations: the
     learning rate falls to zero, not to a thousandth of its start; there is no online linear classifier, which the
     official code trains beside the encoder on its detached output. `cifar` has no official reference: it is SimCLR's
     CIFAR-10 example with a sub-vector of a quarter of the representation. `quickstart` trains a small encoder in
@@ -64,7 +64,7 @@ class DirectCLRForPreTraining(SSLPreTrainedModel):
             "view_recipe": "byol",
             "subvector_dim": 360,
             "temperature": 0.1,
-            "batch_size": 512,
+            "batch_size": 4096,
             "num_epochs": 100,
             "optimizer": "lars",
             "base_learning_rate": 4.8,

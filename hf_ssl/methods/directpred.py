@@ -122,7 +122,7 @@ class DirectPredForPreTraining(SSLPreTrainedModel):
 
     Recipes: `cifar` and `stl10` are the authors' code (facebookresearch/luckmatters, ssl/real-dataset) with rho 0.3
     and epsilon 0.1 of the paper's table 8, learning rate 0.03 with 128 images. `paper-imagenet` is the paper's
-    300-epoch run, which takes over BYOL's settings at that length, on 8 processes; rho and epsilon of ImageNet were
+    300-epoch run, which takes over BYOL's settings at that length, on 8 GPUs; rho and epsilon of ImageNet were
     not found and are those of table 8. `quickstart` trains a small encoder in minutes on a CPU; its values were
     tuned on the embedded shapes. Deviation: timm starts the last BatchNorm of each residual block at zero,
     torchvision (and the authors) at one; `--model_args '{"zero_init_last": false}'` does so here.
@@ -145,7 +145,7 @@ class DirectPredForPreTraining(SSLPreTrainedModel):
             "epsilon": 0.1,
             "ema_momentum": 0.99,
             "ema_schedule": "cosine",
-            "batch_size": 512,
+            "batch_size": 4096,
             "num_epochs": 300,
             "optimizer": "lars",
             "base_learning_rate": 0.3,

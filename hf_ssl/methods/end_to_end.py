@@ -62,7 +62,7 @@ class EndToEndForPreTraining(SSLPreTrainedModel):
     queries and keys. DirectCLR compares across views alone, and has no projector; Contrastive Clustering adds the same
     loss over clusters.
 
-    Recipes: `paper-imagenet` is the paper's default on 8 processes, `cifar` the official code's CIFAR-10 example
+    Recipes: `paper-imagenet` is the paper's default on 8 GPUs, `cifar` the official code's CIFAR-10 example
     (google-research/simclr), whose projector has a layer more. Deviations: the loss is the mean over both views, as in
     the paper; the official code adds the views up, twice as much, which LARS takes off the weights again, but there
     norms and biases learn at twice the rate and the decay counts half. LARS multiplies by the learning rate after the
@@ -85,7 +85,7 @@ class EndToEndForPreTraining(SSLPreTrainedModel):
             "view_recipe": "simclr",
             "projector_layers": 2,
             "temperature": 0.1,
-            "batch_size": 512,
+            "batch_size": 4096,
             "num_epochs": 100,
             "optimizer": "lars",
             "base_learning_rate": 0.3,

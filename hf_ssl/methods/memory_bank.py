@@ -91,7 +91,7 @@ class MemoryBankForPreTraining(SSLPreTrainedModel):
     entries of its own, so several processes are not equal to one with the whole batch; with `--batch_norm sync` and
     `objective` full they are.
 
-    Recipes: `paper-imagenet` is the official code (zhirongw/lemniscate.pytorch) for ImageNet on 8 processes, its
+    Recipes: `paper-imagenet` is the official code (zhirongw/lemniscate.pytorch) for ImageNet on 8 GPUs, its
     views those that MoCo v1 took over. `cifar` is its code for CIFAR-10 with the softmax over the whole bank (its
     `--nce-k 0`); as coded, views are not flipped and the learning rate falls after 120 and 160 of 200 epochs.
     `quickstart` trains a small encoder in minutes on a CPU, with values of its own. Deviation: timm starts the last
@@ -115,7 +115,7 @@ class MemoryBankForPreTraining(SSLPreTrainedModel):
             "objective": "nce",
             "num_negatives": 4096,
             "temperature": 0.07,
-            "batch_size": 32,
+            "batch_size": 256,
             "num_epochs": 200,
             "optimizer": "sgd",
             "base_learning_rate": 0.03,

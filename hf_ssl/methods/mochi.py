@@ -198,7 +198,7 @@ class MoCHiForPreTraining(SSLPreTrainedModel):
 
     Recipes: the paper's settings could not be compared with an official code, there is none: everything that mixing
     adds to MoCo version 2 is UNVERIFIED. `paper-imagenet` is MoCHi (1024, 512, 256) for 200 epochs and
-    `paper-imagenet100` MoCHi (1024, 1024, 128), both on 8 processes, mixing after 10 epochs. `cifar` is the
+    `paper-imagenet100` MoCHi (1024, 1024, 128), both on 8 GPUs, mixing after 10 epochs. `cifar` is the
     CIFAR-10 demo of MoCo's official code with mixtures of our own choice; `quickstart` trains a small encoder in
     minutes on a CPU, with values of its own. As in MoCo, timm starts the last BatchNorm of each residual block at
     zero; `--model_args '{"zero_init_last": false}'` starts it at one.
@@ -226,7 +226,7 @@ class MoCHiForPreTraining(SSLPreTrainedModel):
             "num_mixed_negatives": 512,
             "num_mixed_queries": 256,
             "start_step": 50_040,
-            "batch_size": 32,
+            "batch_size": 256,
             "num_epochs": 200,
             "optimizer": "sgd",
             "base_learning_rate": 0.03,
@@ -248,7 +248,7 @@ class MoCHiForPreTraining(SSLPreTrainedModel):
             "num_mixed_negatives": 1024,
             "num_mixed_queries": 128,
             "start_step": 9_890,
-            "batch_size": 16,
+            "batch_size": 128,
             "num_epochs": 200,
             "optimizer": "sgd",
             "base_learning_rate": 0.06,  # 0.03 at 128 images a step

@@ -73,7 +73,7 @@ class MoCoForPreTraining(SSLPreTrainedModel):
     `bn_splits` is a multiple of their number: the groups are the same.
 
     Recipes: `paper-imagenet` is version 2 and `paper-imagenet-v1` version 1 of the official code
-    (facebookresearch/moco) on 8 processes, `cifar` its CIFAR-10 demo with the symmetric loss. `quickstart`
+    (facebookresearch/moco) on 8 GPUs, `cifar` its CIFAR-10 demo with the symmetric loss. `quickstart`
     trains a small encoder in minutes on a CPU, with values of its own. Deviation: timm starts
     the last BatchNorm of each residual block at zero, torchvision (and the official code) at one;
     `--model_args '{"zero_init_last": false}'` does so here.
@@ -94,7 +94,7 @@ class MoCoForPreTraining(SSLPreTrainedModel):
             "view_recipe": "moco_v2",
             "projector": "mlp",
             "temperature": 0.2,
-            "batch_size": 32,
+            "batch_size": 256,
             "num_epochs": 200,
             "optimizer": "sgd",
             "base_learning_rate": 0.03,
@@ -111,7 +111,7 @@ class MoCoForPreTraining(SSLPreTrainedModel):
             "view_recipe": "moco_v1",
             "projector": "linear",
             "temperature": 0.07,
-            "batch_size": 32,
+            "batch_size": 256,
             "num_epochs": 200,
             "optimizer": "sgd",
             "base_learning_rate": 0.03,

@@ -74,7 +74,7 @@ class MoCoV3ForPreTraining(SSLPreTrainedModel):
     Statistics of BatchNorm are those of all processes, where MoCo shuffles keys.
 
     Recipes: `paper-imagenet` is the 100-epoch ResNet-50 of the official code (facebookresearch/moco-v3) on 8
-    processes, `paper-imagenet-vit` its ViT-Small, which has 12 heads where timm's has 6. `cifar` has no official
+    GPUs, `paper-imagenet-vit` its ViT-Small, which has 12 heads where timm's has 6. `cifar` has no official
     values: it is the benchmark of vturrisi/solo-learn, 1000 epochs. Deviation: solo-learn's LARS caps the rate of each
     weight at the learning rate, which makes it SGD where the cap holds; here it is SGD throughout. `quickstart` and
     `quickstart-vit` train a small encoder in minutes on a CPU, with values of their own.
@@ -94,7 +94,7 @@ class MoCoV3ForPreTraining(SSLPreTrainedModel):
             "image_size": 224,
             "view_recipe": "moco_v3",
             "ema_momentum": 0.99,
-            "batch_size": 512,
+            "batch_size": 4096,
             "num_epochs": 100,
             "optimizer": "lars",
             "base_learning_rate": 0.6,
@@ -117,7 +117,7 @@ class MoCoV3ForPreTraining(SSLPreTrainedModel):
             "ema_momentum": 0.99,
             "freeze_patch_embed": True,
             "sincos_position_embedding": True,
-            "batch_size": 512,
+            "batch_size": 4096,
             "num_epochs": 300,
             "optimizer": "adamw",
             "base_learning_rate": 1.5e-4,

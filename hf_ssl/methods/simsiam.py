@@ -51,7 +51,7 @@ class SimSiamForPreTraining(SSLPreTrainedModel):
     Relations: BYOL without the moving average, with BatchNorm at the projector's output and a bottleneck in the
     predictor; needs neither negatives (MoCo) nor a second network.
 
-    Recipes: `paper-imagenet` is the official code (facebookresearch/simsiam) on 8 processes, `cifar` the paper's
+    Recipes: `paper-imagenet` is the official code (facebookresearch/simsiam) on 8 GPUs, `cifar` the paper's
     appendix D. Deviation: the width of the bottleneck on CIFAR-10, which was not found, is that of ImageNet.
     `quickstart` trains a small encoder in minutes on a CPU, with values of its own.
     """
@@ -69,7 +69,7 @@ class SimSiamForPreTraining(SSLPreTrainedModel):
             "architecture": "resnet50",
             "image_size": 224,
             "view_recipe": "simsiam",
-            "batch_size": 64,
+            "batch_size": 512,
             "num_epochs": 100,
             "optimizer": "sgd",
             "base_learning_rate": 0.05,

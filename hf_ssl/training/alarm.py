@@ -141,7 +141,7 @@ def _cures(kind: str, config: Mapping[str, Any], training: Mapping[str, Any], da
     elif "ema_momentum" in config:
         cures.append(f"a slower target (`--ema_momentum` closer to 1, now {config['ema_momentum']:g})")
     cures.append(f"a lower learning rate (`--base_learning_rate`, now {training['base_learning_rate']:g})")
-    cures.append(f"larger batches (`--batch_size`, now {training['global_batch_size']} images a step)")
+    cures.append(f"larger batches (`--batch_size`, now {training['batch_size']} images a step)")
     if kind == "dimensional":
         cures.append(f"weaker augmentation (`--view_recipe`, now {data['view_recipe']})")
     return cures

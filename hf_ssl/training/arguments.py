@@ -16,12 +16,14 @@ class TrainingSettings:
         output_dir: Folder of this run; must be empty or absent unless `resume` is given.
         recipe: Named defaults of the method, which every other flag overrides; `auto` chooses them from the number and
             size of the images and the device, and says what it chose.
-        batch_size: Images of one process in one forward pass.
+        batch_size: Images of one optimizer step, over all processes. Where they do not fit into one forward pass,
+            gradients are accumulated.
+        images_per_device: Images of one process in one forward pass; a divisor of its share of `batch_size`. `auto`
+            takes all of them, or on a GPU, before the first step, as many as fit into its memory.
         num_epochs: Passes over the data set; needs a data set of known size.
         num_steps: Optimizer steps, instead of `num_epochs`.
         max_hours: Hours of training, to which the run's length is fitted by the speed of its first 20 steps, which it
             always takes; start, k-NN and export come on top. With `num_epochs` or `num_steps` too, the shorter one.
-        gradient_accumulation_steps: Forward passes whose gradients make one optimizer step.
         seed: Seed of weights, order of images, augmentation and everything else that is random, in [0, 2^31).
         optimizer: Optimizer.
         base_learning_rate: Learning rate for 256 images a step. A recipe's own is for random weights; where weights
@@ -50,6 +52,9 @@ class TrainingSettings:
             as `org/moco-r50`. The same method takes its heads, target, queue and statistics too, another one its
             encoder; the schedule begins anew.
         cpu: Train on the CPU although there is an accelerator.
+        lanes: Parts in which the images are read, each by one process; a step takes the same number from each, so a
+            run can go on with any number of processes that divides it. 8 if not given, fewer where `batch_size` is no
+            multiple of 8, and as many as processes where these do not divide it.
         log_every: Optimizer steps between two lines of `metrics.jsonl`.
         diagnostics_every: Optimizer steps between two diagnoses of the batch in hand (spectra, alignment, uniformity,
             predictor), also made at the last step; 0 for none. 500 if not given, in long runs a hundredth of the run.
@@ -76,10 +81,10 @@ class TrainingSettings:
     output_dir: str
     recipe: str | None = None
     batch_size: int = 64
+    images_per_device: int | Literal["auto"] = "auto"
     num_epochs: float | None = None
     num_steps: int | None = None
     max_hours: float | None = None
-    gradient_accumulation_steps: int = 1
     seed: int = 0
     optimizer: Literal["sgd", "lars", "adamw"] = "sgd"
     base_learning_rate: float = 0.03
@@ -102,6 +107,7 @@ class TrainingSettings:
     pretrained: bool = False
     start_from: str | None = None
     cpu: bool = False
+    lanes: int | None = None
     log_every: int = 20
     diagnostics_every: int | None = None
     on_collapse: Literal["warn", "stop"] = "warn"
@@ -134,8 +140,8 @@ class TrainingSettings:
             raise UserError(f"`{wish}` needs `repo_id`, such as `--repo_id org/directpred-r50`.")
 
     def _check_numbers(self) -> None:
-        at_least_one = ("batch_size", "gradient_accumulation_steps", "log_every", "checkpoint_every")
-        at_least_one += ("keep_checkpoints", "knn_images", "num_steps")
+        at_least_one = ("batch_size", "lanes", "log_every", "checkpoint_every", "keep_checkpoints", "knn_images")
+        at_least_one += ("num_steps",) if self.images_per_device == "auto" else ("num_steps", "images_per_device")
         not_negative = ("seed", "knn_every", "weight_decay", "predictor_weight_decay", "warmup_epochs", "warmup_steps")
         not_negative += ("predictor_lr_multiplier", "diagnostics_every")
         positive = ("num_epochs", "max_hours", "base_learning_rate", "lars_trust_coefficient", "max_grad_norm")

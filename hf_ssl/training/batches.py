@@ -30,6 +30,8 @@ def open_stream(
     rank: int = 0,
     world_size: int = 1,
     position: dict[str, Any] | None = None,
+    lanes: int | None = None,
+    images_per_device: int | None = None,
 ) -> TrainingStream:
     """Open the batches of one process.
 
@@ -42,6 +44,8 @@ def open_stream(
         rank: Number of this process, in [0, world_size).
         world_size: Number of processes.
         position: `Batch.position` after which to go on; None: the beginning.
+        lanes: Lanes of the run; see `choose_lanes`.
+        images_per_device: Images of a batch; None: all of this process in a step.
 
     Returns:
         The stream.
@@ -60,10 +64,10 @@ def open_stream(
             "stopped. Leave out its `shuffle`: training shuffles by `shuffle_window`.",
             source.name,
         )
-    image_size = model.config.image_size
-    views, finish = Views(data.find_recipe(model.view_recipe), image_size), None
+    image_size, recipe = model.config.image_size, data.find_recipe(model.view_recipe)
+    options: dict[str, Any] = {"num_workers": data.num_workers}
     if data.cache == "uint8":
-        check_recipe(views.recipe)
+        check_recipe(recipe)
         cache = fill_cache(
             source,
             device,
@@ -73,22 +77,29 @@ def open_stream(
             show_progress=rank == 0,
         )
         source = cache.source
-        views, finish = CachedDraws(views.recipe, cache), CachedViews(views.recipe, image_size, cache)
+        views = CachedDraws(recipe, cache)
+        # Who only draws does it faster without workers, and for a whole batch at once.
+        options = {"pictures": views.pictures, "num_workers": 0, "chunk_size": settings.batch_size}
+        options["finish"] = CachedViews(recipe, image_size, cache)
     elif data.views_on == "gpu":
-        views, finish = Crops(views.recipe, image_size), DeviceColour(views.recipe, image_size, device)
+        views = Crops(recipe, image_size)
+        options["finish"] = DeviceColour(recipe, image_size, device)
+    else:
+        views = Views(recipe, image_size)
     return TrainingStream(
         source,
         views,
         settings.batch_size,
         seed=settings.seed,
-        finish=finish,
+        lanes=settings.lanes if lanes is None else lanes,
+        images_per_device=images_per_device,
         rank=rank,
         world_size=world_size,
-        num_workers=data.num_workers,
         window_size=data.shuffle_window,
         max_skipped_ratio=data.max_skipped_ratio,
         position=position,
         with_labels=model.needs_labels,
+        **options,
     )
 
 

@@ -25,6 +25,7 @@ def briefing(
     plan: Plan,
     accelerator: Accelerator,
     start: Start | None,
+    images: int,
 ) -> str:
     """The block before the first step, six lines.
 
@@ -36,23 +37,26 @@ def briefing(
         plan: Length and learning rate.
         accelerator: The run's accelerator.
         start: Where the weights come from; None for chance.
+        images: Of one process in one forward pass.
     """
     encoder = sum(parameter.numel() for parameter in model.encoder.parameters())
     everything = sum(parameter.numel() for parameter in model.parameters())
     config, recipe = model.config, data.view_recipe or model.view_recipe
-    images = "unknown number of images" if source.num_images is None else f"{source.num_images:,} images"
+    count = "unknown number of images" if source.num_images is None else f"{source.num_images:,} images"
+    num_processes = accelerator.num_processes
     precision = {"no": "float32"}.get(settings.mixed_precision, settings.mixed_precision)
     layout = "channels last" if settings.channels_last else "contiguous"
     rows = {
         "method": method_of(model) + (f", recipe {settings.recipe}" if settings.recipe else ""),
         "encoder": f"{config.architecture}, {_millions(encoder)} parameters ({_millions(everything)} with all heads "
         f"and targets), {_weights(start)}",
-        "images": f"{images} of {source.name}, split {source.split}; {config.image_size} px views by {recipe}"
+        "images": f"{count} of {source.name}, split {source.split}; {config.image_size} px views by {recipe}"
         + (" with `view_settings`" if data.view_settings else "")
         + _labels(source),
-        "batch": f"{plan.global_batch_size:,} images = {settings.batch_size} per device x "
-        f"{accelerator.num_processes} process{'es' * (accelerator.num_processes > 1)} x "
-        f"{settings.gradient_accumulation_steps} accumulated",
+        "batch": f"{settings.batch_size:,} images = {images} per device x "
+        f"{num_processes} process{'es' * (num_processes > 1)} x "
+        f"{settings.batch_size // (images * num_processes)} accumulated"
+        + _compared(model, settings, images * num_processes),
         "steps": f"{_length(plan, settings)}; learning rate {plan.learning_rate:.4g}, {plan.lr_schedule}"
         + (f" after a warm-up of {plan.warmup_steps:,} steps" if plan.warmup_steps else ""),
         "device": f"{_device_name(accelerator.device)}, {precision}, {layout}, "
@@ -68,6 +72,13 @@ def _labels(source: Source) -> str:
         f"`{name}` ({len(names)} classes)" if names else f"`{name}`" for name, names in source.labels.items()
     )
     return f"; labels {known} are for k-NN and figures only"
+
+
+def _compared(model: SSLPreTrainedModel, settings: TrainingSettings, images: int) -> str:
+    """What a loss that compares the images of a batch does not see."""
+    if model.least_images == 1 or images == settings.batch_size:
+        return ""
+    return f"; the loss compares the {images:,} images of one forward pass, not all of a step"
 
 
 def _weights(start: Start | None) -> str:

@@ -19,15 +19,18 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
+from accelerate.utils import set_seed
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from hf_ssl.data.order.stream import merged_positions
 from hf_ssl.distributed import rank, world_size
 from hf_ssl.errors import UserError
 
 logger = logging.getLogger(__name__)
 
 _STATE = "state.json"
+_MAY_DIFFER = {"num_processes", "images_per_device"}  # of an identity: the images of each step stay the same
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,7 @@ class Restored:
     Args:
         step: Optimizer steps done.
         seconds: Seconds of training so far.
-        position: Place of this process in the stream; None for its beginning.
+        position: Places of all lanes in the stream; None for its beginning.
     """
 
     step: int
@@ -179,7 +182,10 @@ def _complete(partial: Path, final: Path, state: dict[str, Any]) -> None:
 def load_checkpoint(
     accelerator: Accelerator, checkpoint: Path, *, model: nn.Module, optimizer: Any, identity: Mapping[str, Any]
 ) -> Restored:
-    """Load the state of a checkpoint into this process.
+    """Load the state of a checkpoint into this process, also one that another number of processes has written.
+
+    Buffers that differed between processes, such as local BatchNorm statistics, are then those of the process with
+    the same number, or with that number less the former number of processes.
 
     Args:
         accelerator: The run's accelerator.
@@ -189,11 +195,16 @@ def load_checkpoint(
         identity: What the checkpoint must share with this run.
 
     Raises:
-        UserError: If the checkpoint belongs to another method, number of processes, data set or other settings.
+        UserError: If the checkpoint belongs to another method, data set or other settings.
     """
     state = json.loads((checkpoint / _STATE).read_text())
     check_identity(checkpoint, state["identity"], identity, command_of(checkpoint))
-    process_state = torch.load(checkpoint / _process_file(rank()), map_location="cpu", weights_only=True)
+    num_processes = state["identity"]["num_processes"]
+    states = [
+        torch.load(checkpoint / _process_file(number), map_location="cpu", weights_only=True)
+        for number in range(num_processes)
+    ]
+    process_state = states[rank() % num_processes]
     shared = torch.load(checkpoint / "optimizer.pt", map_location="cpu", weights_only=True)
     model.load_state_dict(load_file(checkpoint / "model.safetensors"))
     buffers = dict(model.named_buffers())
@@ -203,8 +214,17 @@ def load_checkpoint(
     optimizer.load_state_dict(shared["optimizer"])
     if accelerator.scaler and shared["scaler"]:
         accelerator.scaler.load_state_dict(shared["scaler"])
-    set_random_state(process_state["random"], accelerator.device)
-    return Restored(state["step"], state["seconds"], json.loads(process_state["position"]))
+    if num_processes == world_size():
+        set_random_state(process_state["random"], accelerator.device)
+    else:  # two processes with one state would draw alike: each begins anew, as at the start of the run
+        set_seed(identity["seed"] + state["step"], device_specific=True)
+    position = merged_positions(json.loads(one["position"]) for one in states)
+    return Restored(state["step"], state["seconds"], position)
+
+
+def identity_in(checkpoint: Path) -> dict[str, Any]:
+    """What `save_checkpoint` was given as the identity of the run."""
+    return json.loads((checkpoint / _STATE).read_text())["identity"]
 
 
 def command_of(checkpoint: Path) -> str | None:
@@ -223,7 +243,7 @@ def check_identity(
 
     Args:
         checkpoint: Named in the message.
-        then: Method, number of processes and settings of the checkpoint.
+        then: Method and settings of the checkpoint.
         now: Those of this run.
         command: What started the run of the checkpoint, for the message.
 
@@ -236,14 +256,9 @@ def check_identity(
         cure += f" The run was started by `{command}`."
     if then["method"] != now["method"]:
         raise UserError(f"`{checkpoint}` is of method `{then['method']}`, this run trains `{now['method']}`. {cure}")
-    if then["num_processes"] != now["num_processes"]:
-        raise UserError(
-            f"`{checkpoint}` was written by {then['num_processes']} processes, this run has {now['num_processes']}; "
-            f"another number would see other images. {cure}"
-        )
     changed = [
         f"`{name}` was `{then.get(name)}` and is `{now.get(name)}` now"
-        for name in sorted(then.keys() | now.keys())
+        for name in sorted((then.keys() | now.keys()) - _MAY_DIFFER)
         if then.get(name) != now.get(name)
     ]
     if changed:

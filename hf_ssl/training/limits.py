@@ -14,38 +14,51 @@ from hf_ssl.methods.base import SSLPreTrainedModel
 from hf_ssl.training.arguments import TrainingSettings
 
 _STATES = {"sgd": 1, "lars": 1, "adamw": 2}  # numbers that an optimizer keeps for each weight
-_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "Cannot allocate memory")
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "Cannot allocate memory")
 
 
-def check_batch(model: SSLPreTrainedModel, settings: TrainingSettings, num_processes: int) -> None:
-    """Refuse batches that are too small for the method's loss or for BatchNorm.
+def check_batch(model: SSLPreTrainedModel, settings: TrainingSettings, num_processes: int, images: int) -> None:
+    """Refuse forward passes that are too small for the method's loss or for BatchNorm.
+
+    Args:
+        model: The method.
+        settings: How it is trained.
+        num_processes: Processes that train together.
+        images: Of one process in one forward pass.
 
     Raises:
         UserError: Names the least number of images.
     """
-    everywhere = settings.batch_size * num_processes
+    everywhere = images * num_processes
+    name = "`batch_size`" if settings.images_per_device == "auto" else "`images_per_device`"
     if everywhere < model.least_images:
         raise UserError(
-            f"`batch_size` must give {type(model).__name__} at least {model.least_images} images in one forward pass "
+            f"{name} must give {type(model).__name__} at least {model.least_images} images in one forward pass "
             f"of all processes, because its loss compares images of one batch, got {everywhere}. Raise it."
         )
     splits = getattr(model.config, "bn_splits", 1)
-    if splits > 1 and settings.batch_size < 2 * max(1, splits // num_processes):
+    if splits > 1 and images < 2 * max(1, splits // num_processes):
         raise UserError(
-            f"`bn_splits` {splits} makes BatchNorm groups of {settings.batch_size} images on each of {num_processes} "
-            f"process{'es' * (num_processes > 1)}, and each group needs two. Lower `bn_splits`, or raise `batch_size`."
+            f"`bn_splits` {splits} makes BatchNorm groups of {images} images on each of {num_processes} "
+            f"process{'es' * (num_processes > 1)}, and each group needs two. Lower `bn_splits`, or raise {name}."
         )
     synchronised = (settings.batch_norm or model.batch_norm) == "sync"
-    together = everywhere if synchronised else settings.batch_size
+    together = everywhere if synchronised else images
     if together < 2 and any(_normalises_batch(module) for module in model.modules()):
         raise UserError(
-            f"`batch_size` must be at least 2 for BatchNorm, which takes statistics over the images of a batch, got "
-            f"{settings.batch_size}. Raise it, or choose an encoder without BatchNorm."
+            f"{name} must give BatchNorm at least 2 images in one forward pass, over which it takes statistics, got "
+            f"{together}. Raise it, or choose an encoder without BatchNorm."
         )
 
 
 def _normalises_batch(module: nn.Module) -> bool:
     return isinstance(module, _BatchNorm) and any(True for _ in module.parameters())
+
+
+def optimizer_bytes(model: nn.Module, settings: TrainingSettings) -> int:
+    """Bytes that the optimizer keeps between two steps."""
+    trained = sum(value.numel() * value.element_size() for value in model.parameters() if value.requires_grad)
+    return _STATES[settings.optimizer] * trained
 
 
 def check_disk(model: nn.Module, settings: TrainingSettings) -> None:
@@ -55,8 +68,7 @@ def check_disk(model: nn.Module, settings: TrainingSettings) -> None:
         UserError: Names the space needed and the space there is.
     """
     weights = sum(value.numel() * value.element_size() for value in model.state_dict().values())
-    trained = sum(value.numel() * value.element_size() for value in model.parameters() if value.requires_grad)
-    checkpoint = weights + _STATES[settings.optimizer] * trained
+    checkpoint = weights + optimizer_bytes(model, settings)
     # One more while the newest is written, and the exported method and encoder.
     needed = (settings.keep_checkpoints + 1) * checkpoint + 2 * weights
     free = shutil.disk_usage(Path(settings.output_dir)).free
@@ -69,8 +81,11 @@ def check_disk(model: nn.Module, settings: TrainingSettings) -> None:
 
 
 @contextmanager
-def memory_errors_explained(settings: TrainingSettings) -> Iterator[None]:
+def memory_errors_explained(images: int) -> Iterator[None]:
     """Turn an allocation that failed, on a GPU or on the CPU, into one sentence with the flags that help.
+
+    Args:
+        images: Of one process in one forward pass.
 
     Raises:
         UserError: In the place of such an error.
@@ -79,13 +94,13 @@ def memory_errors_explained(settings: TrainingSettings) -> Iterator[None]:
         yield
     except (RuntimeError, MemoryError) as error:  # `torch.OutOfMemoryError` is a RuntimeError, as is the CPU's
         is_memory = isinstance(error, MemoryError | torch.OutOfMemoryError) or any(
-            words in str(error) for words in _OUT_OF_MEMORY
+            words in str(error) for words in OUT_OF_MEMORY
         )
         if not is_memory:
             raise
-        half = max(1, settings.batch_size // 2)
+        fewer = max(number for number in range(1, max(2, images // 2 + 1)) if images % number == 0)
         raise UserError(
-            f"The memory is not enough for `--batch_size {settings.batch_size}`. Give `--batch_size {half} "
-            f"--gradient_accumulation_steps {2 * settings.gradient_accumulation_steps}` for the same images a step, "
-            "or `--activation_checkpointing`, `--mixed_precision bf16`, a smaller `--image_size` or `--encoder`."
+            f"The memory is not enough for {images} images in one forward pass. Give `--images_per_device {fewer}`, "
+            "with which a step has the same images, `--activation_checkpointing`, `--mixed_precision bf16`, or a "
+            "smaller `--image_size` or `--encoder`."
         ) from error

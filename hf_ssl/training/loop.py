@@ -1,7 +1,7 @@
 """The training loop: the only place where the order of forward, backward, step and hook is decided."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,8 @@ from hf_ssl.modules.batch_norm import synchronize_batch_norm
 from hf_ssl.training.arguments import TrainingSettings
 from hf_ssl.training.batches import inputs_of, open_stream
 from hf_ssl.training.briefing import briefing
-from hf_ssl.training.checkpoint import Restored, find_checkpoint, load_checkpoint
+from hf_ssl.training.checkpoint import Restored, find_checkpoint, identity_in, load_checkpoint
+from hf_ssl.training.fit import images_that_fit, trial_step
 from hf_ssl.training.limits import check_batch, check_disk, memory_errors_explained
 from hf_ssl.training.monitor import check_tracker, open_knn
 from hf_ssl.training.optimizers import build_optimizer, set_learning_rate
@@ -113,10 +114,10 @@ def _train(
     settings = with_precision(settings)
     accelerator = start_accelerator(settings)
     checkpoint = find_checkpoint(Path(settings.output_dir), settings.resume)
-    plan = make_plan(source, settings, accelerator.num_processes)
+    former = {} if checkpoint is None else identity_in(checkpoint)
+    plan = make_plan(source, settings, accelerator.num_processes, former.get("lanes"))
     if checkpoint is not None and settings.max_hours is not None:
         plan = plan_of_record(plan, Path(settings.output_dir))
-    check_batch(model, settings, accelerator.num_processes)
     run = describe_run(model, source, data, settings, plan, accelerator.num_processes, accelerator.device, start)
     network, optimizer = _set_up(accelerator, model, settings, plan.learning_rate)
     restored = Restored(step=0, seconds=0.0, position=None)
@@ -125,18 +126,28 @@ def _train(
             accelerator, checkpoint, model=model, optimizer=optimizer, identity=identity_of(run)
         )
         continue_record(run, Path(settings.output_dir), restored, plan.num_steps)
-    stream = None
+    stream, images = None, 0
     if restored.step < plan.num_steps:
         check_disk(model, settings)
-        logger.info(briefing(model, source, data, settings, plan, accelerator, start))
+        images = forward_images(
+            accelerator,
+            model,
+            settings,
+            run,
+            former,
+            check=lambda images: check_batch(model, settings, accelerator.num_processes, images),
+            trial=lambda images: trial_step(model, settings, images),
+        )
+        logger.info(briefing(model, source, data, settings, plan, accelerator, start, images))
         rank, world_size = accelerator.process_index, accelerator.num_processes
-        stream = open_stream(model, source, data, settings, accelerator.device, rank, world_size, restored.position)
+        places = (rank, world_size, restored.position, plan.lanes, images)
+        stream = open_stream(model, source, data, settings, accelerator.device, *places)
     knn = open_knn(source, data, settings) if settings.knn_every else None
     recorder = Recorder(accelerator, model, optimizer, plan, settings, run, restored, checkpoint, knn, on_checkpoint)
     config = model.config
     normalize = Normalize(config.image_mean, config.image_std, accelerator.device, settings.channels_last)
     step = restored.step
-    with recorder, memory_errors_explained(settings):
+    with recorder, memory_errors_explained(images):
         for batch in recorder.batches(stream) if stream is not None else ():
             with accelerator.accumulate(network):
                 output: SSLOutput = network(**inputs_of(batch, normalize, accelerator.device))  # buffers may change
@@ -166,6 +177,45 @@ def _train(
         last_checkpoint=recorder.last_checkpoint,
         collapse=recorder.collapse,
     )
+
+
+def forward_images(
+    accelerator: Accelerator,
+    module: nn.Module,
+    settings: TrainingSettings,
+    run: dict[str, Any],
+    former: Mapping[str, Any],
+    check: Callable[[int], None],
+    trial: Callable[[int], None],
+) -> int:
+    """Images of one process in one forward pass, which are noted in the record; gradients accumulate over the rest.
+
+    Args:
+        accelerator: The run's accelerator; learns how many forward passes make a step.
+        module: What is trained, on its device, without wrapper.
+        settings: How it is trained.
+        run: Content of `run.json`.
+        former: Identity of the checkpoint from which the run goes on; empty without one.
+        check: See `images_that_fit`.
+        trial: See `images_that_fit`.
+    """
+    num_processes = accelerator.num_processes
+    if settings.images_per_device == "auto" and former.get("num_processes") == num_processes:
+        images = former["images_per_device"]  # what fitted then: another number would add up in another order
+    else:
+        images = images_that_fit(accelerator, module, settings, check, trial)
+    before = (former.get("num_processes", num_processes), former.get("images_per_device", images))
+    if before != (num_processes, images):
+        logger.warning(
+            "The run goes on with %d process(es) and %d images each in a forward pass, after %d and %d. Its steps see "
+            "the same images; sums, BatchNorm and losses over the images of one pass may differ.",
+            num_processes,
+            images,
+            *before,
+        )
+    run["training"]["images_per_device"] = images
+    accelerator.gradient_accumulation_steps = settings.batch_size // (num_processes * images)
+    return images
 
 
 def plan_of_record(plan: Plan, output_dir: Path) -> Plan:

@@ -138,14 +138,9 @@ def build_optimizer(model: SSLPreTrainedModel, settings: TrainingSettings, learn
     )
 
 
-def scaled_learning_rate(settings: TrainingSettings, global_batch_size: int) -> float:
-    """Peak learning rate: base * N / 256 under linear scaling, N images a step (Goyal et al. 2017).
-
-    Args:
-        settings: Base learning rate and kind of scaling.
-        global_batch_size: Images of one optimizer step: batch size * processes * accumulation.
-    """
-    scale = global_batch_size / 256 if settings.learning_rate_scaling == "linear" else 1.0
+def scaled_learning_rate(settings: TrainingSettings) -> float:
+    """Peak learning rate: base * N / 256 under linear scaling, N images a step (Goyal et al. 2017)."""
+    scale = settings.batch_size / 256 if settings.learning_rate_scaling == "linear" else 1.0
     return settings.base_learning_rate * scale
 
 

@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass, replace
 
+from hf_ssl.data.order.lanes import choose_lanes
 from hf_ssl.data.sources.open import Source
 from hf_ssl.errors import UserError
 from hf_ssl.training.arguments import TrainingSettings
@@ -23,16 +24,16 @@ class Plan:
         num_steps: Optimizer steps of the whole run.
         steps_per_epoch: Optimizer steps of one pass over the data; None if its size is unknown.
         warmup_steps: Optimizer steps of the warm-up.
-        global_batch_size: Images of one optimizer step.
+        lanes: See `choose_lanes`.
         learning_rate: Peak learning rate.
         lr_schedule: See `TrainingSettings`.
         fits_hours: Whether the length was fitted to `max_hours`.
     """
 
     num_steps: int
-    steps_per_epoch: float | None
+    steps_per_epoch: int | None
     warmup_steps: int
-    global_batch_size: int
+    lanes: int
     learning_rate: float
     lr_schedule: str
     fits_hours: bool = False
@@ -55,27 +56,29 @@ class Plan:
         return learning_rate_factor(step, self.num_steps, self.warmup_steps, self.lr_schedule)
 
 
-def make_plan(source: Source, settings: TrainingSettings, num_processes: int) -> Plan:
+def make_plan(source: Source, settings: TrainingSettings, num_processes: int, lanes: int | None = None) -> Plan:
     """Translate epochs into steps and the base learning rate into the one for this batch size.
 
     Args:
         source: The data set; epochs need its size.
         settings: Length, batch size and learning rate.
         num_processes: Processes that train together.
+        lanes: Of the run that is continued, unless the settings name another number.
 
     Raises:
-        UserError: If the length is unknown, the data set smaller than one batch, or the warm-up longer than the run.
+        UserError: If the length is unknown, the data set smaller than one batch, the warm-up longer than the run, or
+            the batch cannot be dealt to lanes, processes and forward passes.
     """
-    images_at_once = settings.batch_size * num_processes
+    lanes = choose_lanes(settings.batch_size, num_processes, lanes if settings.lanes is None else settings.lanes)
+    check_images_per_device(settings, num_processes)
     steps_per_epoch = None
     if source.num_images is not None:
-        if source.num_images < images_at_once:
+        if source.num_images < settings.batch_size:
             raise UserError(
                 f"Split `{source.split}` of `{source.name}` has {source.num_images} images, fewer than one batch of "
-                f"{images_at_once} (`batch_size` times processes). Lower `batch_size`."
+                f"{settings.batch_size}. Lower `batch_size`."
             )
-        # Batches go on over the end of an epoch until the accumulated step is full.
-        steps_per_epoch = (source.num_images // images_at_once) / settings.gradient_accumulation_steps
+        steps_per_epoch = source.num_images // settings.batch_size
     num_steps = settings.num_steps
     if num_steps is None and settings.num_epochs is None:
         if settings.max_hours is None:
@@ -91,18 +94,33 @@ def make_plan(source: Source, settings: TrainingSettings, num_processes: int) ->
             f"The warm-up of {warmup_steps} steps must be shorter than the run of {num_steps}. Lower `warmup_steps`, "
             "or train longer."
         )
-    global_batch_size = images_at_once * settings.gradient_accumulation_steps
     return Plan(
         num_steps=num_steps,
         steps_per_epoch=steps_per_epoch,
         warmup_steps=warmup_steps,
-        global_batch_size=global_batch_size,
-        learning_rate=scaled_learning_rate(settings, global_batch_size),
+        lanes=lanes,
+        learning_rate=scaled_learning_rate(settings),
         lr_schedule=settings.lr_schedule,
     )
 
 
-def _steps_of(epochs: float | None, setting: str, instead: str, steps_per_epoch: float | None, source: Source) -> int:
+def check_images_per_device(settings: TrainingSettings, num_processes: int) -> None:
+    """Refuse forward passes of which no whole number makes a process's share of a step.
+
+    Raises:
+        UserError: Names the largest number below that does.
+    """
+    share, wanted = settings.batch_size // num_processes, settings.images_per_device
+    if wanted == "auto" or share % wanted == 0:
+        return
+    fitting = max(number for number in range(1, min(wanted, share) + 1) if share % number == 0)
+    raise UserError(
+        f"`images_per_device` must divide the {share} images of one process in a step of {settings.batch_size}, got "
+        f"{wanted}. Give {fitting}."
+    )
+
+
+def _steps_of(epochs: float | None, setting: str, instead: str, steps_per_epoch: int | None, source: Source) -> int:
     if not epochs:
         return 0
     if steps_per_epoch is None:

@@ -79,9 +79,8 @@ def start_accelerator(settings: TrainingSettings) -> Accelerator:
     accelerator = Accelerator(
         cpu=cpu,
         mixed_precision=settings.mixed_precision,
-        gradient_accumulation_plugin=GradientAccumulationPlugin(
-            num_steps=settings.gradient_accumulation_steps, sync_with_dataloader=False
-        ),
+        # The loop sets the number of steps, once it knows how many images fit into a forward pass.
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1, sync_with_dataloader=False),
         # Queues and BatchNorm statistics are kept equal, or different, by the methods; DDP must not overwrite them.
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
         log_with=None if settings.report_to == "none" else settings.report_to,

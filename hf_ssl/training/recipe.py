@@ -23,8 +23,6 @@ _SEEN_PER_CORE, _SEEN_ON_GPU = 40_000, 10_000_000  # images seen in the whole ru
 _EPOCHS_ON_CPU, _EPOCHS_ON_GPU = (20, 400), (100, 800)
 _LARGEST_BATCH_ON_CPU = 128
 _BATCHES_PER_EPOCH = 8  # at least: with fewer, statistics of a batch are those of the data set
-_GIB_PER_IMAGE = 0.1  # both views of an image of 224 px in a ResNet-50, bf16, forward and backward
-_PROCESSES_OF_PAPERS = 8  # `batch_size` of the recipes is that of one of them
 _SAMPLE = 16
 
 
@@ -72,7 +70,6 @@ def choose_recipe(
         reason = "the package draws these images itself, and `quickstart` is made for them"
     elif gpu_gib is not None and side > _SMALL_SIDE and (number is None or number >= _LARGE):
         values, base = dict(method.recipes.get("paper-imagenet", {})), "paper-imagenet"
-        values |= _paper_batch(values, gpu_gib, num_processes)
         reason = "this is data of ImageNet's size on a GPU"
     else:
         base = "cifar" if "cifar" in method.recipes else "none"
@@ -94,19 +91,6 @@ def _length(values: Mapping[str, Any], given: Mapping[str, Any]) -> str:
     if given.get("max_hours") is not None and given.get("num_epochs") is None:
         return f"{given['max_hours']:g} hours"
     return f"{values.get('num_epochs', 0):g} epochs"
-
-
-def _paper_batch(recipe: Mapping[str, Any], gpu_gib: float, num_processes: int) -> dict[str, Any]:
-    """The paper's images of a step, in parts that fit the GPU."""
-    images = recipe.get("batch_size", 64) * _PROCESSES_OF_PAPERS
-    accumulated = 1
-    fitting = max(1, int(0.8 * gpu_gib / (_GIB_PER_IMAGE * (recipe.get("image_size", 224) / 224) ** 2)))
-    while images // (num_processes * accumulated) > fitting:
-        accumulated *= 2
-    return {
-        "batch_size": max(1, images // (num_processes * accumulated)),
-        "gradient_accumulation_steps": accumulated,
-    }
 
 
 def _scaled_down(
@@ -135,14 +119,15 @@ def _scaled_down(
     batch = recipe.get("batch_size", 128)
     batch = batch if on_gpu else min(batch, _LARGEST_BATCH_ON_CPU)
     if number is not None:
-        fitting = max(2, number // (_BATCHES_PER_EPOCH * num_processes))
+        fitting = max(2, number // _BATCHES_PER_EPOCH)
         batch = min(batch, 2 ** (fitting.bit_length() - 1))
+        batch = max(2 * num_processes, batch - batch % num_processes)  # each gets the same number, and two or more
         seen, (fewest, most) = (
             (_SEEN_ON_GPU, _EPOCHS_ON_GPU) if on_gpu else (num_cores * _SEEN_PER_CORE, _EPOCHS_ON_CPU)
         )
         values["num_epochs"] = float(min(max(round(seen / max(number, 1)), fewest), most))
         values["warmup_epochs"] = min(recipe.get("warmup_epochs") or 0, values["num_epochs"] / 10)
-        values |= _smaller_queue(method, recipe, number, batch * num_processes)
+        values |= _smaller_queue(method, recipe, number, batch)
         splits = recipe.get("bn_splits", getattr(method.config_class, "bn_splits", 1))
         if splits > batch // 2:
             values["bn_splits"] = max(1, batch // 2)  # a group of BatchNorm needs two images

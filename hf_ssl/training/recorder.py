@@ -305,7 +305,7 @@ class Recorder:
         self.run["progress"] = {
             "step": step,
             "epoch": round(step / known, 4) if known else None,
-            "images_seen": step * self.plan.global_batch_size,
+            "images_seen": step * self.settings.batch_size,
             "seconds": round(self.clock.total, 2),
             **self._energy_on_all(),
         }

@@ -18,6 +18,7 @@ import numpy as np
 import peers
 import psutil
 import torch
+from hf_ssl.data.order.reader import Chunk, Reader
 from machine import describe_machine, read_settings
 from PIL import Image
 from torch import Tensor
@@ -26,12 +27,11 @@ from tqdm.auto import tqdm
 from hf_ssl.commands.errors import errors_for_users
 from hf_ssl.data.decode.pictures import IMAGE_SUFFIXES
 from hf_ssl.data.decode.pictures import decode as decode_record
-from hf_ssl.data.order.reader import Chunk, Reader
 from hf_ssl.data.order.stream import CHUNK_SIZE, Batch, TrainingStream
 from hf_ssl.data.settings import DataSettings
 from hf_ssl.data.views.cpu import Views
 from hf_ssl.data.views.device import Normalize
-from hf_ssl.data.views.draws import numbers_of
+from hf_ssl.data.views.draws import numbers_between
 from hf_ssl.errors import UserError, near_name
 from hf_ssl.settings import checked
 
@@ -138,7 +138,7 @@ def views(data: DataSettings, settings: BenchmarkSettings) -> Iterator[Row]:
     make, normalize = Views(name, size), Normalize(_MEAN, _STD, torch.device("cpu"))
 
     def ours(images: list[bytes]) -> Tensor:
-        return torch.stack([make(decode_record(image), numbers_of(0, 0, 0, i)) for i, image in enumerate(images)])
+        return make([decode_record(image) for image in images], numbers_between(0, 0, 0, 0, len(images)))[0]
 
     pipelines: dict[str, Callable[[list[bytes]], Any]] = {
         "hf_ssl": ours,

@@ -9,10 +9,10 @@ from PIL import Image
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as tv
 from transformers import CLIPImageProcessor, ConvNextImageProcessor, ViTImageProcessor
+from view_rows import scalar_row
 
-from hf_ssl.data.views.draws import crop_box
 from hf_ssl.evaluation.encoders import Encoder, ImageTransform, ProcessorTransform
-from hf_ssl.evaluation.random_crops import CROP, RandomCrops
+from hf_ssl.evaluation.random_crops import PARAMETERS, RandomCrops
 from hf_ssl.modules.preprocessing import preprocessing
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
@@ -42,15 +42,16 @@ TRANSFORMERS = {
 
 def expected(image, row, size, filter_, mean, std, seed=3, pass_number=1):
     """By torchvision, from the same draws."""
-    draws = iter(np.random.default_rng([seed, pass_number, row]).random(30).tolist())
-    box = crop_box(image.height, image.width, CROP, draws)
-    crop = tv.resized_crop(image, *box, size, interpolation=filter_)
-    crop = tv.hflip(crop) if next(draws) < 0.5 else crop
+    numbers = np.random.default_rng([seed, pass_number, row]).random(40).tolist()
+    drawn = scalar_row(image.height, image.width, PARAMETERS, numbers)
+    crop = tv.resized_crop(image, *map(int, drawn[:4]), size, interpolation=filter_)
+    crop = tv.hflip(crop) if drawn[4] else crop
     return tv.normalize(tv.to_tensor(crop), mean, std)
 
 
 def test_the_crops_are_those_of_the_papers():
-    assert CROP.crop_scale == (0.08, 1) and CROP.crop_ratio == (3 / 4, 4 / 3) and CROP.flip_probability == 0.5
+    assert PARAMETERS.crop_scale == (0.08, 1) and PARAMETERS.crop_ratio == (3 / 4, 4 / 3)
+    assert PARAMETERS.flip_probability == 0.5
 
 
 def test_timms_preprocessing_gets_the_whole_crop():

@@ -51,11 +51,9 @@ def projections_after_training(
     normalize = Normalize((0.5, 0.5, 0.5), (0.25, 0.25, 0.25), torch.device("cpu"))
     generator = np.random.default_rng(torch.initial_seed())
     for step in range(1, num_steps + 1):
-        batch = [
-            views(pictures[i], generator.random((2, NUM_DRAWS)).tolist())
-            for i in generator.integers(0, len(pictures), 64)
-        ]
-        output = model(normalize(torch.stack(batch)))
+        chosen = [pictures[i] for i in generator.integers(0, len(pictures), 64)]
+        (batch,) = views(chosen, generator.random((64, 2, NUM_DRAWS)))
+        output = model(normalize(batch))
         optimizer.zero_grad()
         output.loss.backward()
         optimizer.step()

@@ -5,7 +5,7 @@ set's, so that whatever orders those orders these alike.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -22,13 +22,14 @@ from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
 from hf_ssl.data.decode.pictures import SkippedImageError, decode
+from hf_ssl.data.order.lanes import placed_examples
 from hf_ssl.data.order.loader import make_loader
-from hf_ssl.data.sources.files import INDEX_COLUMN
+from hf_ssl.data.sources.files import INDEX_COLUMN, PlacedExamples
 from hf_ssl.data.sources.open import Source
 from hf_ssl.data.views.device import send
 from hf_ssl.data.views.device_colour import DeviceColour
 from hf_ssl.data.views.device_crops import DeviceCrops
-from hf_ssl.data.views.draws import draw_rows
+from hf_ssl.data.views.draws import draw_pairs
 from hf_ssl.data.views.recipes import ViewRecipe
 from hf_ssl.errors import UserError
 
@@ -78,21 +79,28 @@ class CachedDraws:
     def __init__(self, recipe: ViewRecipe, cache: Cache):
         check_recipe(recipe)
         self.recipe = recipe
-        self.reasons = cache.reasons
+        self._reasons = cache.reasons
         self._height, self._width = cache.pictures.shape[1:3]
 
-    def __call__(self, numbers: NDArray[np.float64]) -> Tensor:
+    def pictures(self, images: pa.Array) -> Iterator[int | SkippedImageError]:
+        """Places in the cache of the images of its records, or why one cannot be used."""
+        for path in images.field("path").to_pylist():
+            reason = self._reasons.get(int(path))
+            yield int(path) if reason is None else SkippedImageError(reason)
+
+    def __call__(self, pictures: Sequence[int], numbers: NDArray[np.float64]) -> tuple[Tensor, Tensor]:
         """Draw the two views of some pictures.
 
         Args:
+            pictures: Their places.
             numbers: Uniform in [0, 1), (pictures, 2, NUM_DRAWS).
 
         Returns:
-            Rows of `draws.py`, (pictures, 2, ROW_LENGTH), float32.
+            The places, (pictures,), int64, and rows of `draws.py`, (pictures, 2, ROW_LENGTH), float32.
         """
-        parameters = (self.recipe.first, self.recipe.second)
-        rows = [draw_rows(self._height, self._width, one, numbers[:, number]) for number, one in enumerate(parameters)]
-        return torch.from_numpy(np.stack(rows, axis=1)).float()
+        heights, widths = np.full(len(numbers), self._height), np.full(len(numbers), self._width)
+        rows = draw_pairs(heights, widths, self.recipe, numbers)
+        return torch.tensor(pictures), torch.from_numpy(rows).float()
 
 
 class CachedViews:
@@ -278,10 +286,13 @@ def _source_of_places(source: Source, shard_sizes: list[int], columns: dict[str,
     info = datasets.DatasetInfo(
         features=datasets.Features({source.image_column: datasets.Image(decode=False), **features})
     )
-    iterable = ArrowExamplesIterable(partial(_read, table), {"shards": shards})
+    if placed_examples(source.records) is not None:
+        iterable = PlacedExamples(partial(_read, table), shards)
+    else:
+        iterable = ArrowExamplesIterable(partial(_read, table), {"places": shards})
     return replace(source, records=datasets.IterableDataset(iterable, info=info))
 
 
-def _read(table: pa.Table, shards: list[tuple[int, int]]) -> Iterator[tuple[tuple[int, int], pa.Table]]:
-    for start, end in shards:
+def _read(table: pa.Table, places: list[tuple[int, int]]) -> Iterator[tuple[tuple[int, int], pa.Table]]:
+    for start, end in places:
         yield (start, end), table.slice(start, end - start)

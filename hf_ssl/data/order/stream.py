@@ -1,38 +1,36 @@
 """The training stream: endless batches of views in an order that is exact, resumable and free of worker effects.
 
-The main process reads undecoded records, shuffles them in windows and cuts them into chunks; workers decode a chunk
-and make its views; the main process fills batches from the good ones. The order is a function of (seed, epoch, shards,
-rank, world size) and a record's augmentation one of (seed, epoch, rank, its place in the order), so neither depends on
-the number of workers. A position is a few numbers and the reader's state at the start of a window.
+The main process reads the records of its lanes (`lanes.py`) and hands them out in chunks; workers decode a chunk and
+make its views; the main process takes the good ones, from each lane as many as from every other. What becomes of a
+record depends on its lane and its number in the lane's epoch, so neither the number of workers nor that of processes
+changes it. A position is a few numbers for each lane.
 """
 
 import copy
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
-from hf_ssl.data.decode.pictures import SkippedImageError, decode
-from hf_ssl.data.order.cache import CachedDraws
+from hf_ssl.data.order.chunks import Chunk, LaneReader, Maker, Pictures, ViewMaker, decoded
+from hf_ssl.data.order.lanes import Dealing, choose_lanes
 from hf_ssl.data.order.loader import make_loader
-from hf_ssl.data.order.ordered import UNKNOWN_LABEL, EvaluationBatch, evaluation_batches
-from hf_ssl.data.order.reader import Chunk, Reader
+from hf_ssl.data.order.ordered import EvaluationBatch, evaluation_batches
+from hf_ssl.data.order.progress import Filling, LaneProgress
 from hf_ssl.data.sources.open import Source
 from hf_ssl.data.sources.tars import damaged_archives
-from hf_ssl.data.views.cpu import Crops, Views
-from hf_ssl.data.views.draws import numbers_between, numbers_of
 from hf_ssl.errors import UserError
 
 __all__ = ["Batch", "EvaluationBatch", "TrainingStream", "evaluation_batches"]
 
 CHUNK_SIZE = 64  # records that one worker handles at a time, at the most
-_SHOWN_ARCHIVES = 3
 MIN_RECORDS_TO_JUDGE = 1000  # before which, or the end of an epoch, a few bad images stop no run
+_SHOWN_ARCHIVES = 3
 
 
 @dataclass
@@ -43,7 +41,7 @@ class Batch:
         views: (batch, 2, image size, image size, 3), uint8, on the device where they were made.
         indices: Stable number of each image in the data set, (batch,), int64; None where the source has none.
         labels: Class of each image, (batch,), int64, `UNKNOWN_LABEL` where it has none; None unless asked for.
-        epoch: Pass over this process's records, from 0.
+        epoch: Pass over the data, from 0.
         position: JSON-able state from which the next batch is read.
         skipped: Images that this process could not use so far, by reason; part of `position`.
     """
@@ -56,159 +54,112 @@ class Batch:
     skipped: dict[str, int]
 
 
-class _ViewMaker(Dataset):
-    """Turns a chunk of records into views; runs in the workers."""
-
-    def __init__(self, views: Views | Crops, seed: int, rank: int):
-        self.views = views
-        self.seed = seed
-        self.rank = rank
-
-    def __getitem__(self, chunk: Chunk) -> Chunk:
-        if chunk.records is None:
-            return chunk
-        views, skipped = [], Counter()
-        images, indices, labels = chunk.records.columns
-        # Images one by one: the memory of the last is used again, that of a new list costs more than reading it.
-        for offset, (record_image, index, label) in enumerate(
-            zip(images, indices.to_pylist(), labels.to_pylist(), strict=True)
-        ):
-            try:
-                image = decode(record_image.as_py())
-            except SkippedImageError as error:
-                skipped[error.reason] += 1
-                continue
-            numbers = numbers_of(self.seed, chunk.start["epoch"], self.rank, chunk.place + offset)
-            made = self.views(image, numbers)
-            views.append(made if isinstance(made, tuple) else (made,))
-            chunk.indices.append(index)
-            chunk.labels.append(UNKNOWN_LABEL if label is None else label)
-        chunk.views = tuple(map(torch.stack, zip(*views, strict=True)))
-        chunk.skipped = dict(skipped)
-        chunk.records = None  # the bytes need not travel back
-        return chunk
-
-
-class _DrawMaker(Dataset):
-    """Turns a chunk of a cache's records into places in the cache and draws."""
-
-    def __init__(self, draws: CachedDraws, seed: int, rank: int):
-        self.draws = draws
-        self.seed = seed
-        self.rank = rank
-
-    def __getitem__(self, chunk: Chunk) -> Chunk:
-        if chunk.records is None:
-            return chunk
-        images, indices, labels = chunk.records.columns
-        indices, labels = indices.to_pylist(), labels.to_pylist()
-        places = [int(path) for path in images.field("path").to_pylist()]
-        reasons = [self.draws.reasons.get(place) for place in places]
-        chunk.skipped = dict(Counter(reason for reason in reasons if reason is not None))
-        good = [offset for offset, reason in enumerate(reasons) if reason is None]
-        if good:
-            start, end = chunk.place, chunk.place + chunk.size
-            numbers = numbers_between(self.seed, chunk.start["epoch"], self.rank, start, end)[good]
-            chunk.views = (torch.tensor([places[offset] for offset in good]), self.draws(numbers))
-            chunk.indices = [indices[offset] for offset in good]
-            chunk.labels = [UNKNOWN_LABEL if labels[offset] is None else labels[offset] for offset in good]
-        chunk.records = None
-        return chunk
-
-
 class TrainingStream:
-    """Endless batches of augmented views of one process's part of a data set.
+    """Endless batches of augmented views: the share of one process in every optimizer step.
 
-    Every epoch reads each of this process's records once, in a new order; what is left over at its end and fills no
-    batch is dropped. An image that cannot be used is skipped and counted, and the next one takes its place, so all
-    batches have the same shape.
+    Every epoch reads each record once, in a new order, but for less than a batch that is left over at its end. An
+    image that cannot be used is skipped and counted, and the next one of its lane takes its place, so all batches
+    have the same shape. Which images a step sees does not depend on the number of processes.
 
     Args:
         source: The data set.
         views: Makes the two views, or what `finish` makes them of.
-        batch_size: Images in a batch of this process.
+        batch_size: Images of one optimizer step, over all processes.
         seed: Of order and augmentation, at least 0; equal on all processes.
+        lanes: See `lanes.choose_lanes`.
+        images_per_device: Images of a batch, a divisor of this process's share of the step; None: all of them.
+        pictures: Makes pictures of undecoded images.
         finish: Makes the views of a batch in this process, on its device; None: workers have made them.
         rank: Number of this process, in [0, world_size).
         world_size: Number of processes.
         num_workers: Worker processes that decode and augment; 0: this process does it.
-        window_size: Records that are shuffled together; they are in memory, undecoded.
+        chunk_size: Records that a worker handles at a time, at the most.
+        window_size: Records of all processes that are shuffled together, undecoded in memory.
         max_skipped_ratio: Fraction of unusable images above which the stream stops, in [0, 1].
-        position: `Batch.position` of the last batch that was used, to go on after it.
+        position: `Batch.position` of the last batch that was used, to go on after it. At the end of a step it may come
+            from another number of processes, merged by `merged_positions`.
         with_labels: Bring the main label column along.
 
     Raises:
         UserError: If an argument is out of range, the position belongs to another data set or setting, or an epoch
-            has too few images for one batch. While iterating also if too many images cannot be used.
+            has too few images for one step. While iterating also if too many images cannot be used.
     """
 
     def __init__(
         self,
         source: Source,
-        views: Views | Crops | CachedDraws,
+        views: ViewMaker,
         batch_size: int,
         *,
         seed: int,
+        lanes: int | None = None,
+        images_per_device: int | None = None,
+        pictures: Pictures = decoded,
         finish: Callable[..., Tensor] | None = None,
         rank: int = 0,
         world_size: int = 1,
         num_workers: int = 0,
+        chunk_size: int = CHUNK_SIZE,
         window_size: int = 2048,
         max_skipped_ratio: float = 0.01,
-        position: dict[str, Any] | None = None,
+        position: Mapping[str, Any] | None = None,
         with_labels: bool = False,
     ):
-        _check_at_least("batch_size", batch_size, 1)
-        _check_at_least("seed", seed, 0)
-        _check_at_least("num_workers", num_workers, 0)
+        for name, value, minimum in (
+            ("batch_size", batch_size, 1),
+            ("seed", seed, 0),
+            ("num_workers", num_workers, 0),
+        ):
+            _check_at_least(name, value, minimum)
         _check_at_least("shuffle_window", window_size, 1)
         if not 0 <= max_skipped_ratio <= 1:
             raise UserError(f"`max_skipped_ratio` must be in [0, 1], got {max_skipped_ratio}.")
-        if source.num_images is not None and source.num_images // world_size < batch_size:
+        if source.num_images is not None and source.num_images < batch_size:
             raise UserError(
-                f"`batch_size` must not exceed the images of one process, but split `{source.split}` of "
-                f"`{source.name}` has {source.num_images} for {world_size} process(es) and the batch size is "
-                f"{batch_size}. Lower `batch_size`."
+                f"`batch_size` must not exceed the images of the data set, but split `{source.split}` of "
+                f"`{source.name}` has {source.num_images} and the batch size is {batch_size}. Lower `batch_size`."
             )
-        self.source = source
-        self.views = views
-        self.batch_size = batch_size
-        self._finish = finish
-        self.num_workers = 0 if isinstance(views, CachedDraws) else num_workers  # who only draws does it faster alone
-        self.max_skipped_ratio = max_skipped_ratio
-        self._chunk_size = batch_size if isinstance(views, CachedDraws) else min(CHUNK_SIZE, batch_size)
-        self._with_labels = with_labels
         if with_labels and not source.labels:
             raise UserError(
                 f"`{source.name}` has no labels, which this method is set to look at. Name their column with "
                 "`label_column`, or take other settings."
             )
+        lanes = choose_lanes(batch_size, world_size, lanes)
+        self.source = source
+        self.views = views
+        self.lanes = range(rank, lanes, world_size)  # this process's own
+        self.share = batch_size // lanes  # of a lane in a step
+        self.images = self.share * len(self.lanes)  # of this process in a step
+        self.images_per_device = images_per_device or self.images
+        if self.images % self.images_per_device:
+            raise UserError(
+                f"`images_per_device` must divide the {self.images} images of one process in a step of {batch_size}, "
+                f"got {images_per_device}. Give {max(n for n in range(1, images_per_device) if self.images % n == 0)}."
+            )
+        self.num_workers = num_workers
+        self.max_skipped_ratio = max_skipped_ratio
+        self._batch_size = batch_size
+        self._pictures, self._finish, self._with_labels = pictures, finish, with_labels
         label_column = next(iter(source.labels)) if with_labels else None
-        self._reader = Reader(source, seed, rank, world_size, window_size, self._chunk_size, label_column)
-        # What must be the same on resuming, for the batches to be the same.
+        self._dealing = Dealing(source, seed, lanes, self.share, window_size, label_column)
+        # What must be the same on resuming, for the steps to be the same.
         self._identity = {
             "seed": seed,
-            "rank": rank,
-            "world_size": world_size,
+            "lanes": lanes,
+            "batch_size": batch_size,
             "shuffle_window": window_size,
             "fingerprint": source.fingerprint,
             "label_column": label_column,
         }
-        self._position = self._start() if position is None else self._checked(position)
+        self._position = self._checked(position) if position is not None else None
+        # Lanes give images in turns, so that a chunk, where no image is bad, goes into a batch as it is.
+        chunk_size = min(chunk_size, self.images)
+        self._turn = turn_of(self.share, len(self.lanes), chunk_size)
+        round_size = self._turn * len(self.lanes)
+        self._chunk_size = max(1, chunk_size // round_size) * round_size
 
-    def _start(self) -> dict[str, Any]:
-        return {
-            **self._identity,
-            "reader": self._reader.beginning(),
-            "used": 0,
-            "batches": 0,
-            "seen": 0,
-            "skipped": {},
-        }
-
-    def _checked(self, position: dict[str, Any]) -> dict[str, Any]:
-        start = self._start()
-        missing = (start.keys() - position.keys()) or (start["reader"].keys() - position["reader"].keys())
+    def _checked(self, position: Mapping[str, Any]) -> dict[str, Any]:
+        missing = {*self._identity, "taken", "world_size", "at"} - position.keys()
         if missing:
             raise UserError(f"The stream's position lacks `{min(missing)}`. Was it saved by another version?")
         for name, value in self._identity.items():
@@ -218,56 +169,75 @@ class TrainingStream:
                     f"{what} must be the same on resuming: it was {position[name]} and is {value}. "
                     "Resume with the settings of the first run."
                 )
-        return copy.deepcopy(position)
+        lacking = [lane for lane in self.lanes if str(lane) not in position["at"]]
+        if lacking or (position["taken"] and position["world_size"] != self._identity["lanes"] // len(self.lanes)):
+            raise UserError(
+                "The stream's position was saved by another process, or in the middle of a step by another number of "
+                "processes. Resume from a checkpoint, by the number that wrote it."
+            )
+        return copy.deepcopy(dict(position))
 
     def __iter__(self) -> Iterator[Batch]:
         """Batches from the position on, without end."""
-        position = self._position
-        used, batches, seen = position["used"], position["batches"], position["seen"]
-        skipped = Counter(position["skipped"])
-        pending: list[tuple[Tensor, ...]] = []
-        indices: list[int | None] = []
-        labels: list[int] = []
-        for chunk in self._loader(position["reader"]):
-            if chunk.size == 0:  # the end of an epoch
-                self._judge(seen, skipped, epoch_ended=True)
-                if batches == 0:
-                    raise UserError(
-                        f"`batch_size` must not exceed the usable images of one process, but it is {self.batch_size} "
-                        f"and an epoch of `{self.source.name}` has {len(indices)}. Lower `batch_size`."
-                    )
-                pending, indices, labels, batches = [], [], [], 0
-                continue
-            before = {"reader": chunk.start, "seen": seen, "skipped": dict(skipped)}
-            seen += chunk.size
-            skipped.update(chunk.skipped)
-            self._judge(seen, skipped, epoch_ended=False)
-            after = {"reader": chunk.end, "seen": seen, "skipped": dict(skipped), "used": 0}
-            num_good = len(chunk.indices)
-            taken = min(used, num_good)
-            used -= taken
-            while taken < num_good:
-                added = min(self.batch_size - len(indices), num_good - taken)
-                pending.append(tuple(part[taken : taken + added] for part in chunk.views))
-                indices += chunk.indices[taken : taken + added]
-                labels += chunk.labels[taken : taken + added]
-                taken += added
-                if len(indices) == self.batch_size:
-                    batches += 1
-                    place = after if taken == num_good else {**before, "used": taken}
-                    yield Batch(
-                        views=self._finished(pending),
-                        indices=self._checked_indices(indices),
-                        labels=torch.tensor(labels) if self._with_labels else None,
-                        epoch=chunk.start["epoch"],
-                        position={**self._identity, **place, "batches": batches},
-                        skipped=dict(skipped),
-                    )
-                    pending, indices, labels = [], [], []
+        saved = self._position or {"at": {}, "taken": 0}
+        lanes = {lane: LaneProgress(saved["at"].get(str(lane))) for lane in self.lanes}
+        chunks = iter(self._loader(lanes))
+        taken, batch = saved["taken"], Filling()
+        for lane, number in self._turns(taken):
+            while number:
+                here = min(number, self.images_per_device - taken % self.images_per_device)
+                while lanes[lane].num_ready < here:
+                    self._arrived(next(chunks), lanes)
+                lanes[lane].move(here, batch)
+                number, taken = number - here, (taken + here) % self.images
+                if batch.num_images == self.images_per_device:
+                    yield self._batch(batch, lanes, taken)
+                    batch = Filling()
 
-    def _finished(self, pending: list[tuple[Tensor, ...]]) -> Tensor:
-        parts = [torch.cat(part) for part in zip(*pending, strict=True)] if len(pending) > 1 else list(pending[0])
-        return parts[0] if self._finish is None else self._finish(*parts)
+    def _turns(self, taken: int) -> Iterator[tuple[int, int]]:
+        """Which lane gives how many images next, step after step.
+
+        Args:
+            taken: Images of the first step that are used already.
+        """
+        while True:
+            for start in range(0, self.share, self._turn):
+                for lane in self.lanes:
+                    number = min(self._turn, self.share - start)
+                    here = max(0, number - taken)
+                    taken -= number - here
+                    if here:
+                        yield lane, here
+
+    def _batch(self, filled: Filling, lanes: Mapping[int, LaneProgress], taken: int) -> Batch:
+        world_size = self._identity["lanes"] // len(self.lanes)
+        at = {str(lane): one.position() for lane, one in lanes.items()}
+        parts = filled.parts()
+        return Batch(
+            views=parts[0] if self._finish is None else self._finish(*parts),
+            indices=self._checked_indices(filled.indices),
+            labels=torch.tensor(filled.labels) if self._with_labels else None,
+            epoch=min(one.place.epoch for one in lanes.values()),
+            position={**self._identity, "world_size": world_size, "taken": taken, "at": at},
+            skipped=dict(sum((one.skipped for one in lanes.values()), Counter())),
+        )
+
+    def _arrived(self, chunk: Chunk, lanes: Mapping[int, LaneProgress]) -> None:
+        """Put the images of a chunk behind those that its lanes have ready, and see whether too many are missing."""
+        epoch = min(one.epoch for one in lanes.values())
+        row, ended = 0, []
+        for part in chunk.parts:
+            if part.size:
+                row = lanes[part.lane].arrive(part, chunk.views, row)
+            elif not lanes[part.lane].end_epoch(self.share):
+                ended.append(lanes[part.lane])
+        self._judge(lanes, epoch_ended=bool(ended) or min(one.epoch for one in lanes.values()) > epoch)
+        if ended:
+            usable = min(one.last_epoch for one in ended) * self._identity["lanes"]
+            raise UserError(
+                f"`batch_size` must not exceed the usable images of an epoch, but it is {self._batch_size} and an "
+                f"epoch of `{self.source.name}` has about {usable}. Lower `batch_size`."
+            )
 
     def _checked_indices(self, indices: list[int | None]) -> Tensor | None:
         if None in indices:
@@ -282,17 +252,35 @@ class TrainingStream:
             )
         return numbers
 
-    def _loader(self, reader_state: dict[str, Any]) -> DataLoader:
+    def _loader(self, lanes: Mapping[int, LaneProgress]) -> DataLoader:
         options: dict[str, Any] = {}
         if self.num_workers:
-            chunks_of_two_batches = math.ceil(2 * self.batch_size / (self._chunk_size * self.num_workers))
+            chunks_of_two_batches = math.ceil(2 * self.images_per_device / (self._chunk_size * self.num_workers))
             options = {"prefetch_factor": max(2, chunks_of_two_batches)}
-        seed, rank, views = self._identity["seed"], self._identity["rank"], self.views
-        maker = _DrawMaker(views, seed, rank) if isinstance(views, CachedDraws) else _ViewMaker(views, seed, rank)
-        return make_loader(maker, self._reader.chunks(reader_state), self.num_workers, **options)
+        maker = Maker(self.views, self._identity["seed"], self._pictures)
+        return make_loader(maker, self._chunks(lanes), self.num_workers, **options)
 
-    def _judge(self, seen: int, skipped: Counter[str], *, epoch_ended: bool) -> None:
-        num_skipped = sum(skipped.values())
+    def _chunks(self, lanes: Mapping[int, LaneProgress]) -> Iterator[Chunk]:
+        """Records for the workers: next always those of the lane that is behind the others."""
+        windows = self._dealing.windows({lane: one.place for lane, one in lanes.items()})
+        size = self._dealing.lane_window
+        readers = {lane: LaneReader(lane, windows[lane], size, one.place.offset) for lane, one in lanes.items()}
+        handed_out = dict.fromkeys(lanes, 0)
+        while True:
+            parts, room = [], self._chunk_size
+            while room > 0:
+                # Bad images do not count, or the views of the other lanes would pile up.
+                lane = min(lanes, key=lambda lane: handed_out[lane] - lanes[lane].num_bad)
+                number = min(self._turn, room)
+                parts += readers[lane].take(number)
+                handed_out[lane] += number
+                room -= number
+            yield Chunk(parts)
+
+    def _judge(self, lanes: Mapping[int, LaneProgress], *, epoch_ended: bool) -> None:
+        seen = sum(one.num_seen for one in lanes.values())
+        skipped = sum((one.found_bad for one in lanes.values()), Counter[str]())
+        num_skipped = skipped.total()
         if num_skipped <= self.max_skipped_ratio * seen or not (epoch_ended or seen >= MIN_RECORDS_TO_JUDGE):
             return
         by_count = sorted(skipped.items(), key=lambda item: (-item[1], item[0]))
@@ -303,6 +291,27 @@ class TrainingStream:
             f"{num_skipped} of {seen} images of `{self.source.name}` cannot be used: {reasons}.{damaged} Repair the "
             f"data set or raise `max_skipped_ratio`, which is {self.max_skipped_ratio}."
         )
+
+
+def merged_positions(positions: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """The position of all lanes, from those of all processes after the same step."""
+    merged: dict[str, Any] = {}
+    for position in positions:
+        merged = {**position, "at": {**merged.get("at", {}), **position["at"]}}
+    return merged
+
+
+def turn_of(share: int, num_lanes: int, chunk_size: int) -> int:
+    """Images that a lane gives at a time: a divisor of its share, unless that would be much less than possible.
+
+    Args:
+        share: Images of the lane in a step.
+        num_lanes: Lanes of a process, which take turns.
+        chunk_size: Records that a worker handles at a time, at the most.
+    """
+    most = min(share, max(1, chunk_size // num_lanes))
+    divisor = max(number for number in range(1, most + 1) if share % number == 0)
+    return divisor if 2 * divisor > most else most
 
 
 def _check_at_least(name: str, value: int, minimum: int) -> None:

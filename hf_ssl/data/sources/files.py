@@ -7,9 +7,10 @@ rows. Here tables become many small shards, with `INDEX_COLUMN`.
 import os
 import zipfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
+from typing import Any
 
 import datasets
 import pyarrow as pa
@@ -32,6 +33,28 @@ _PARQUET_BATCH_BYTES = 2**23
 _IMAGE_TYPE = pa.struct({"bytes": pa.binary(), "path": pa.string()})
 _IMAGE_STRUCT = {"bytes": datasets.Value("binary"), "path": datasets.Value("string")}
 _PARQUET_BUFFER = 2**20  # bytes of the file read at once; pyarrow's default is a whole row group
+
+
+class PlacedExamples(ArrowExamplesIterable):
+    """Rows of a table that can be entered at any of them.
+
+    Args:
+        read: Gives the tables of some places.
+        places: What makes a shard each. A place ends with the numbers of its first row and of the one after its last
+            in the whole table; what comes before says where it lies. The numbers may be moved together to cut it.
+    """
+
+    def __init__(self, read: Callable[..., Iterator[tuple[Any, pa.Table]]], places: list[tuple]):
+        super().__init__(read, {"places": places})
+
+    @property
+    def places(self) -> list[tuple]:
+        """Its shards."""
+        return self.kwargs["places"]
+
+    def at(self, places: list[tuple]) -> "PlacedExamples":
+        """The rows of other places."""
+        return PlacedExamples(self.generate_tables_fn, places)
 
 
 def folder_records(
@@ -72,7 +95,7 @@ def table_records(
         Its records, with `INDEX_COLUMN`.
     """
     read = partial(_read_ranges, table, folder)
-    return _numbered_records(read, {"ranges": _small_ranges(table.num_rows)}, features)
+    return _numbered_records(read, _small_ranges(table.num_rows), features)
 
 
 def dataset_records(dataset: datasets.Dataset) -> datasets.IterableDataset:
@@ -87,7 +110,7 @@ def dataset_records(dataset: datasets.Dataset) -> datasets.IterableDataset:
     features = datasets.Features({name: kind for name, kind in dataset.features.items() if name != INDEX_COLUMN})
     rows = dataset.select_columns(list(features)).with_format("arrow")
     read = partial(_read_dataset, rows)
-    return _numbered_records(read, {"ranges": _small_ranges(dataset.num_rows)}, features)
+    return _numbered_records(read, _small_ranges(dataset.num_rows), features)
 
 
 def _small_ranges(rows: int) -> list[tuple[int, int]]:
@@ -98,17 +121,17 @@ def _small_ranges(rows: int) -> list[tuple[int, int]]:
 
 
 def _read_dataset(
-    dataset: datasets.Dataset, ranges: list[tuple[int, int]]
+    dataset: datasets.Dataset, places: list[tuple[int, int]]
 ) -> Iterator[tuple[tuple[int, int], pa.Table]]:
-    for start, end in ranges:
+    for start, end in places:
         part: pa.Table = dataset[start:end]  # pyright: ignore[reportAssignmentType]
         yield (start, end), part.append_column(INDEX_COLUMN, pa.array(range(start, end), pa.int64()))
 
 
 def _read_ranges(
-    table: pa.Table, folder: Path | None, ranges: list[tuple[int, int]]
+    table: pa.Table, folder: Path | None, places: list[tuple[int, int]]
 ) -> Iterator[tuple[tuple[int, int], pa.Table]]:
-    for start, end in ranges:
+    for start, end in places:
         part = table.slice(start, end - start)
         if folder is not None:
             cells = [_image_in(folder, path) for path in part["image"].to_pylist()]
@@ -153,14 +176,16 @@ def parquet_records(
     Raises:
         UserError: If a file is no parquet file, or lacks a column.
     """
-    row_groups, rows, schemas = [], 0, []
+    places, rows, schemas = [], 0, []
     for path in files:
         try:
             with pq.ParquetFile(path) as file:
                 schemas.append(_without_dictionaries(file.schema_arrow))
                 for group in range(file.num_row_groups):
-                    row_groups.append((path, group, rows))
-                    rows += file.metadata.row_group(group).num_rows
+                    after = rows + file.metadata.row_group(group).num_rows
+                    if after > rows:
+                        places.append((path, group, rows, rows, after))
+                    rows = after
         except (pa.ArrowException, OSError) as error:
             raise UserError(f"`{path}` cannot be read as parquet: {str(error).splitlines()[0]}") from None
     features = datasets.Features()
@@ -180,7 +205,7 @@ def parquet_records(
                 )
     types = {name: next(s.field(name).type for s in schemas if name in s.names) for name in features}
     read = partial(_read_row_groups, columns, types, features)
-    return _numbered_records(read, {"row_groups": row_groups}, features), rows
+    return _numbered_records(read, places, features), rows
 
 
 def _without_dictionaries(schema: pa.Schema) -> pa.Schema:
@@ -201,20 +226,26 @@ def _read_row_groups(
     columns: list[str] | None,
     types: dict[str, pa.DataType],
     features: datasets.Features,
-    row_groups: list[tuple[str, int, int]],
+    places: list[tuple[str, int, int, int, int]],
 ) -> Iterator[tuple[tuple[int, int], pa.Table]]:
-    for path, group, first in row_groups:
+    for path, group, first, start, end in places:
         metadata = _metadata(path)
         about = metadata.row_group(group)
         rows = min(_PARQUET_BATCH, 1 + _PARQUET_BATCH_BYTES * about.num_rows // max(1, about.total_byte_size))
         with pq.ParquetFile(path, metadata=metadata, pre_buffer=False, buffer_size=_PARQUET_BUFFER) as file:
             for batch in file.iter_batches(rows, row_groups=[group], columns=columns, use_threads=False):
-                index = pa.array(range(first, first + batch.num_rows), pa.int64())
+                here, first = first, first + batch.num_rows
+                if first <= start:
+                    continue
+                if here >= end:
+                    break
+                batch = batch.slice(max(0, start - here), min(first, end) - max(here, start))
+                here = max(here, start)
+                index = pa.array(range(here, here + batch.num_rows), pa.int64())
                 table = pa.Table.from_batches([batch])
                 if types != {field.name: field.type for field in table.schema}:
                     table = _as_the_others(table, types, features, path)
-                yield (group, first), table.append_column(INDEX_COLUMN, index)
-                first += batch.num_rows
+                yield (group, here), table.append_column(INDEX_COLUMN, index)
 
 
 def _as_the_others(table: pa.Table, types: dict[str, pa.DataType], features: datasets.Features, path: str) -> pa.Table:
@@ -236,6 +267,6 @@ def _as_the_others(table: pa.Table, types: dict[str, pa.DataType], features: dat
     return pa.table(columns)
 
 
-def _numbered_records(read, shards: dict[str, list], features: datasets.Features) -> datasets.IterableDataset:
+def _numbered_records(read, places: list[tuple], features: datasets.Features) -> datasets.IterableDataset:
     features = datasets.Features({**features, INDEX_COLUMN: datasets.Value("int64")})
-    return datasets.IterableDataset(ArrowExamplesIterable(read, shards), info=datasets.DatasetInfo(features=features))
+    return datasets.IterableDataset(PlacedExamples(read, places), info=datasets.DatasetInfo(features=features))

@@ -11,7 +11,8 @@ import datasets
 import pyarrow as pa
 import pyarrow.compute as pc
 from datasets.builder import Key
-from datasets.iterable_dataset import ArrowExamplesIterable
+
+from hf_ssl.data.sources.files import PlacedExamples
 
 # The first characters of base64 that holds a JPEG, PNG, GIF, WebP, BMP, TIFF or JPEG XL file. No path begins like this
 # and is base64 to its end.
@@ -74,23 +75,21 @@ def with_meaning(
         folder: See `image_of`.
     """
     tables = records._ex_iterable
-    assert isinstance(tables, ArrowExamplesIterable)
+    assert isinstance(tables, PlacedExamples)
     assert records.features is not None
     new: dict[str, Any] = {column: datasets.Value("int64") for column in classes}
     if image is not None:
         new[image] = datasets.Image(decode=False)
     features = datasets.Features({name: new.get(name, feature) for name, feature in records.features.items()})
     read = partial(_read, tables.generate_tables_fn, classes, image, folder)
-    return datasets.IterableDataset(
-        ArrowExamplesIterable(read, tables.kwargs), info=datasets.DatasetInfo(features=features)
-    )
+    return datasets.IterableDataset(PlacedExamples(read, tables.places), info=datasets.DatasetInfo(features=features))
 
 
 def _read(
-    read: Any, classes: dict[str, list[str]], image: str | None, folder: str | None, **shards: Any
+    read: Any, classes: dict[str, list[str]], image: str | None, folder: str | None, places: list[tuple]
 ) -> Iterator[tuple[Key, pa.Table]]:
     values = {column: pa.array(names, pa.large_string()) for column, names in classes.items()}
-    for key, table in read(**shards):
+    for key, table in read(places):
         for column, names in values.items():
             texts = table[column].cast(pa.large_string())
             numbers = pc.index_in(texts, value_set=names).cast(pa.int64())  # pyright: ignore[reportAttributeAccessIssue]

@@ -1,4 +1,4 @@
-"""One uint8 picture to two views, by the recipes of the papers.
+"""uint8 pictures to two views each, by the recipes of the papers.
 
 Crop and resize come first, so that colour costs the pixels of the view and not those of the photo; everything works on
 uint8, and the loop normalises on its device. All that is random comes from the numbers passed in (`draws.py`), with
@@ -7,7 +7,7 @@ the distributions of torchvision's transforms.
 
 import difflib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import cv2
@@ -19,7 +19,23 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchvision.transforms import v2
 
-from hf_ssl.data.views.draws import BRIGHTNESS, CONTRAST, HUE, SATURATION, ViewDraw, as_row, draw_view
+from hf_ssl.data.views.draws import (
+    BLUR_SIGMA,
+    BRIGHTNESS,
+    CONTRAST,
+    CROP,
+    FACTORS,
+    FLIP,
+    GREY,
+    HUE,
+    INVERT,
+    PLACES,
+    POLICY_SEED,
+    SATURATION,
+    SOLARIZE,
+    VERTICAL_FLIP,
+    draw_pairs,
+)
 from hf_ssl.data.views.recipes import VIEW_RECIPES, ViewParameters, ViewRecipe, changed_recipe
 from hf_ssl.errors import UserError
 
@@ -35,39 +51,38 @@ _TO_COLOUR = np.eye(3) - _TO_GREY
 
 
 class Views:
-    """Two augmented views of an image; picklable, without state of its own.
+    """Augmented views of each of some pictures; picklable, without state of its own.
 
     Args:
         recipe: A recipe, or its name in `VIEW_RECIPES`.
         image_size: Height and width of a view, in pixels, at least 1.
+        num_views: 2, or 1 for the recipe's first view alone.
 
     Raises:
         UserError: If no recipe has that name.
     """
 
-    def __init__(self, recipe: ViewRecipe | str, image_size: int):
+    def __init__(self, recipe: ViewRecipe | str, image_size: int, num_views: Literal[1, 2] = 2):
         self.recipe = find_recipe(recipe) if isinstance(recipe, str) else recipe
         self.image_size = image_size
+        self.num_views = num_views
 
-    def __call__(self, image: Picture, numbers: Sequence[Sequence[float]]) -> Tensor:
-        """Make the two views of one image.
+    def __call__(self, pictures: Sequence[Picture], numbers: NDArray[np.float64]) -> tuple[Tensor]:
+        """Make the views.
 
         Args:
-            image: RGB picture of any size, (height, width, 3).
-            numbers: Uniform in [0, 1), (2, NUM_DRAWS).
+            pictures: RGB, each of any size, (height, width, 3).
+            numbers: Uniform in [0, 1), (pictures, 2, NUM_DRAWS).
 
         Returns:
-            (2, image_size, image_size, 3), uint8.
+            (pictures, num_views, image_size, image_size, 3), uint8.
         """
-        views = np.empty((2, self.image_size, self.image_size, 3), np.uint8)
-        for number, parameters in enumerate((self.recipe.first, self.recipe.second)):
-            draw = draw_view(image.shape[0], image.shape[1], parameters, numbers[number])
-            views[number] = make_view(image, parameters, draw, self.image_size)
-        return torch.from_numpy(views)
+        rows = _draw(pictures, self.recipe, numbers)[:, : self.num_views]
+        return (_by_each(make_view, pictures, self.recipe, rows, self.image_size),)
 
 
 class Crops:
-    """What remains of `Views` for the CPU where the device does the colours: two crops of an image, and their draws.
+    """What remains of `Views` for the CPU where the device does the colours: crops of pictures, and their draws.
 
     Args:
         recipe: What to do.
@@ -78,23 +93,39 @@ class Crops:
         self.recipe = recipe
         self.image_size = image_size
 
-    def __call__(self, image: Picture, numbers: Sequence[Sequence[float]]) -> tuple[Tensor, Tensor]:
-        """Make the two crops of one image, flipped and changed by a policy.
+    def __call__(self, pictures: Sequence[Picture], numbers: NDArray[np.float64]) -> tuple[Tensor, Tensor]:
+        """Make two crops of each picture, flipped and changed by a policy.
 
         Args:
-            image: RGB picture of any size, (height, width, 3).
-            numbers: Uniform in [0, 1), (2, NUM_DRAWS).
+            pictures: RGB, each of any size, (height, width, 3).
+            numbers: Uniform in [0, 1), (pictures, 2, NUM_DRAWS).
 
         Returns:
-            Crops, (2, image_size, image_size, 3), uint8, and rows of `draws.py`, (2, ROW_LENGTH), float32.
+            Crops, (pictures, 2, image_size, image_size, 3), uint8, and rows of `draws.py`, (pictures, 2, ROW_LENGTH),
+            float32.
         """
-        crops = np.empty((2, self.image_size, self.image_size, 3), np.uint8)
-        rows = []
-        for number, parameters in enumerate((self.recipe.first, self.recipe.second)):
-            draw = draw_view(image.shape[0], image.shape[1], parameters, numbers[number])
-            crops[number] = crop_and_flip(image, parameters, draw, self.image_size)
-            rows.append(as_row(draw))
-        return torch.from_numpy(crops), torch.tensor(rows)
+        rows = _draw(pictures, self.recipe, numbers)
+        crops = _by_each(crop_and_flip, pictures, self.recipe, rows, self.image_size)
+        return crops, torch.from_numpy(rows).float()
+
+
+def _draw(pictures: Sequence[Picture], recipe: ViewRecipe, numbers: NDArray[np.float64]) -> NDArray[np.float64]:
+    heights, widths = np.array([picture.shape[:2] for picture in pictures], np.int64).reshape(-1, 2).T
+    return draw_pairs(heights, widths, recipe, numbers)
+
+
+def _by_each(
+    make: Callable[[Picture, ViewParameters, Sequence[float], int], Picture],
+    pictures: Sequence[Picture],
+    recipe: ViewRecipe,
+    rows: NDArray[np.float64],
+    image_size: int,
+) -> Tensor:
+    made = np.empty((*rows.shape[:2], image_size, image_size, 3), np.uint8)
+    for place, (picture, own) in enumerate(zip(pictures, rows.tolist(), strict=True)):
+        for view, (parameters, row) in enumerate(zip((recipe.first, recipe.second), own, strict=False)):
+            made[place, view] = make(picture, parameters, row, image_size)
+    return torch.from_numpy(made)
 
 
 def find_recipe(name: str, view_settings: Mapping[str, Any] | None = None) -> ViewRecipe:
@@ -117,50 +148,52 @@ def find_recipe(name: str, view_settings: Mapping[str, Any] | None = None) -> Vi
     return changed_recipe(VIEW_RECIPES[name], view_settings or {})
 
 
-def make_view(image: Picture, parameters: ViewParameters, draw: ViewDraw, image_size: int) -> Picture:
+def make_view(picture: Picture, parameters: ViewParameters, row: Sequence[float], image_size: int) -> Picture:
     """Make one view.
 
     Args:
-        image: RGB picture of any size, (height, width, 3).
-        parameters: What the draw leaves open: filters, kernel width, policy and the place of grey.
-        draw: What chance decided.
+        picture: RGB, of any size, (height, width, 3).
+        parameters: What the row leaves open: filters, kernel width, policy and the place of grey.
+        row: What chance decided, a row of `draws.py`, (ROW_LENGTH,).
         image_size: Height and width of the view, in pixels.
 
     Returns:
         (image_size, image_size, 3).
     """
-    view = crop_and_flip(image, parameters, draw, image_size)
-    if draw.grey and parameters.grey_first:
+    view = crop_and_flip(picture, parameters, row, image_size)
+    if row[GREY] and parameters.grey_first:
         view = to_grey(view)
-    for operation, factor in draw.jitter:
-        view = _JITTER[operation](view, factor)
-    if draw.grey and not parameters.grey_first:
+    places, factors = row[PLACES], row[FACTORS]
+    for operation in sorted(_JITTER, key=places.__getitem__):
+        if places[operation] >= 0:
+            view = _JITTER[operation](view, factors[operation])
+    if row[GREY] and not parameters.grey_first:
         view = to_grey(view)
-    if draw.blur_sigma:
-        view = blur(view, draw.blur_sigma, parameters.blur_kernel_ratio)
-    if draw.solarize:
+    if row[BLUR_SIGMA]:
+        view = blur(view, row[BLUR_SIGMA], parameters.blur_kernel_ratio)
+    if row[SOLARIZE]:
         view = solarize(view)
-    return 255 - view if draw.invert else view
+    return 255 - view if row[INVERT] else view
 
 
-def crop_and_flip(image: Picture, parameters: ViewParameters, draw: ViewDraw, image_size: int) -> Picture:
+def crop_and_flip(picture: Picture, parameters: ViewParameters, row: Sequence[float], image_size: int) -> Picture:
     """The part of `make_view` that changes places and not colours, and the policy, which does both.
 
     Args:
-        image: RGB picture of any size, (height, width, 3).
+        picture: RGB, of any size, (height, width, 3).
         parameters: Its `interpolation` and `policy` are used.
-        draw: What chance decided.
+        row: What chance decided, a row of `draws.py`, (ROW_LENGTH,).
         image_size: Height and width of the view, in pixels.
 
     Returns:
         (image_size, image_size, 3).
     """
-    crop = image[draw.top : draw.top + draw.height, draw.left : draw.left + draw.width]
-    view = resize(crop, image_size, parameters.interpolation)
-    if draw.flip or draw.vertical_flip:
-        view = cv2.flip(view, (1 if draw.flip else 0) if draw.flip != draw.vertical_flip else -1)
-    if parameters.policy is not None and draw.policy_seed is not None:
-        view = _by_policy(view, parameters.policy, draw.policy_seed)
+    top, left, height, width = map(int, row[CROP])
+    view = resize(picture[top : top + height, left : left + width], image_size, parameters.interpolation)
+    if row[FLIP] or row[VERTICAL_FLIP]:
+        view = cv2.flip(view, (1 if row[FLIP] else 0) if row[FLIP] != row[VERTICAL_FLIP] else -1)
+    if parameters.policy is not None:
+        view = _by_policy(view, parameters.policy, int(row[POLICY_SEED]))
     return view
 
 

@@ -12,11 +12,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hf_ssl.data.order.stream import TrainingStream
+from hf_ssl.data.order.stream import TrainingStream, merged_positions
 from hf_ssl.data.sources.open import open_source
 from hf_ssl.data.views.cpu import Views
 
-BATCH, WINDOW = 7, 16
+BATCH, WINDOW = 8, 16
 
 
 def _png(number):
@@ -90,9 +90,9 @@ def _stream(places, kind="parquet", *, views=None, batch_size=BATCH, seed=3, num
 class _Numbers:
     """In place of views: the number that the picture shows, and the first of the random ones."""
 
-    def __call__(self, image, numbers):
-        number = int(image[3, 3, 0]) // 16 * 16 + int(image[3, 3, 1]) // 16
-        return torch.tensor([number, numbers[0][0]], dtype=torch.float64)
+    def __call__(self, pictures, numbers):
+        shown = [int(picture[3, 3, 0]) // 16 * 16 + int(picture[3, 3, 1]) // 16 for picture in pictures]
+        return (torch.tensor(list(zip(shown, numbers[:, 0, 0], strict=True)), dtype=torch.float64),)
 
 
 def _numbers(stream, count):
@@ -110,7 +110,8 @@ def _assert_same(batch, expected):
 
 def _without_state(position):
     """`datasets` may describe the same place in several ways, by the table from which it counts."""
-    return {**position, "reader": {**position["reader"], "state": position["reader"]["state"] is None}}
+    at = {lane: {**place, "state": place["state"] is None} for lane, place in position["at"].items()}
+    return {**position, "at": at}
 
 
 OBJECTS = ["object", "object_bad", "stream"]
@@ -166,41 +167,36 @@ def test_workers_do_not_change_the_order_and_their_positions_belong_to_the_batch
         _assert_same(batch, whole)
 
 
-def test_resuming_with_another_batch_size_goes_on_with_the_next_image(places):
-    stream = _stream(places, "parquet_bad", views=_Numbers(), batch_size=8)
-    whole = sum(_numbers(stream, 9), [])
-    for stop in range(8):
-        position = list(islice(stream, stop + 1))[-1].position
-        rest = sum(_numbers(_stream(places, "parquet_bad", views=_Numbers(), batch_size=3, position=position), 2), [])
-        if stop < 7:
-            assert rest == whole[(stop + 1) * 8 :][:6]
-
-
 def test_what_fills_no_batch_at_the_end_of_an_epoch_is_dropped(places):
-    batches = list(islice(_stream(places, "folder", views=_Numbers(), batch_size=7), 36))
-    assert [batch.epoch for batch in batches] == [0] * 12 + [1] * 12 + [2] * 12
-    for epoch in range(3):
-        numbers = [int(n) for batch in batches[epoch * 12 : epoch * 12 + 12] for n in batch.views[:, 0]]
-        assert len(set(numbers)) == 84
+    for batch_size, whole in ((7, 84), (8, 88), (12, 84)):  # one lane, eight, four
+        steps = whole // batch_size
+        batches = list(islice(_stream(places, "folder", views=_Numbers(), batch_size=batch_size), 3 * steps))
+        assert [batch.epoch for batch in batches] == [epoch for epoch in range(3) for _ in range(steps)]
+        left_over = []
+        for epoch in range(3):
+            numbers = {int(n) for batch in batches[epoch * steps :][:steps] for n in batch.views[:, 0]}
+            assert len(numbers) == whole
+            left_over.append(set(range(90)) - numbers)
+        assert left_over[0] != left_over[1]
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_epoch_shows_every_good_image_once_and_the_batches_are_full(places, kind):
     good = [n for n in range(90) if not (kind.endswith("bad") and _is_bad(n))]
-    stream = _stream(places, kind, views=_Numbers(), batch_size=10)
-    per_epoch = len(good) // 10
+    stream = _stream(places, kind, views=_Numbers(), batch_size=5)  # one lane
+    per_epoch = len(good) // 5
     batches = list(islice(stream, 3 * per_epoch))
     for epoch in range(3):
         own = batches[epoch * per_epoch : (epoch + 1) * per_epoch]
         assert {batch.epoch for batch in own} == {epoch}
-        assert all(batch.views.shape == (10, 2) for batch in own)
+        assert all(batch.views.shape == (5, 2) for batch in own)
         assert sorted(int(n) for batch in own for n in batch.views[:, 0]) == good
     bad = Counter()
     for n in range(90):
         if kind.endswith("bad") and _is_bad(n):
             bad[{0: "empty", 1: "not an image", 2: "truncated"}[n // 9 % 3]] += 3
     assert Counter(batches[-1].skipped) <= bad
-    assert sum(batches[-1].skipped.values()) >= sum(bad.values()) - 10
+    assert sum(batches[-1].skipped.values()) >= sum(bad.values()) - 5
 
 
 def test_indices_are_the_places_in_the_data_set(places):
@@ -250,7 +246,7 @@ def test_an_index_column_that_does_not_number_the_images_is_refused(tmp_path):
 @pytest.mark.parametrize("kind", ["parquet", "folder", "tar", "object", "stream"])
 def test_order_depends_on_epoch_and_seed_and_is_shuffled(places, kind):
     first, second = (
-        sum(_numbers(_stream(places, kind, views=_Numbers(), batch_size=90, seed=s), 2), []) for s in (0, 1)
+        sum(_numbers(_stream(places, kind, views=_Numbers(), batch_size=45, seed=s), 4), []) for s in (0, 1)
     )
     orders = [first[:90], first[90:], second[:90], second[90:]]
     assert all(sorted(order) == list(range(90)) for order in orders)
@@ -263,40 +259,115 @@ def test_order_depends_on_epoch_and_seed_and_is_shuffled(places, kind):
     assert {frozenset(order[:WINDOW]) for order in orders} != {frozenset(range(WINDOW))}
 
 
-@pytest.mark.parametrize(
-    ("kind", "world_size"),
-    [("parquet", 2), ("parquet", 3), ("folder", 2), ("tar", 3), ("tar", 2), ("object", 3), ("stream", 2)],
-)
-def test_ranks_are_disjoint_and_complete_in_every_epoch(places, kind, world_size):
-    shown = [[] for _ in range(3)]
+PLACED = ["parquet", "parquet_bad", "folder", "folder_bad", "object", "object_bad"]
+
+
+def _steps(places, kind, world_size, num_steps, *, batch_size=16, position=None, **options):
+    """What all processes together see in each step: pictures with what was drawn for them, and where they stand."""
+    seen, positions = [[] for _ in range(num_steps)], [[] for _ in range(num_steps)]
     for rank in range(world_size):
-        for batch in _stream(places, kind, views=_Numbers(), batch_size=1, rank=rank, world_size=world_size):
-            if batch.epoch == 3:
-                break
-            shown[batch.epoch].append(int(batch.views[0, 0]))
-    for numbers in shown:
-        assert sorted(numbers) == list(range(90))
-    assert shown[0] != shown[1]
+        own = {"rank": rank, "world_size": world_size, "batch_size": batch_size, **options}
+        stream = _stream(places, kind, views=_Numbers(), position=position, **own)
+        passes = stream.images // stream.images_per_device
+        for number, batch in enumerate(islice(stream, num_steps * passes)):
+            seen[number // passes] += map(tuple, batch.views.tolist())
+            if number % passes == passes - 1:
+                positions[number // passes].append(json.loads(json.dumps(batch.position)))
+    return [sorted(step) for step in seen], [merged_positions(step) for step in positions]
 
 
-def test_many_shards_are_dealt_out_though_they_do_not_divide_evenly(tmp_path):
-    _write_parquet(tmp_path / "many", 85, files=1, group=5)  # 17 shards
-    seen = []
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_images_of_every_step_are_the_same_on_any_number_of_processes_and_workers(places, kind):
+    steps, positions = _steps(places, kind, 1, 20)
+    for world_size, num_workers, images in ((2, 1, 4), (4, 0, 2), (8, 0, 1), (1, 2, 8)):
+        found = _steps(places, kind, world_size, 20, num_workers=num_workers, images_per_device=images)
+        assert found[0] == steps
+        assert list(map(_counted, found[1])) == list(map(_counted, positions))
+
+
+def _counted(position):
+    """What a merged position says but for the number of processes and the states of `datasets`."""
+    return {**_without_state(position), "world_size": None}
+
+
+@settings(max_examples=20, deadline=None)
+@given(kind=st.sampled_from(KINDS), stop=st.integers(0, 18), world_size=st.sampled_from([1, 2, 4, 8]))
+def test_a_run_goes_on_with_another_number_of_processes(places, whole_runs, kind, stop, world_size):
+    steps, positions = whole_runs(kind)
+    found = _steps(places, kind, world_size, 3, position=positions[stop])
+    assert found[0] == steps[stop + 1 :][:3]
+    again = _steps(places, kind, 2, 2, position=found[1][0])
+    assert again[0] == steps[stop + 2 :][:2]
+
+
+@pytest.fixture(scope="module")
+def whole_runs(places):
+    made = {}
+
+    def get(kind):
+        if kind not in made:
+            made[kind] = _steps(places, kind, 1, 23)
+        return made[kind]
+
+    return get
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_image_comes_twice_in_an_epoch_of_all_lanes(places, kind):
+    shown = {}
+    for rank in range(4):
+        options = {"rank": rank, "world_size": 4, "batch_size": 8, "images_per_device": 1}
+        for batch in islice(_stream(places, kind, views=_Numbers(), **options), 72):
+            # The epoch of a single image is that of its lane, which the position tells.
+            lane = [place for place in batch.position["at"].values()][(batch.position["taken"] + 1) % 2]
+            shown.setdefault(lane["epoch"], []).append(int(batch.views[0, 0]))
+    for numbers in shown.values():
+        assert len(numbers) == len(set(numbers))
+    good = {n for n in range(90) if not (kind.endswith("bad") and _is_bad(n))}
+    assert set(shown[0]) <= good and len(shown[0]) > len(good) - 8
+
+
+def test_shards_of_a_stream_are_dealt_out_if_there_are_enough(tmp_path):
+    """Nine of eighteen tars to each of two processes, and none is read by both."""
+    for shard in range(18):
+        with tarfile.open(tmp_path / f"train-{shard:02}.tar", "w") as archive:
+            for number in range(shard * 5, shard * 5 + 5):
+                member = tarfile.TarInfo(f"{number:03}.png")
+                member.size = len(_png(number))
+                archive.addfile(member, io.BytesIO(_png(number)))
+    source, seen = open_source(str(tmp_path)), []
     for rank in range(2):
-        source = open_source(str(tmp_path / "many"))
-        stream = TrainingStream(source, _Numbers(), 1, seed=0, rank=rank, world_size=2, window_size=WINDOW)
-        for batch in stream:
-            if batch.epoch == 1:
-                break
-            seen.append(int(batch.views[0, 0]))
-    assert sorted(seen) == list(range(85))
-    assert {number // 5 for number in seen[:45]}.isdisjoint(number // 5 for number in seen[45:])
+        stream = TrainingStream(source, _Numbers(), 2, seed=0, rank=rank, world_size=2, window_size=WINDOW)
+        seen.append({int(batch.views[0, 0]) for batch in islice(stream, 45)})
+    assert seen[0] | seen[1] == set(range(90))
+    assert {number // 5 for number in seen[0]}.isdisjoint(number // 5 for number in seen[1])
 
 
-def test_augmentation_is_new_in_each_epoch_place_rank_and_seed(places):
+def test_bad_images_of_one_lane_let_no_views_of_the_others_pile_up(tmp_path):
+    """The images of a lane are every eighth of a stream: all bad ones are in one."""
+    with tarfile.open(tmp_path / "train-0.tar", "w") as archive:
+        for number in range(800):
+            data = b"text" if number % 8 == 3 and number % 16 != 3 else _png(number % 256)
+            member = tarfile.TarInfo(f"{number:04}.png")
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
+    stream = TrainingStream(
+        open_source(str(tmp_path)), _Numbers(), 8, seed=0, window_size=64, max_skipped_ratio=1, num_workers=1
+    )
+    batches, waiting = iter(stream), []
+    for _ in range(300):
+        next(batches)
+        lanes = batches.gi_frame.f_locals["lanes"]
+        waiting.append(max(one.num_ready for one in lanes.values()))
+    assert max(waiting) <= 40
+    epochs = [one.place.epoch for one in lanes.values()]
+    assert epochs[3] > max(epochs[:3])  # it has gone ahead, and no lane waits for it
+
+
+def test_augmentation_is_new_in_each_epoch_place_lane_and_seed(places):
     draws = []
-    for options in ({"seed": 0}, {"seed": 1}, {"seed": 0, "rank": 1, "world_size": 2}):
-        for batch in islice(_stream(places, views=_Numbers(), **options), 12):
+    for options in ({"seed": 0}, {"seed": 1}):
+        for batch in islice(_stream(places, views=_Numbers(), **options), 24):
             draws += batch.views[:, 1].tolist()
     assert len(set(draws)) == len(draws)
 
@@ -330,9 +401,9 @@ def test_real_views_of_digits_fill_batches_larger_than_a_chunk():
 
 def test_too_many_bad_images_stop_the_stream_with_the_reasons(places):
     stream = _stream(places, "parquet_bad", max_skipped_ratio=0.1)
-    message = "10 of 90 images of `.*parquet_bad` cannot be used: 4 empty, 3 not an image, 3 truncated. Repair"
+    message = r"\d+ of \d+ images of `.*parquet_bad` cannot be used: \d empty, \d not an image, \d truncated. Repair"
     with pytest.raises(ValueError, match=message):
-        list(islice(stream, 12))
+        list(islice(stream, 40))
     assert len(list(islice(_stream(places, "parquet_bad", max_skipped_ratio=0.12), 12))) == 12
 
 
@@ -348,14 +419,22 @@ def test_bad_images_are_judged_after_a_thousand_records(tmp_path):
 
 
 def test_too_few_images_for_a_batch_are_an_error_and_no_endless_loop(places):
-    with pytest.raises(ValueError, match="`batch_size` must not exceed .* has 90 for 2 process.* batch size is 46"):
-        _stream(places, batch_size=46, world_size=2)
-    with pytest.raises(ValueError, match="`batch_size` must not exceed the usable images .* it is 85 .* has 80"):
+    with pytest.raises(ValueError, match="`batch_size` must not exceed .* has 90 and the batch size is 92"):
+        _stream(places, batch_size=92, world_size=2)
+    with pytest.raises(ValueError, match="`batch_size` must not exceed the usable images .* it is 85 .* about 7[5-9]"):
         next(iter(_stream(places, "parquet_bad", batch_size=85)))
-    with pytest.raises(ValueError, match="`batch_size` must not exceed the usable images .* it is 91 .* has 90"):
+    with pytest.raises(ValueError, match="`batch_size` must not exceed the usable images .* it is 91 .* about 90"):
         next(iter(_stream(places, "tar", batch_size=91)))  # a stream that does not know its length
-    with pytest.raises(ValueError, match="too few images: process 95 would get none"):
-        next(iter(_stream(places, "tar", batch_size=1, rank=95, world_size=96)))
+    with pytest.raises(ValueError, match="too few images: lane 95 would get none"):
+        next(iter(_stream(places, "tar", batch_size=96, rank=95, world_size=96)))
+
+
+def test_a_data_set_without_a_usable_image_says_why(tmp_path):
+    for number in range(20):
+        (tmp_path / f"{number}.png").write_bytes(b"text")
+    stream = TrainingStream(open_source(str(tmp_path)), _Numbers(), 8, seed=0, max_skipped_ratio=0.5)
+    with pytest.raises(ValueError, match="of 24 images of .* cannot be used: 24 not an image"):
+        next(iter(stream))
 
 
 @pytest.mark.parametrize(
@@ -377,8 +456,8 @@ def test_wrong_arguments(places, options, message):
     ("options", "message"),
     [
         ({"seed": 4}, "`seed` must be the same on resuming: it was 3 and is 4"),
-        ({"rank": 1, "world_size": 2}, "`rank` must be the same"),
-        ({"world_size": 2}, "`world_size` must be the same on resuming: it was 1 and is 2"),
+        ({"batch_size": 16}, "`batch_size` must be the same on resuming: it was 8 and is 16"),
+        ({"lanes": 4}, "`lanes` must be the same on resuming: it was 8 and is 4"),
         ({"window_size": 32}, "`shuffle_window` must be the same"),
         ({"kind": "folder"}, "`dataset` or its `split` or `dataset_revision` must be the same"),
     ],
@@ -390,9 +469,12 @@ def test_a_position_of_another_run_is_refused(places, uninterrupted, options, me
 
 
 def test_an_incomplete_position_is_refused(places):
-    with pytest.raises(ValueError, match="position lacks `batches`"):
+    with pytest.raises(ValueError, match="position lacks `at`. Was it saved by another version"):
         _stream(places, position={"seed": 3})
-    position = next(iter(_stream(places))).position
-    reader = {name: value for name, value in position["reader"].items() if name != "table_rows"}
-    with pytest.raises(ValueError, match="position lacks `table_rows`. Was it saved by another version?"):
-        _stream(places, position={**position, "reader": reader})
+    position = next(iter(_stream(places, world_size=2))).position
+    with pytest.raises(ValueError, match="position was saved by another process"):
+        _stream(places, position=position, world_size=2, rank=1)
+    middle = next(iter(_stream(places, images_per_device=2))).position
+    assert next(iter(_stream(places, images_per_device=2, position=middle)))
+    with pytest.raises(ValueError, match="in the middle of a step by another number of processes"):
+        _stream(places, position=middle, world_size=2)

@@ -11,8 +11,10 @@ from PIL import Image
 from torch.nn import functional as F
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as reference
+from view_rows import row_of, scalar_row
 
 from hf_ssl.data.views.cpu import (
+    Crops,
     Views,
     adjust_brightness,
     adjust_contrast,
@@ -24,8 +26,8 @@ from hf_ssl.data.views.cpu import (
     solarize,
     to_grey,
 )
-from hf_ssl.data.views.draws import CONTRAST, HUE, NUM_DRAWS, SATURATION, crop_box, draw_jitter, draw_view, numbers_of
-from hf_ssl.data.views.recipes import VIEW_RECIPES, ViewParameters
+from hf_ssl.data.views.draws import CONTRAST, HUE, NUM_DRAWS
+from hf_ssl.data.views.recipes import VIEW_RECIPES, ViewParameters, ViewRecipe
 
 WHOLE = ViewParameters(crop_scale=(1, 1), crop_ratio=(1, 1), flip_probability=0)
 
@@ -35,13 +37,10 @@ def _photo(height=48, width=64, seed=0):
     return cv2.resize(coarse, (width, height), interpolation=cv2.INTER_LINEAR)
 
 
-def _made(picture, parameters, size, generator):
-    draw = draw_view(*picture.shape[:2], parameters, generator.random(NUM_DRAWS).tolist())
-    return make_view(picture, parameters, draw, size)
-
-
-def _numbers(seed):
-    return np.random.default_rng(seed).random((2, NUM_DRAWS)).tolist()
+def _pair(recipe, size, picture, seed):
+    """Both views of one picture."""
+    (views,) = Views(recipe, size)([picture], np.random.default_rng(seed).random((1, 2, NUM_DRAWS)))
+    return views[0]
 
 
 def _tensor(picture):
@@ -57,16 +56,26 @@ def _same(picture, expected, tolerance):
 @pytest.mark.parametrize("recipe", sorted(VIEW_RECIPES))
 def test_every_recipe_is_a_function_of_its_numbers_alone(recipe):
     views = pickle.loads(pickle.dumps(Views(recipe, 32)))
-    first = views(_photo(), _numbers(5))
+    pictures, numbers = [_photo(), _photo(30, 90, 1), _photo()], np.random.default_rng(5).random((3, 2, NUM_DRAWS))
+    (first,) = views(pictures, numbers)
     torch.manual_seed(99)
     np.random.seed(99)  # noqa: NPY002
-    again = views(_photo(), _numbers(5))
-    other = views(_photo(), _numbers(6))
-    assert first.shape == (2, 32, 32, 3)
+    (again,) = views(pictures, numbers)
+    assert first.shape == (3, 2, 32, 32, 3)
     assert first.dtype == torch.uint8
     assert torch.equal(first, again)
-    assert not torch.equal(first, other)
-    assert not torch.equal(first[0], first[1])
+    assert not torch.equal(first[0], first[2])
+    assert not torch.equal(first[0, 0], first[0, 1])
+
+
+@pytest.mark.parametrize("make", [Views, Crops])
+def test_a_view_does_not_depend_on_the_others(make):
+    pictures, numbers = [_photo(20 + 9 * n, 64, n) for n in range(6)], np.random.default_rng(5).random((6, 2, 40))
+    for recipe in VIEW_RECIPES.values():
+        whole = make(recipe, 32)(pictures, numbers)
+        alone = [make(recipe, 32)(pictures[n : n + 1], numbers[n : n + 1]) for n in range(6)]
+        for place, part in enumerate(whole):
+            assert torch.equal(torch.cat([made[place] for made in alone]), part)
 
 
 @pytest.mark.parametrize("recipe", ["randaugment", "autoaugment"])
@@ -74,7 +83,7 @@ def test_policies_leave_the_global_generator_alone(recipe):
     torch.manual_seed(3)
     expected = torch.rand(4)
     torch.manual_seed(3)
-    Views(recipe, 32)(_photo(), _numbers(0))
+    _pair(recipe, 32, _photo(), 0)
     assert torch.equal(torch.rand(4), expected)
 
 
@@ -83,34 +92,40 @@ def test_policies_leave_the_global_generator_alone(recipe):
 def test_any_picture_fits_any_view(size, shape):
     picture = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
     for recipe in ("byol", "moco_v2"):
-        views = Views(recipe, size)(picture, _numbers(1))
-        assert views.shape == (2, size, size, 3)
+        assert _pair(recipe, size, picture, 1).shape == (2, size, size, 3)
 
 
 def test_read_only_pictures_are_not_written_to():
     picture = _photo()
     picture.setflags(write=False)
     for recipe in VIEW_RECIPES:
-        Views(recipe, 32)(picture, _numbers(2))
+        _pair(recipe, 32, picture, 2)
     np.testing.assert_array_equal(picture, _photo())
 
 
 def test_grey_pictures_stay_grey():
     picture = np.repeat(_photo()[:, :, :1], 3, axis=2)
-    views = Views("moco_v2", 32)
     for seed in range(20):
-        view = views(picture, _numbers(seed))
+        view = _pair("moco_v2", 32, picture, seed)
         assert torch.equal(view[..., 0], view[..., 1])
         assert torch.equal(view[..., 0], view[..., 2])
 
 
 def test_views_are_those_of_the_recipe():
-    picture = _photo(32, 32)
-    views = Views("byol", 32)(picture, _numbers(0))
-    generator = np.random.default_rng(0)
-    recipe = VIEW_RECIPES["byol"]
-    plain = [_made(picture, parameters, 32, generator) for parameters in (recipe.first, recipe.second)]
-    np.testing.assert_array_equal(views.numpy(), np.stack(plain))
+    picture = _photo(32, 40)
+    for name in ("byol", "moco_v1", "autoaugment", "shapes"):
+        recipe, numbers = VIEW_RECIPES[name], np.random.default_rng(0).random((2, NUM_DRAWS)).tolist()
+        both = zip((recipe.first, recipe.second), numbers, strict=True)
+        plain = [make_view(picture, view, scalar_row(32, 40, view, own), 32) for view, own in both]
+        np.testing.assert_array_equal(_pair(name, 32, picture, 0).numpy(), np.stack(plain))
+
+
+def test_one_view_is_the_first_of_two():
+    pictures, numbers = [_photo(), _photo(30, 90, 1)], np.random.default_rng(5).random((2, 2, NUM_DRAWS))
+    for recipe in ("byol", "randaugment"):
+        assert torch.equal(
+            Views(recipe, 32, num_views=1)(pictures, numbers)[0], Views(recipe, 32)(pictures, numbers)[0][:, :1]
+        )
 
 
 def test_unknown_recipe_names_a_near_one():
@@ -182,44 +197,13 @@ def test_a_crop_is_resized_like_a_copy_of_it(interpolation, shape):
     _same(resize(crop, 32, interpolation), expected, 1)
 
 
-# Distributions against torchvision's own parameters.
+# Distributions against the recipe's own parameters.
 
 
-def _quantiles(values):
-    return np.quantile(np.asarray(values, np.float64), [0.02, 0.1, 0.25, 0.5, 0.75, 0.9, 0.98])
-
-
-def _draws(generator):
-    return iter(generator.random(NUM_DRAWS).tolist())
-
-
-@pytest.mark.parametrize("scale", [(0.08, 1.0), (0.2, 1.0)])
-@pytest.mark.parametrize("height_width", [(375, 500), (32, 32)])
-def test_crops_are_distributed_as_in_torchvision(scale, height_width):
-    height, width = height_width
-    parameters = ViewParameters(crop_scale=scale)
-    generator = np.random.default_rng(0)
-    ours = np.array([crop_box(height, width, parameters, _draws(generator)) for _ in range(4000)])
-    torch.manual_seed(0)
-    image = torch.empty(3, height, width)
-    crop = v2.RandomResizedCrop(32, scale=scale)
-    made = [crop.make_params([image]) for _ in range(4000)]
-    theirs = np.array([[crop_["top"], crop_["left"], crop_["height"], crop_["width"]] for crop_ in made])
-    assert (ours[:, 0] >= 0).all()
-    assert (ours[:, 0] + ours[:, 2] <= height).all()
-    assert (ours[:, 1] + ours[:, 3] <= width).all()
-    area = height * width
-    np.testing.assert_allclose(
-        _quantiles(ours[:, 2] * ours[:, 3] / area), _quantiles(theirs[:, 2] * theirs[:, 3] / area), atol=0.03
-    )
-    np.testing.assert_allclose(_quantiles(ours[:, 3] / ours[:, 2]), _quantiles(theirs[:, 3] / theirs[:, 2]), atol=0.03)
-    for side, length in ((0, height), (1, width)):
-        np.testing.assert_allclose(_quantiles(ours[:, side]) / length, _quantiles(theirs[:, side]) / length, atol=0.04)
-
-
-def _views(parameters, picture, number=1500, size=None):
-    generator = np.random.default_rng(7)
-    return [_made(picture, parameters, size or picture.shape[0], generator) for _ in range(number)]
+def _views(parameters, picture, number=1500):
+    numbers = np.random.default_rng(7).random((number, 2, NUM_DRAWS))
+    views = Views(ViewRecipe(parameters, parameters, ""), picture.shape[0])
+    return list(views([picture] * number, numbers)[0][:, 0].numpy())
 
 
 def test_brightness_and_contrast_factors_are_uniform():
@@ -248,39 +232,22 @@ def test_saturation_and_hue_are_uniform():
     np.testing.assert_allclose(np.quantile(turns, [0, 0.25, 0.5, 0.75, 1]), [-0.1, -0.05, 0, 0.05, 0.1], atol=0.012)
 
 
-def test_jitter_comes_in_every_order():
-    strengths = (0.8, 0.8, 0.8, 0.2)
-    factors = [0.9, 0.1, 0.8, 0.7]
-    expected = {0: 0.2 + 1.6 * 0.9, 1: 0.2 + 1.6 * 0.1, 2: 0.2 + 1.6 * 0.8, 3: -0.2 + 0.4 * 0.7}
-    orders = set()
-    for seed in range(300):
-        keys = np.random.default_rng(seed).random(4).tolist()
-        drawn = draw_jitter(strengths, iter([*factors, *keys]))
-        assert [operation for operation, _ in drawn] == np.argsort(keys).tolist()
-        assert dict(drawn) == pytest.approx(expected)
-        orders.add(tuple(operation for operation, _ in drawn))
-    assert len(orders) == 24
-    left = draw_jitter((0.8, 0, 0.8, 0), iter([*factors, 0.4, 0.3, 0.2, 0.1]))
-    assert [operation for operation, _ in left] == [SATURATION, 0]
-
-
 def test_operations_happen_in_the_order_of_the_draw():
     picture = _photo(16, 16)
-    draw = draw_view(16, 16, WHOLE, [0.5] * NUM_DRAWS)
-    draw = draw._replace(jitter=((HUE, 0.2), (CONTRAST, 0.5)), grey=True, blur_sigma=1.0, solarize=True, invert=True)
+    jitter = ((HUE, 0.2), (CONTRAST, 0.5))
+    row = row_of((0, 0, 16, 16), jitter, grey=True, blur_sigma=1.0, solarize=True, invert=True)
     turned = adjust_contrast(adjust_hue(picture, 0.2), 0.5)
     expected = 255 - solarize(blur(to_grey(turned), 1.0, None))
-    np.testing.assert_array_equal(make_view(picture, WHOLE, draw, 16), expected)
+    np.testing.assert_array_equal(make_view(picture, WHOLE, row, 16), expected)
     grey = adjust_contrast(adjust_hue(to_grey(picture), 0.2), 0.5)
-    first = make_view(picture, replace(WHOLE, grey_first=True), draw, 16)
+    first = make_view(picture, replace(WHOLE, grey_first=True), row, 16)
     np.testing.assert_array_equal(first, 255 - solarize(blur(grey, 1.0, None)))
 
 
 def test_flips_are_those_of_the_draw():
     picture = _photo(16, 16)
-    draw = draw_view(16, 16, WHOLE, [0.5] * NUM_DRAWS)
     for flip, vertical_flip in itertools.product((False, True), repeat=2):
-        view = make_view(picture, WHOLE, draw._replace(flip=flip, vertical_flip=vertical_flip), 16)
+        view = make_view(picture, WHOLE, row_of((0, 0, 16, 16), flip=flip, vertical_flip=vertical_flip), 16)
         np.testing.assert_array_equal(view, picture[:: -1 if vertical_flip else 1, :: -1 if flip else 1])
 
 
@@ -348,25 +315,3 @@ def test_the_recipes_are_those_of_the_papers():
         assert (first.solarize_probability, second.solarize_probability) == (0.0, 0.2)
         blurs = (0.0, 0.0) if name == "moco_v3_cifar" else (1.0, 0.1)
         assert (first.blur_probability, second.blur_probability) == blurs
-
-
-def test_each_record_has_numbers_of_its_own():
-    seen = set()
-    for seed, epoch, rank in itertools.product((0, 1), repeat=3):
-        for place in (0, 1, 63, 64, 130):
-            numbers = numbers_of(seed, epoch, rank, place)
-            assert np.shape(numbers) == (2, NUM_DRAWS)
-            assert numbers == numbers_of(seed, epoch, rank, place)
-            seen.update(map(tuple, numbers))
-    assert len(seen) == 8 * 5 * 2
-    every = np.array([numbers_of(3, 0, 0, place) for place in range(200)])
-    assert every.min() >= 0 and every.max() < 1
-    np.testing.assert_allclose(np.quantile(every, [0.1, 0.5, 0.9]), [0.1, 0.5, 0.9], atol=0.02)
-
-
-def test_a_view_never_needs_more_numbers_than_it_has():
-    parameters = replace(
-        WHOLE, crop_scale=(0.9, 1.0), crop_ratio=(3 / 4, 4 / 3), policy="randaugment", jitter=(0.4,) * 4
-    )
-    parameters = replace(parameters, jitter_probability=1, blur_probability=1)
-    draw_view(3, 9000, parameters, [0.5] * 39)  # no attempt to crop succeeds

@@ -7,17 +7,17 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from view_rows import row_of
 
 from hf_ssl.data.views import cpu as views
 from hf_ssl.data.views import device_colour
 from hf_ssl.data.views.cpu import Crops, Views, make_view
 from hf_ssl.data.views.device_colour import DeviceColour
-from hf_ssl.data.views.draws import CONTRAST, HUE, NUM_DRAWS, as_row, draw_view
+from hf_ssl.data.views.draws import CONTRAST, HUE, NUM_DRAWS
 from hf_ssl.data.views.recipes import VIEW_RECIPES, ViewParameters, ViewRecipe
 
 CPU = torch.device("cpu")
 PLAIN = ViewParameters(crop_scale=(1, 1), crop_ratio=(1, 1), flip_probability=0)
-NOTHING = draw_view(32, 32, PLAIN, [0.5] * NUM_DRAWS)
 
 
 def _pictures(number=64, size=32):
@@ -29,24 +29,20 @@ def _pictures(number=64, size=32):
 
 
 def _numbers(number):
-    return np.random.default_rng(1).random((number, 2, NUM_DRAWS)).tolist()
+    return np.random.default_rng(1).random((number, 2, NUM_DRAWS))
 
 
 def _crops(recipe, size, pictures):
-    made = [
-        Crops(VIEW_RECIPES[recipe], size)(picture, numbers)
-        for picture, numbers in zip(pictures, _numbers(64), strict=True)
-    ]
-    return tuple(map(torch.stack, zip(*made, strict=True)))
+    return Crops(VIEW_RECIPES[recipe], size)(pictures, _numbers(64))
 
 
 def _both(parameters):
     return ViewRecipe(parameters, parameters, "")
 
 
-def _by_device(pictures, parameters, draws):
+def _by_device(pictures, parameters, rows):
     """One view each of some pictures, an even number of them."""
-    rows = torch.tensor([as_row(draw) for draw in draws]).unflatten(0, (-1, 2))
+    rows = torch.tensor(rows).unflatten(0, (-1, 2))
     crops = torch.from_numpy(pictures).unflatten(0, (-1, 2))
     return DeviceColour(_both(parameters), pictures.shape[1], CPU)(crops, rows).flatten(0, 1).numpy()
 
@@ -60,7 +56,7 @@ def _differences(one, other):
 def test_views_are_those_of_the_cpu(recipe, size):
     pictures = _pictures(size=size + 12)
     crops, draws = _crops(recipe, size, pictures)
-    expected = torch.stack([Views(recipe, size)(*of) for of in zip(pictures, _numbers(64), strict=True)])
+    (expected,) = Views(recipe, size)(pictures, _numbers(64))
     made = DeviceColour(VIEW_RECIPES[recipe], size, CPU)(crops, draws)
     assert made.dtype == torch.uint8 and made.shape == expected.shape
     difference = _differences(made, expected)
@@ -106,7 +102,7 @@ def test_blurs_have_the_width_of_the_cpus(size, kernel_ratio):
     pictures = _pictures(size=size)
     parameters = replace(PLAIN, blur_probability=1.0, blur_sigma=(0.1, 2.5), blur_kernel_ratio=kernel_ratio)
     sigmas = np.random.default_rng(3).uniform(0.1, 2.5, len(pictures)).tolist()
-    made = _by_device(pictures, parameters, [NOTHING._replace(blur_sigma=sigma) for sigma in sigmas])
+    made = _by_device(pictures, parameters, [row_of((0, 0, size, size), blur_sigma=sigma) for sigma in sigmas])
     blurred = [views.blur(picture, sigma, kernel_ratio) for picture, sigma in zip(pictures, sigmas, strict=True)]
     difference = _differences(made, blurred)
     assert difference.max() <= 1
@@ -118,9 +114,10 @@ def test_operations_come_in_the_order_of_each_draw(grey_first):
     pictures = _pictures(48)
     parameters = replace(PLAIN, blur_probability=1.0, grey_first=grey_first)
     factors = (1.3, 0.5, 1.6, 0.2)
-    draws = [
-        NOTHING._replace(
-            jitter=tuple((operation, factors[operation]) for operation in order),
+    rows = [
+        row_of(
+            (0, 0, 32, 32),
+            [(operation, factors[operation]) for operation in order],
             grey=number % 3 == 0,
             blur_sigma=number % 2 * 0.8,
             solarize=number % 5 == 0,
@@ -128,8 +125,8 @@ def test_operations_come_in_the_order_of_each_draw(grey_first):
         )
         for number, order in enumerate([*itertools.permutations(range(4)), *[(HUE, CONTRAST), ()] * 12])
     ]
-    made = _by_device(pictures, parameters, draws)
-    expected = [make_view(picture, parameters, draw, 32) for picture, draw in zip(pictures, draws, strict=True)]
+    made = _by_device(pictures, parameters, rows)
+    expected = [make_view(picture, parameters, row, 32) for picture, row in zip(pictures, rows, strict=True)]
     # Another order differs by 3 levels or more in the mean of a view.
     assert _differences(made, expected).mean(axis=(1, 2, 3)).max() < 0.6
 

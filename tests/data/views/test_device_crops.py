@@ -2,10 +2,11 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from view_rows import row_of
 
 from hf_ssl.data.views.cpu import crop_and_flip
 from hf_ssl.data.views.device_crops import DeviceCrops
-from hf_ssl.data.views.draws import NUM_DRAWS, as_row, draw_view
+from hf_ssl.data.views.draws import NUM_DRAWS, draw_pairs
 from hf_ssl.data.views.recipes import ViewParameters, ViewRecipe
 
 SIZES = [((32, 32), 32), ((96, 96), 32), ((48, 48), 32), ((60, 100), 64), ((8, 8), 28), ((1, 3), 8), ((375, 500), 64)]
@@ -19,15 +20,12 @@ def test_crops_are_those_of_the_cpu(interpolation, shape, size):
     smooth = [cv2.resize(picture, shape[::-1], interpolation=cv2.INTER_LINEAR) for picture in coarse]
     pictures = np.concatenate([smooth, generator.integers(0, 256, (16, *shape, 3), dtype=np.uint8)])
     parameters = ViewParameters(interpolation=interpolation, vertical_flip_probability=0.5)
-    draws = [
-        [draw_view(*shape, parameters, numbers) for numbers in both]
-        for both in generator.random((32, 2, NUM_DRAWS)).tolist()
-    ]
-    rows = torch.tensor([[as_row(draw) for draw in both] for both in draws])
-    made = DeviceCrops(ViewRecipe(parameters, parameters, ""), size)(torch.from_numpy(pictures), rows)
+    recipe, sizes = ViewRecipe(parameters, parameters, ""), np.tile(shape, (32, 1)).T
+    rows = draw_pairs(*sizes, recipe, generator.random((32, 2, NUM_DRAWS)))
+    made = DeviceCrops(recipe, size)(torch.from_numpy(pictures), torch.from_numpy(rows).float())
     expected = [
-        [crop_and_flip(picture, parameters, draw, size) for draw in both]
-        for picture, both in zip(pictures, draws, strict=True)
+        [crop_and_flip(picture, parameters, row, size) for row in both]
+        for picture, both in zip(pictures, rows.tolist(), strict=True)
     ]
     assert made.dtype == torch.uint8
     difference = np.abs(made.numpy().astype(int) - np.array(expected).astype(int))
@@ -38,7 +36,7 @@ def test_crops_are_those_of_the_cpu(interpolation, shape, size):
 def test_a_crop_of_the_views_size_is_the_picture():
     pictures = torch.randint(0, 256, (6, 12, 12, 3), dtype=torch.uint8)
     parameters = ViewParameters(crop_scale=(1, 1), crop_ratio=(1, 1), flip_probability=0)
-    row = as_row(draw_view(12, 12, parameters, [0.5] * NUM_DRAWS))
+    row = row_of((0, 0, 12, 12))
     made = DeviceCrops(ViewRecipe(parameters, parameters, ""), 12)(pictures, torch.tensor(row).expand(6, 2, -1))
     assert torch.equal(made, pictures[:, None].expand(-1, 2, -1, -1, -1))
 
@@ -46,7 +44,7 @@ def test_a_crop_of_the_views_size_is_the_picture():
 def test_both_views_have_their_own_filter():
     pictures = torch.randint(0, 256, (6, 12, 12, 3), dtype=torch.uint8)
     first, second = ViewParameters(interpolation="bilinear"), ViewParameters(interpolation="bicubic")
-    row = as_row(draw_view(12, 12, first, [0.5] * NUM_DRAWS))
+    row = row_of((1, 2, 9, 8))
     made = DeviceCrops(ViewRecipe(first, second, ""), 8)(pictures, torch.tensor(row).expand(6, 2, -1))
     alone = DeviceCrops(ViewRecipe(first, first, ""), 8)(pictures, torch.tensor(row).expand(6, 2, -1))
     assert torch.equal(made[:, 0], alone[:, 0])

@@ -1,0 +1,152 @@
+"""Chunks: records on their way through the workers, in which images become views."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from hf_ssl.data.decode.pictures import SkippedImageError, decode
+from hf_ssl.data.order.lanes import Place, Window
+from hf_ssl.data.order.ordered import UNKNOWN_LABEL
+from hf_ssl.data.views.draws import numbers_between
+from hf_ssl.errors import UserError
+
+_BYTES_AT_ONCE = 2**22  # of decoded pictures: what is in the cache of the processor need not be fetched again
+
+
+class ViewMaker(Protocol):
+    """What a stream makes of pictures: `Views`, `Crops`, or `CachedDraws` of places in a cache."""
+
+    def __call__(self, pictures: list[Any], numbers: NDArray) -> tuple[Tensor, ...]:
+        """Make the views of some pictures, (pictures, ...) each, from numbers in [0, 1), (pictures, 2, NUM_DRAWS)."""
+        ...
+
+
+Pictures = Callable[[pa.Array], Iterator[Any]]
+"""Undecoded images -> for each a picture, or the `SkippedImageError` that says why there is none."""
+
+
+@dataclass
+class Part:
+    """Consecutive records of a lane, and what a worker made of them.
+
+    Args:
+        lane: The lane.
+        place: Of the first record.
+        first: Number of the first record in the lane's epoch.
+        size: Number of records; 0 where an epoch ends.
+        records: Undecoded images, their indices and their labels; None once a worker has seen them.
+        reasons: Offset of each image that cannot be used -> why.
+        indices: Of the other images.
+        labels: Of the other images, `UNKNOWN_LABEL` where they have none.
+    """
+
+    lane: int
+    place: Place
+    first: int = 0
+    size: int = 0
+    records: pa.RecordBatch | None = None
+    reasons: dict[int, str] = field(default_factory=dict)
+    indices: list[int | None] = field(default_factory=list)
+    labels: list[int] = field(default_factory=list)
+
+
+@dataclass
+class Chunk:
+    """What a worker handles at a time, and the views of its usable images, part after part."""
+
+    parts: list[Part]
+    views: tuple[Tensor, ...] = ()
+
+
+class Maker(Dataset):
+    """Turns the records of a chunk into views; runs in the workers."""
+
+    def __init__(self, views: ViewMaker, seed: int, pictures: Pictures):
+        self.views = views
+        self.seed = seed
+        self.pictures = pictures
+
+    def __getitem__(self, chunk: Chunk) -> Chunk:
+        made: list[tuple[Tensor, ...]] = []
+        pictures, numbers, num_bytes = [], [], 0
+        for part in chunk.parts:
+            if part.records is None:
+                continue
+            images, indices, labels = part.records.columns
+            indices, labels = indices.to_pylist(), labels.to_pylist()
+            drawn = numbers_between(self.seed, part.place.epoch, part.lane, part.first, part.first + part.size)
+            for offset, picture in enumerate(self.pictures(images)):
+                if isinstance(picture, SkippedImageError):
+                    part.reasons[offset] = picture.reason
+                    continue
+                part.indices.append(indices[offset])
+                part.labels.append(UNKNOWN_LABEL if labels[offset] is None else labels[offset])
+                pictures.append(picture)
+                numbers.append(drawn[offset])
+                num_bytes += getattr(picture, "nbytes", 0)
+                if num_bytes > _BYTES_AT_ONCE:
+                    made.append(self.views(pictures, np.stack(numbers)))
+                    pictures, numbers, num_bytes = [], [], 0
+            part.records = None  # the bytes need not travel back
+        if pictures:
+            made.append(self.views(pictures, np.stack(numbers)))
+        chunk.views = made[0] if len(made) == 1 else tuple(map(torch.cat, zip(*made, strict=True)))
+        return chunk
+
+
+def decoded(images: pa.Array) -> Iterator[NDArray[np.uint8] | SkippedImageError]:
+    """The pictures of undecoded images, or why there is none."""
+    # One by one: the memory of the last is used again, and that of a new list costs more than reading it.
+    for image in images:
+        try:
+            yield decode(image.as_py())
+        except SkippedImageError as error:
+            yield error
+
+
+class LaneReader:
+    """Hands out the records of a lane."""
+
+    def __init__(self, lane: int, windows: Iterator[Window], window_size: int, offset: int):
+        self._lane, self._windows, self._window_size = lane, windows, window_size
+        self._window: Window | None = None
+        self._empty_epochs = 0  # in a row
+        self._offset = offset  # of the first window
+
+    def take(self, number: int) -> list[Part]:
+        """The next records: of one window or several, with an empty part where an epoch ends.
+
+        Raises:
+            UserError: If the lane has no records.
+        """
+        parts = []
+        while number:
+            if self._window is None:
+                self._window = next(self._windows)
+            start, records = self._window.start, self._window.records
+            rows = self._window.rows[self._offset : self._offset + number]
+            if records is not None and len(rows):
+                place = Place(start.epoch, start.window, self._offset, start.state)
+                first = start.window * self._window_size + self._offset
+                parts.append(Part(self._lane, place, first, len(rows), records.take(pa.array(rows))))
+                self._offset += len(rows)
+                number -= len(rows)
+                self._empty_epochs = 0
+            else:
+                if records is None:
+                    parts.append(Part(self._lane, start))
+                    self._empty_epochs += 1
+                if self._empty_epochs > 1:  # the first may have begun at its end
+                    raise UserError(
+                        f"The data set has too few images: lane {self._lane} would get none. Start fewer processes, "
+                        "or give fewer `lanes`."
+                    )
+                self._window, self._offset = None, 0
+        return parts
