@@ -10,8 +10,14 @@ import re
 from collections import Counter
 from dataclasses import dataclass
 
-from datasets.data_files import SPLIT_KEYWORDS
+from datasets import Split
+from datasets.data_files import (
+    DEFAULT_PATTERNS_SPLIT_IN_DIR_NAME,
+    DEFAULT_PATTERNS_SPLIT_IN_FILENAME,
+    SPLIT_KEYWORDS,
+)
 from datasets.packaged_modules import _ALL_METADATA_FILENAMES
+from fsspec.utils import glob_translate
 
 from hf_ssl.data.sources.listing import is_image
 from hf_ssl.data.sources.resolve import Resolved, counted, help_for
@@ -215,10 +221,13 @@ def _split_folder(file: str, split: str) -> str:
 def _patterns(resolved: Resolved, split: str) -> str | list[str]:
     """Patterns that choose the files of a split again."""
     files = resolved.splits[split]
-    if resolved.found_by == "files":
-        found = sorted(files)[:_SHOWN]
+    folders = sorted({_split_folder(file, split) for file in files})
+    if resolved.found_by == "folders" and len(folders) <= _SHOWN:
+        found = [f"{folder}/**" for folder in folders]
     else:
-        found = [f"{folder}/**" for folder in sorted({_split_folder(file, split) for file in files})[:_SHOWN]]
+        by_name = resolved.found_by == "files"
+        table = DEFAULT_PATTERNS_SPLIT_IN_FILENAME if by_name else DEFAULT_PATTERNS_SPLIT_IN_DIR_NAME
+        found = [one for one in table[Split(split)] if any(map(re.compile(glob_translate(one)).match, files))]
     return found[0] if len(found) == 1 else found
 
 

@@ -5,11 +5,13 @@ import io
 import json
 import logging
 import os
+import re
 import tarfile
 import zipfile
 from collections import Counter
 
 import datasets
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
@@ -265,6 +267,46 @@ def test_a_folder_is_what_load_dataset_makes_of_it(layout, tmp_path):
     folder.mkdir()
     LAYOUTS[layout](folder)
     _compare(folder, tmp_path)
+
+
+NAMES = ("train", "test", "val", "eval", "cat", "dog", "Train", "unlabeled", "train_1", "my test", "data", "x-train-y")
+FILES = ("{}.png", "train_{}.png", "test-{}.png", "{}.PNG", "IMG {}.png")
+
+
+@pytest.mark.parametrize("seed", range(16))
+def test_any_folder_is_what_load_dataset_makes_of_it_or_is_asked(seed, tmp_path):
+    """Folders and files at random depths, with names of splits and others."""
+    random = np.random.default_rng(seed)
+    folder, depth = tmp_path / "set", random.integers(4)
+    levels = [random.choice(NAMES, random.integers(1, 4), replace=False) for _ in range(depth)]
+    pattern = random.choice(FILES)
+    files = ["/".join([*(random.choice(level) for level in levels), pattern.format(n)]) for n in range(12)]
+    _images(*files)(folder)
+    loaded = datasets.load_dataset(str(folder), cache_dir=str(tmp_path / "cache"))
+    for split, dataset in loaded.items():
+        try:
+            source = open_source(str(folder), split=str(split))
+        except UserError as error:
+            assert "can be read in two ways" in str(error) and "--d" in str(error)
+            return
+        label = next(iter(source.labels), None)
+        expected = _expected(dataset, "image", label)
+        if "count once" in source.understood:
+            expected = list(dict.fromkeys(expected))
+        images = [bytes_of(record["image"]) for record in source.records]
+        assert list(zip(images, _labels_of(source), strict=True)) == expected
+        assert label is not None or "label" not in dataset.features or "--drop_labels false" in source.understood
+
+
+def test_the_patterns_that_an_error_names_choose_the_same_images(tmp_path):
+    names = [f"{word}{n}.png" for word in ("train_", "test-", "photo ") for n in range(15)]
+    _images(*names, *[f"more/{n}.png" for n in range(30)])(tmp_path)
+    with pytest.raises(UserError, match="by names of files") as caught:
+        open_source(str(tmp_path))
+    first, everything = re.findall("--data_files '(.*?)'", str(caught.value))
+    chosen = DataSettings(dataset=str(tmp_path), data_files=first)
+    assert (chosen.open().num_images, chosen.open(split="test").num_images) == (15, 15)
+    assert DataSettings(dataset=str(tmp_path), data_files=everything).open().num_images == 75
 
 
 def test_a_path_may_hold_the_signs_of_patterns(tmp_path):
