@@ -20,12 +20,15 @@ def read_card(name: str, folder: Path) -> tuple[MetadataConfigs, DatasetInfosDic
     """
     readme, more = folder / "README.md", folder / ".huggingface.yaml"
     try:
-        card: Any = DatasetCard.load(readme).data if readme.is_file() else DatasetCardData()
+        states = readme.is_file() and readme.read_text(encoding="utf-8", errors="replace").lstrip().startswith("---")
+        card: Any = DatasetCard.load(readme).data if states else DatasetCardData()
         if more.is_file():
             stated = yaml.safe_load(more.read_text(encoding="utf-8")) or {}
             card = DatasetCardData(**(card.to_dict() | stated))
         infos = DatasetInfosDict.from_dataset_card_data(card)
-        return MetadataConfigs.from_dataset_card_data(card), infos or DatasetInfosDict.from_directory(str(folder))
+        if not infos and (folder / "dataset_infos.json").is_file():  # of former versions of `datasets`
+            infos = DatasetInfosDict.from_directory(str(folder))
+        return MetadataConfigs.from_dataset_card_data(card), infos
     except (ValueError, TypeError, KeyError, AttributeError, OSError, yaml.YAMLError, DatasetsError) as error:
         detail = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
         raise UserError(f"The README.md of `{name}` cannot be read as a data set's: {detail}. Repair it.") from error

@@ -108,14 +108,18 @@ def _check_formats(name: str, resolved: Resolved) -> None:
         return
     if not others:
         return
-    number = sum(map(len, resolved.splits.values()))
-    ending = os.path.splitext(others[0])[1]
-    one = next(file for files in resolved.splits.values() for file in files)
+    own = [file for files in resolved.splits.values() for file in files]
     raise UserError(
-        f"`{name}` can be read in two ways: as `datasets` does, {_format(resolved)} of {_files(number)} without "
-        f"{len(others)} {ending} file{'s' * (len(others) > 1)} beside them, by --data_files "
-        f"'**/*{os.path.splitext(one)[1]}'; or the others, by --data_files '**/*{ending}'. Choose one."
+        f"`{name}` can be read in two ways: as `datasets` does, {_format(resolved)} of {_files(len(own))} without the "
+        f"{_files(len(others))} of other formats beside them, by --data_files '{_by_endings(own)}'; or only the "
+        f"others, by --data_files '{_by_endings(others)}'. Choose one."
     )
+
+
+def _by_endings(files: list[str]) -> str:
+    """Patterns of all files with the endings of some."""
+    patterns = [f"**/*{ending}" for ending in sorted({os.path.splitext(file)[1] for file in files})]
+    return patterns[0] if len(patterns) == 1 else json.dumps(patterns)
 
 
 def _check_splits(name: str, resolved: Resolved) -> None:

@@ -466,8 +466,12 @@ def test_what_can_be_read_in_two_ways_is_asked(case, tmp_path):
 def test_images_and_tables_in_one_folder_are_asked(tmp_path):
     _parquet(rows=range(5))(tmp_path)
     _images("pictures/0.png", "pictures/1.png")(tmp_path)
-    with pytest.raises(UserError, match="a folder of images of 2 files without 1 .parquet file beside"):
+    (tmp_path / "pictures" / "2.jpg").write_bytes(_png(2))
+    with pytest.raises(UserError, match="a folder of images of 3 files without the 1 file of other formats") as caught:
         open_source(str(tmp_path))
+    images, tables = re.findall("--data_files '(.*?)'", str(caught.value))
+    assert DataSettings(dataset=str(tmp_path), data_files=images).open().num_images == 3
+    assert DataSettings(dataset=str(tmp_path), data_files=tables).open().num_images == 5
     assert open_source(str(tmp_path), data_files="**/*.parquet").num_images == 5
     assert open_source(str(tmp_path), data_files="**/*.png").num_images == 2
 
