@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import re
+import shlex
 from pathlib import Path
 from typing import Any, Literal
 
@@ -40,6 +42,12 @@ class PlaceSettings:
         """Read `data_files`: JSON becomes its value, and what a run records must compare equal on resuming."""
         self.data_files = _read_data_files(self.data_files)
 
+    def place_flags(self) -> list[str]:
+        """The same choice on a command line, for a shell."""
+        given = {name: getattr(self, name) for name in PLACES if getattr(self, name) is not None}
+        texts = {name: value if isinstance(value, str) else json.dumps(value) for name, value in given.items()}
+        return [f"--{name} {shlex.quote(text)}" for name, text in texts.items()]
+
     def places(self) -> dict[str, Any]:
         """Arguments of `open_source`."""
         return {
@@ -76,8 +84,11 @@ def _read_data_files(value: Any) -> Any:
         patterns = part if isinstance(part, list) else [part]
         if not patterns or not all(isinstance(pattern, str) and pattern for pattern in patterns):
             raise wrong
-    if isinstance(value, dict) and not (value and all(isinstance(split, str) and split for split in value)):
+    if value == {}:
         raise wrong
+    for split in value if isinstance(value, dict) else []:
+        if not re.fullmatch(r"\w+(\.\w+)*", split):  # the rule of `datasets`
+            raise UserError(f"`data_files` must name splits by letters, digits and _, got `{split}`.")
     return value
 
 

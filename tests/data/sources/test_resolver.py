@@ -1,14 +1,18 @@
 """Folders, files and archives are read as `datasets.load_dataset` reads them, and what is doubtful is asked."""
 
 import base64
+import http.server
 import io
 import json
 import logging
 import os
 import re
+import shlex
 import tarfile
+import threading
 import zipfile
 from collections import Counter
+from functools import partial
 
 import datasets
 import numpy as np
@@ -17,8 +21,9 @@ import pytest
 from PIL import Image
 
 from hf_ssl.commands import main
+from hf_ssl.commands.flags import flags_of, parse_flags
 from hf_ssl.data.decode.image_bytes import bytes_of
-from hf_ssl.data.settings import DataSettings
+from hf_ssl.data.settings import PLACES, DataSettings, PlaceSettings
 from hf_ssl.data.sources.files import INDEX_COLUMN
 from hf_ssl.data.sources.open import open_source
 from hf_ssl.errors import UserError
@@ -519,6 +524,16 @@ def test_configs_folders_and_files_that_are_chosen(tmp_path):
     assert DataSettings(dataset=str(tmp_path), data_dir="big", drop_labels=True).open().labels == {}
 
 
+def test_a_choice_is_written_as_flags_and_read_again():
+    settings = DataSettings(
+        dataset="x", data_files={"train": ["a b/**", "it's.png"]}, drop_labels=False, data_dir="d e"
+    )
+    words = shlex.split(" ".join(settings.place_flags()))
+    read = parse_flags(words, {"data": flags_of(PlaceSettings)}, program="x", description="")
+    assert PlaceSettings(**read).places() == PlaceSettings(**{n: getattr(settings, n) for n in PLACES}).places()
+    assert DataSettings(dataset="x").place_flags() == []
+
+
 def test_wrong_choices_get_one_sentence(tmp_path):
     _images(*_classes("train", "test"))(tmp_path / "set")
     place = str(tmp_path / "set")
@@ -546,6 +561,8 @@ def test_wrong_choices_get_one_sentence(tmp_path):
         open_source(str(tmp_path / "tables" / "rows.parquet"), data_files="**")
     with pytest.raises(UserError, match="`data_files` is for folders of files and the Hub, but `shapes` comes with"):
         open_source("shapes", data_files="**")
+    with pytest.raises(UserError, match="`data_files` must name splits by letters, digits and _, got `held out`"):
+        DataSettings(dataset=place, data_files='{"held out": "**"}')
     for wrong in ("{", [], '{"train": 3}', {"train": []}, {}, ""):
         with pytest.raises(UserError, match="`data_files` must be a pattern, a list of patterns, or a JSON object"):
             DataSettings(dataset=place, data_files=wrong)
@@ -585,6 +602,59 @@ def test_addresses_are_read_by_fsspec(tmp_path):
     _tar(tmp_path / "tars" / "a.tar", range(4))
     os.utime(tmp_path / "tars" / "a.tar", (1, 1))
     assert open_source(place).fingerprint != before
+
+
+class _Ranges(http.server.SimpleHTTPRequestHandler):
+    """Serves parts of files, as servers of data do."""
+
+    def log_message(self, format, *args):
+        pass
+
+    def do_HEAD(self):  # noqa: N802
+        self.do_GET(head=True)
+
+    def do_GET(self, head=False):  # noqa: N802
+        path = self.translate_path(self.path)
+        if not os.path.isfile(path):
+            self.send_error(404)
+            return
+        with open(path, "rb") as file:
+            content = file.read()
+        wanted = re.match(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
+        first, last = (int(wanted[1]), int(wanted[2] or len(content) - 1)) if wanted else (0, len(content) - 1)
+        part = content[first : last + 1]
+        self.send_response(206 if wanted else 200)
+        self.send_header("Accept-Ranges", "bytes")
+        self.send_header("Content-Length", str(len(part)))
+        self.send_header("Content-Range", f"bytes {first}-{first + len(part) - 1}/{len(content)}")
+        self.end_headers()
+        if not head:
+            self.wfile.write(part)
+
+
+@pytest.fixture
+def site(tmp_path):
+    """A folder and its address."""
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(_Ranges, directory=str(tmp_path))) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield tmp_path, f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def test_addresses_of_the_web(site):
+    folder, address = site
+    _parquet(train=range(4), test=range(4, 6))(folder)
+    _tar(folder / "a.tar", range(3))
+    source = open_source(f"{address}/train.parquet")
+    assert [bytes_of(record["image"]) for record in source.records] == [_png(n) for n in range(4)]
+    assert source.labels == {"label": ["cat", "dog"]}
+    files = {"train": "train.parquet", "held_out": "test.parquet"}
+    assert len(list(open_source(address, data_files=files, split="held_out").records)) == 2
+    assert len(list(open_source(f"{address}/a.tar").records)) == 3
+    with pytest.raises(UserError, match="nothing.parquet` cannot be opened"):
+        open_source(f"{address}/nothing.parquet")
+    with pytest.raises(UserError, match="must be a file at an http address"):
+        open_source(address)
 
 
 def test_the_flags_reach_every_command_that_opens_images(tmp_path, capsys):
