@@ -224,9 +224,10 @@ def _with_columns(
     fingerprint = hashlib.sha256(identity.encode()).hexdigest()[:32]
     known = (columns.image, columns.labels, opened.num_images)
     understood = opened.understood
-    if understood and opened.distinct is not None and main_label is not None:  # a table; folders are told already
-        names = columns.labels[main_label]
-        understood += f" Labels: `{main_label}`" + (f", {len(names):,} classes." if names else ".")
+    if understood and opened.distinct is not None:  # a table; classes that are folders are told already
+        names = columns.labels[main_label] if main_label is not None else []
+        what = f"Labels: `{main_label}`" if main_label is not None else "No label column"
+        understood += f" {what}" + (f", {len(names):,} classes." if names else ".")
     return Source(dataset, split, records, *known, fingerprint, opened.left_out, understood, opened.files)
 
 

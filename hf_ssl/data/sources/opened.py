@@ -1,6 +1,7 @@
 """What every way of opening a data set gives, before its columns are chosen, and how failures become one sentence."""
 
 import difflib
+import os
 import tarfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -75,6 +76,7 @@ def attempt(name: str, open_: Callable[[], Any]) -> Any:
         here = [] if "/" in name else [path.name for path in Path().iterdir() if not path.name.startswith(".")]
         close = difflib.get_close_matches(name, [*EMBEDDED, *here], n=1)
         hint = f" Did you mean `{close[0]}`?" if close else " Check the name, and the connection if it is on the Hub."
+        hint = "" if os.path.exists(os.path.expanduser(name)) else hint
         cause = error.__cause__ if isinstance(error, DatasetGenerationError) else None
         error = cause if isinstance(cause, Exception) else error
         detail = (str(error).strip().splitlines() or [""])[0].rstrip(".")

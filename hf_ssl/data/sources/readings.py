@@ -144,13 +144,13 @@ def _check_splits(name: str, resolved: Resolved) -> None:
 
 
 def _seen(seen: dict[str, str], file: str, split: str) -> bool:
-    return os.path.basename(file) not in _ALL_METADATA_FILENAMES and seen.setdefault(file, split) != split
+    return not _is_metadata(file) and seen.setdefault(file, split) != split
 
 
 def _check_lost(name: str, resolved: Resolved) -> None:
     """Images that belong to no split, where that is not plainly meant."""
     lost = resolved.in_no_split
-    kept = [(split, file) for split, files in resolved.splits.items() for file in files]
+    kept = [(split, file) for split, files in resolved.splits.items() for file in files if not _is_metadata(file)]
     if not lost:
         return
     images = resolved.module == "imagefolder"
@@ -170,7 +170,7 @@ def _check_lost(name: str, resolved: Resolved) -> None:
     if not doubtful:
         return
     splits = ", ".join(
-        f"split `{split}` with {_files(len(files), resolved)}" for split, files in resolved.splits.items()
+        f"split `{split}` with {_files(_number(files), resolved)}" for split, files in resolved.splits.items()
     )
     chosen = {split: _patterns(resolved, split) for split in resolved.splits}
     everything = f"{len(lost) + len(kept):,} images" if images else _files(len(lost) + len(kept))
@@ -251,6 +251,10 @@ def understood(name: str, resolved: Resolved, classes: Classes | None) -> str:
             )
     if resolved.in_no_split:
         parts.append(in_no_split(resolved))
+    used = {file for files in resolved.splits.values() for file in files if _is_metadata(file)}
+    unused = [file for file in resolved.listing.sizes if _is_metadata(file) and file not in used]
+    if unused and resolved.module == "imagefolder":
+        parts.append(f"Not read, since they are in no split: {_listed(unused)}.")
     if resolved.repeated:
         parts.append(f"{_files(resolved.repeated, resolved)} that two patterns of a split match count once.")
     if resolved.module != "imagefolder" and any(map(is_image, resolved.aside)):
@@ -289,7 +293,11 @@ def _classes_text(resolved: Resolved, classes: Classes) -> str:
 
 
 def _number(files: list[str]) -> int:
-    return sum(os.path.basename(file) not in _ALL_METADATA_FILENAMES for file in files)
+    return sum(not _is_metadata(file) for file in files)
+
+
+def _is_metadata(file: str) -> bool:
+    return os.path.basename(file) in _ALL_METADATA_FILENAMES
 
 
 def _format(resolved: Resolved) -> str:

@@ -501,6 +501,12 @@ def test_what_was_understood_is_said_once(tmp_path, caplog):
     LAYOUTS["metadata csv"](tmp_path / "meta")
     line = open_source(str(tmp_path / "meta")).understood
     assert "Split train has 3 rows of metadata for 4 images." in line and "`label`, 3 classes" in line
+    LAYOUTS["split folders"](tmp_path / "beside")
+    (tmp_path / "beside" / "metadata.csv").write_text("file_name,label\ntrain/cat/0.png,1\n")
+    assert "in no split: `metadata.csv`." in open_source(str(tmp_path / "beside")).understood
+    (tmp_path / "meta" / "train" / "metadata.csv").write_text("file_name\n0.png\n")
+    (tmp_path / "meta" / "test" / "metadata.csv").write_text("file_name\n0.png\n")
+    assert open_source(str(tmp_path / "meta")).understood.endswith("No label column.")
 
 
 def test_an_image_that_two_patterns_match_is_read_once(tmp_path):
