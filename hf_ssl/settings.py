@@ -166,7 +166,8 @@ def rule_of(annotation: Any) -> str:
     if origin in (Union, types.UnionType):
         return " or ".join(dict.fromkeys(rule_of(one) for one in arguments))
     if origin is Literal:
-        return f"one of {', '.join(map(str, arguments))}" if len(arguments) > 1 else str(arguments[0])
+        options = ", ".join(map(str, arguments))
+        return f"one of {options}" if len(arguments) > 1 else options
     if origin in (list, tuple) and get_origin(_without_none(arguments[0])) is Literal:
         return f"a list of words, each {rule_of(_without_none(arguments[0]))}"
     if origin in (list, tuple):

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForPreTraining
 
+from hf_ssl.data.decode.unavailable import DATA_TIMEOUT
 from hf_ssl.data.settings import PlaceSettings
 from hf_ssl.data.sources.open import Source, open_source
 from hf_ssl.errors import UserError
@@ -30,6 +31,9 @@ class ReadingSettings(PlaceSettings):
         num_workers: Processes that decode, at least 0.
         device: Where the encoder runs; `auto` is CUDA if there is a device.
         seed: Seed of everything random, such as `random:ENCODER`, at least 0.
+        data_timeout: Seconds, at least 0, for which a file, the Hub or a connection that fails is tried again.
+        allow_paths: Read whatever file or address a record names. Without it, data from the Hub or an address gives
+            only what belongs to it, and data of this machine files, but no addresses.
     """
 
     dataset: Any
@@ -37,6 +41,8 @@ class ReadingSettings(PlaceSettings):
     num_workers: int = 2
     device: Literal["auto", "cpu", "cuda"] = "auto"
     seed: int = 0
+    data_timeout: float = DATA_TIMEOUT
+    allow_paths: bool = False
 
     def check_reading(self) -> None:
         """Check what can be checked without the data; called by each command's `validate_`.
@@ -44,13 +50,15 @@ class ReadingSettings(PlaceSettings):
         Raises:
             UserError: If a number is too small or the device is missing.
         """
-        check_least(self, batch_size=1, num_workers=0, seed=0)
+        check_least(self, batch_size=1, num_workers=0, seed=0, data_timeout=0)
         if self.device == "cuda" and not torch.cuda.is_available():
             raise UserError("`device` cuda needs a CUDA device, but PyTorch sees none. Leave it out.")
 
     def open(self, split: str) -> Source:
         """Open one split of the data set."""
-        return open_source(self.dataset, split=split, **self.places())
+        return open_source(
+            self.dataset, split=split, data_timeout=self.data_timeout, allow_paths=self.allow_paths, **self.places()
+        )
 
     def torch_device(self) -> str:
         """`device` with `auto` resolved."""

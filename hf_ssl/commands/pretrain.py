@@ -56,7 +56,15 @@ GROUPS = {
         *("weight_decay", "decay_norm_and_bias", "optimizer_momentum", "lars_trust_coefficient", "max_grad_norm"),
         *("predictor_lr_multiplier", "predictor_weight_decay"),
     ),
-    "machine": ("mixed_precision", "compile", "activation_checkpointing", "channels_last", "batch_norm", "cpu"),
+    "machine": (
+        "lanes",
+        "mixed_precision",
+        "compile",
+        "activation_checkpointing",
+        "channels_last",
+        "batch_norm",
+        "cpu",
+    ),
     "checkpoints and log": (
         *("checkpoint_every", "keep_checkpoints", "resume", "log_every", "diagnostics_every", "on_collapse"),
         "report_to",

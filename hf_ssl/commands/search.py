@@ -182,10 +182,9 @@ def _encoder_of(saved: SavedFeatures, settings: SearchSettings) -> Encoder:
 
 def _source_of(saved: SavedFeatures, settings: SearchSettings, *, is_other: bool = False) -> Source:
     """The data set of features; `dataset` says where it is, unless the features are of another one."""
-    about = dict(saved.record["dataset"])
-    name = about["dataset"] if is_other else settings.dataset or about["dataset"]
-    places: dict[str, Any] = about | {"dataset": name}
-    source = open_source(**places, split=saved.split)
+    about: dict[str, Any] = dict(saved.record["dataset"])
+    name = about["dataset"] = about["dataset"] if is_other else settings.dataset or about["dataset"]
+    source = open_source(**about, split=saved.split)
     if source.fingerprint != saved.record["splits"][saved.split]["fingerprint"]:
         raise UserError(
             f"`{name}` is not the data set whose features `{saved.name}` holds, or it has changed. Name the one by "

@@ -7,9 +7,9 @@ The sheet shows the first images of a training run with the same seed. Pair 1 is
 first epoch, on one process; the other pairs are drawn in the same way.
 """
 
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import chain, cycle
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from hf_ssl.commands.command import Command
 from hf_ssl.commands.encoder_settings import check_output_file
 from hf_ssl.commands.resolve import DEFAULT_METHOD, auto_choice
-from hf_ssl.data.decode.pictures import SkippedImageError
-from hf_ssl.data.order.chunks import LaneReader, decoded
-from hf_ssl.data.order.lanes import Dealing, Place, choose_lanes
+from hf_ssl.data.decode.pictures import SkippedImageError, decoded
+from hf_ssl.data.order.chunks import parts_in_turns
+from hf_ssl.data.order.lanes import Dealing, choose_lanes
 from hf_ssl.data.order.stream import CHUNK_SIZE, turn_of
 from hf_ssl.data.settings import DataSettings, ViewedDataSettings
 from hf_ssl.data.sources.open import Source
@@ -128,7 +128,7 @@ def run(settings: ViewsSettings) -> ViewsResult:
     recipe = settings.find_recipe(name)
     skipped: dict[str, int] = {}
     shown = []
-    batch_size = chosen.get("batch_size", TrainingSettings.batch_size)
+    batch_size = min(chosen.get("batch_size", TrainingSettings.batch_size), source.num_images or sys.maxsize)
     for one in _first_images(source, settings.seed, batch_size, skipped):
         shown.append(one)
         if len(shown) == settings.num_images:
@@ -158,14 +158,14 @@ def _first_images(source: Source, seed: int, batch_size: int, skipped: dict[str,
     class_names = next(iter(source.labels.values()), [])
     lanes = choose_lanes(batch_size, 1)
     dealing = Dealing(source, seed, lanes, batch_size // lanes, DataSettings().shuffle_window, label_column)
-    windows = dealing.windows(dict.fromkeys(range(lanes), Place()))
-    readers = [LaneReader(lane, windows[lane], dealing.lane_window, 0) for lane in range(lanes)]
     turn = turn_of(dealing.share, lanes, min(CHUNK_SIZE, batch_size))
-    for part in chain.from_iterable(reader.take(turn) for reader in cycle(readers)):
+    for part in parts_in_turns(dealing, turn):
         if part.records is None:  # the end of the epoch
             return
         images, _, labels = part.records.columns
-        for offset, (picture, label) in enumerate(zip(decoded(images), labels.to_pylist(), strict=True)):
+        for offset, (picture, label) in enumerate(
+            zip(decoded(images.to_pylist(), source.access.timeout), labels.to_pylist(), strict=True)
+        ):
             if isinstance(picture, SkippedImageError):
                 skipped[picture.reason] = skipped.get(picture.reason, 0) + 1
                 continue

@@ -7,11 +7,12 @@ import shlex
 from pathlib import Path
 from typing import Any, Literal
 
+from hf_ssl.data.decode.unavailable import DATA_TIMEOUT
 from hf_ssl.data.sources.open import DataLike, Source, name_of, open_source
 from hf_ssl.data.views.cpu import find_recipe
 from hf_ssl.data.views.recipes import ViewRecipe
 from hf_ssl.errors import UserError
-from hf_ssl.settings import checked
+from hf_ssl.settings import check_least, checked
 
 
 @checked
@@ -107,12 +108,17 @@ class ViewedDataSettings(PlaceSettings):
         view_settings: JSON object of single parameters that replace the recipe's, such as
             '{"crop_scale": [0.4, 1.0], "grey_probability": 0}'; names are those of `ViewParameters` in
             `hf_ssl/data/views/recipes.py`. They hold for both views; under `first` or `second` for one of them.
+        data_timeout: Seconds, at least 0, for which a file, the Hub or a connection that fails is tried again.
+        allow_paths: Read whatever file or address a record names. Without it, data from the Hub or an address gives
+            only what belongs to it, and data of this machine files, but no addresses.
     """
 
     dataset: DataLike = "shapes"
     split: str = "train"
     view_recipe: str | None = None
     view_settings: dict[str, Any] | None = None
+    data_timeout: float = DATA_TIMEOUT
+    allow_paths: bool = False
 
     def validate_viewed_data(self) -> None:
         """Check the names that can be checked without the data."""
@@ -121,6 +127,7 @@ class ViewedDataSettings(PlaceSettings):
         for name in ("dataset", "split"):
             if getattr(self, name) == "":
                 raise UserError(f"`{name}` must not be empty.")
+        check_least(self, data_timeout=0)
         self.find_recipe("crop_and_flip")  # what can be changed is the same in all recipes
         # Tuples and lists are one, and so are none and nothing: what a run records must compare equal on resuming.
         self.view_settings = json.loads(json.dumps(self.view_settings or None))
@@ -148,7 +155,13 @@ class ViewedDataSettings(PlaceSettings):
         Raises:
             UserError: If it cannot be opened.
         """
-        return open_source(self.dataset, split=self.split if split is None else split, **self.places())
+        return open_source(
+            self.dataset,
+            split=self.split if split is None else split,
+            data_timeout=self.data_timeout,
+            allow_paths=self.allow_paths,
+            **self.places(),
+        )
 
 
 @checked

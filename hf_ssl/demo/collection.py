@@ -3,13 +3,12 @@
 import io
 import json
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
@@ -20,7 +19,7 @@ from hf_ssl.data.sources.open import Source
 from hf_ssl.errors import UserError
 from hf_ssl.evaluation.encoders import Encoder
 from hf_ssl.evaluation.features import extract_features
-from hf_ssl.evaluation.portrait import map_of, sample_of
+from hf_ssl.evaluation.portrait import map_of, middle_square, sample_of
 
 _PICTURE = 192  # pixels: sharp where a page shows it half as large to a screen of twice the density
 _PLACED_BY = 5  # neighbours that tell the place of a new image
@@ -141,7 +140,7 @@ def collect(
         raise UserError(
             f"A demo needs two images, but split `{source.split}` of `{source.name}` has one. Choose another data set."
         )
-    batches = evaluation_batches(source, _picture, batch_size, num_workers=num_workers)
+    batches = evaluation_batches(source, partial(middle_square, size=_PICTURE), batch_size, num_workers=num_workers)
     with tqdm(total=len(found.features), desc="pictures", unit="img") as bar:
         pictures = []
         for batch in batches:
@@ -170,16 +169,6 @@ def name_of_data(dataset: str) -> str:
 
 def _unit(features: NDArray[np.float32]) -> NDArray[np.float32]:
     return features / np.maximum(np.linalg.norm(features, axis=-1, keepdims=True), 1e-12)
-
-
-def _picture(image: Image.Image) -> Tensor:
-    """The middle square of an image, (192, 192, 3), uint8."""
-    side = min(image.size)
-    left, top = (image.width - side) // 2, (image.height - side) // 2
-    # Small pictures are enlarged in whole pixels, as they are.
-    kind = Image.Resampling.NEAREST if side < _PICTURE else Image.Resampling.LANCZOS
-    square = image.convert("RGB").crop((left, top, left + side, top + side)).resize((_PICTURE, _PICTURE), kind)
-    return torch.from_numpy(np.array(square))
 
 
 def _encoded(pixels: Tensor) -> bytes:

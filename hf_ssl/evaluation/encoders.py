@@ -1,7 +1,7 @@
 """Frozen encoders from anywhere, each with the preprocessing that its published config names.
 
-So evaluation sees exactly the pixels that `AutoImageProcessor` would give to whoever loads the encoder. Every image is
-converted to RGB first.
+So evaluation sees exactly the pixels that `AutoImageProcessor` would give to whoever loads the encoder. Pillow resizes
+as it does there, and every image of Pillow is converted to RGB first.
 """
 
 import hashlib
@@ -11,9 +11,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import timm
 import torch
 from huggingface_hub.errors import HfHubHTTPError
+from numpy.typing import NDArray
 from PIL import Image
 from safetensors import SafetensorError
 from timm.data.config import resolve_data_config
@@ -27,9 +29,11 @@ from hf_ssl.modules.encoder import build_encoder, hidden_size_of
 from hf_ssl.modules.preprocessing import preprocessing
 from hf_ssl.modules.quiet import quiet_transformers
 
+Picture = NDArray[np.uint8]  # RGB, (height, width, 3)
+
 
 class ImageTransform:
-    """RGB conversion followed by timm's evaluation transform of a data config; picklable.
+    """timm's evaluation transform of a data config; picklable.
 
     Args:
         data_config: `input_size`, `mean`, `std`, `interpolation`, `crop_pct`, `crop_mode`, as timm publishes them.
@@ -37,11 +41,18 @@ class ImageTransform:
 
     def __init__(self, data_config: dict[str, Any]):
         self._data_config = data_config
-        self._transform = create_transform(**resolve_data_config(pretrained_cfg=data_config), is_training=False)
+        found = resolve_data_config(pretrained_cfg=data_config)
+        transform: Any = create_transform(**found, is_training=False)
+        *self._resizing, self._to_tensor, self._normalize = transform.transforms
+        self._size_as_it_is = found["input_size"][1:] if found["crop_pct"] == 1 else None
 
-    def __call__(self, image: Image.Image) -> Tensor:
+    def __call__(self, image: Image.Image | Picture) -> Tensor:
         """Pixels of one image, (3, height, width), float32."""
-        return self._transform(image.convert("RGB"))  # pyright: ignore[reportCallIssue, reportReturnType]
+        if not isinstance(image, np.ndarray) or image.shape[:2] != self._size_as_it_is:
+            image = _as_rgb(image)
+            for resize_or_crop in self._resizing:
+                image = resize_or_crop(image)
+        return self._normalize(self._to_tensor(image))
 
     def settings(self) -> dict[str, Any]:
         """What the pixels depend on."""
@@ -52,8 +63,12 @@ class ImageTransform:
         return ImageTransform({**self._data_config, "crop_pct": 1.0, "crop_mode": "squash"})
 
 
+def _as_rgb(image: Image.Image | Picture) -> Image.Image:
+    return Image.fromarray(image) if isinstance(image, np.ndarray) else image.convert("RGB")
+
+
 class ProcessorTransform:
-    """RGB conversion followed by a transformers image processor; picklable.
+    """A transformers image processor; picklable.
 
     Args:
         processor: What `AutoImageProcessor.from_pretrained` returns.
@@ -62,15 +77,16 @@ class ProcessorTransform:
     def __init__(self, processor: Any):
         self._processor = processor
 
-    def __call__(self, image: Image.Image) -> Tensor:
+    def __call__(self, image: Image.Image | Picture) -> Tensor:
         """Pixels of one image, (3, height, width), float32."""
-        return self._processor(image.convert("RGB"), return_tensors="pt")["pixel_values"][0]
+        # By way of Pillow, which all processors take: not all take an array, and some take three rows for channels.
+        return self._processor(_as_rgb(image), return_tensors="pt")["pixel_values"][0]
 
     def settings(self) -> dict[str, Any]:
         """What the pixels depend on."""
         return self._processor.to_dict()
 
-    def of_crops(self) -> Callable[[Image.Image], Tensor]:
+    def of_crops(self) -> Callable[[Image.Image | Picture], Tensor]:
         """The transform of pictures that are crops already: all of one is resized to the input size."""
         return _WholeImage(self._processor)
 
@@ -85,8 +101,8 @@ class _WholeImage:
         resample = getattr(processor, "resample", None)
         self._resample = Image.Resampling.BILINEAR if resample is None else Image.Resampling(int(resample))
 
-    def __call__(self, image: Image.Image) -> Tensor:
-        resized = image.convert("RGB").resize(self._size, self._resample)
+    def __call__(self, image: Image.Image | Picture) -> Tensor:
+        resized = _as_rgb(image).resize(self._size, self._resample)
         kept = {"do_resize": False, "do_center_crop": False}
         return self._processor(resized, return_tensors="pt", **kept)["pixel_values"][0]
 
@@ -149,7 +165,8 @@ class Encoder:
 
     Args:
         module: Maps pixels (batch, 3, height, width) to features (batch, dim).
-        transform: Maps a PIL image of any mode to pixels (3, height, width).
+        transform: Maps an RGB picture, (height, width, 3), uint8, or a Pillow image of any mode to pixels (3, height,
+            width).
         dim: Width of the features.
         name: What tables and figures call it.
     """

@@ -115,6 +115,7 @@ def _batches(
         yield Features(features, batch.labels, batch.row_ids)
     if batches.skipped:
         reasons = ", ".join(f"{reason}: {count}" for reason, count in batches.skipped.most_common())
+        reasons += f"; such as {', '.join(batches.named)}" if batches.named else ""
         if num_images == 0 and world_size() == 1:
             raise UserError(f"Split `{source.split}` of `{source.name}` has no usable image ({reasons}).")
         _logger.warning("Left out images of split `%s` of `%s` (%s).", source.split, source.name, reasons)

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from hf_ssl.diagnostics.alignment import alignment, uniformity
 from hf_ssl.diagnostics.rank import effective_rank
 from hf_ssl.diagnostics.spectrum import covariance_spectrum, rank_me
 from hf_ssl.errors import UserError
+from hf_ssl.evaluation.encoders import Picture
 from hf_ssl.evaluation.features import Encoder, Features, extract_augmented_features, extract_features
 
 MAX_IMAGES = 2000
@@ -173,18 +175,19 @@ def _pictures(
 ) -> list[list[NDArray[np.uint8]]]:
     wanted = set(found.row_ids[rows].flatten().tolist())
     pictures: dict[int, NDArray[np.uint8]] = {}
-    for batch in evaluation_batches(source, _thumbnail, **options):
+    for batch in evaluation_batches(source, partial(middle_square, size=_THUMBNAIL), **options):
         for row, pixels in zip(batch.row_ids.tolist(), batch.pixel_values, strict=True):
             if row in wanted:
                 pictures[row] = pixels.numpy()
     return [[pictures[row] for row in line] for line in found.row_ids[rows].tolist()]
 
 
-def _thumbnail(image: Image.Image) -> Tensor:
-    """The middle square of an image, (96, 96, 3), uint8."""
-    side = min(image.size)
-    left, top = (image.width - side) // 2, (image.height - side) // 2
+def middle_square(picture: Picture, size: int) -> Tensor:
+    """The middle square of a picture at another size, (size, size, 3), uint8."""
+    height, width = picture.shape[:2]
+    side = min(height, width)
+    top, left = (height - side) // 2, (width - side) // 2
     # Small pictures are enlarged in whole pixels, as they are.
-    kind = Image.Resampling.NEAREST if side < _THUMBNAIL else Image.Resampling.LANCZOS
-    square = image.convert("RGB").crop((left, top, left + side, top + side)).resize((_THUMBNAIL, _THUMBNAIL), kind)
+    kind = Image.Resampling.NEAREST if side < size else Image.Resampling.LANCZOS
+    square = Image.fromarray(picture[top : top + side, left : left + side]).resize((size, size), kind)
     return torch.from_numpy(np.array(square))

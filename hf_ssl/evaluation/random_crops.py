@@ -1,12 +1,13 @@
 """The augmentation with which MoCo and BYOL train their linear probes: random resized crops and flips."""
 
+from collections.abc import Sequence
+
 import numpy as np
-from PIL import Image, ImageOps
 from torch import Tensor
 
-from hf_ssl.data.views.draws import CROP, FLIP, NUM_DRAWS, draw_rows
+from hf_ssl.data.views.draws import CROP, FLIP, NUM_DRAWS, draw_rows, sizes_of
 from hf_ssl.data.views.recipes import ViewParameters
-from hf_ssl.evaluation.encoders import Encoder
+from hf_ssl.evaluation.encoders import Encoder, Picture
 
 PARAMETERS = ViewParameters(crop_scale=(0.08, 1.0), crop_ratio=(3 / 4, 4 / 3), flip_probability=0.5)
 """Crops and flips of He et al., 2020 (MoCo; the official `main_lincls.py`) and Grill et al., 2020, appendix C.1."""
@@ -29,10 +30,18 @@ class RandomCrops:
         self._seed = seed
         self._pass_number = pass_number
 
-    def __call__(self, image: Image.Image, row: int) -> Tensor:
-        """Pixels of one image's crop, (3, height, width), float32, from the image and its row in the data set."""
-        numbers = np.random.default_rng([self._seed, self._pass_number, row]).random((1, NUM_DRAWS))
-        drawn = draw_rows(np.array([image.height]), np.array([image.width]), PARAMETERS, numbers)[0]
-        top, left, height, width = map(int, drawn[CROP])
-        crop = image.crop((left, top, left + width, top + height))
-        return self._transform(ImageOps.mirror(crop) if drawn[FLIP] else crop)
+    def __call__(self, pictures: Sequence[Picture], rows: Sequence[int]) -> list[Tensor]:
+        """Pixels of a crop of each picture, (3, height, width), float32.
+
+        Args:
+            pictures: The pictures.
+            rows: Their rows in the data set.
+        """
+        numbers = [np.random.default_rng([self._seed, self._pass_number, row]).random(NUM_DRAWS) for row in rows]
+        drawn = draw_rows(*sizes_of(pictures), PARAMETERS, np.stack(numbers))
+        crops = []
+        for picture, own in zip(pictures, drawn, strict=True):
+            top, left, height, width = map(int, own[CROP])
+            crop = picture[top : top + height, left : left + width]
+            crops.append(self._transform(np.ascontiguousarray(crop[:, ::-1] if own[FLIP] else crop)))
+        return crops

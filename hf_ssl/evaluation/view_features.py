@@ -1,22 +1,21 @@
 """Features of augmented views: what alignment, uniformity and LiDAR compare."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from hf_ssl.data.order.stream import evaluation_batches
 from hf_ssl.data.sources.open import Source
 from hf_ssl.data.views.cpu import find_recipe, make_view
-from hf_ssl.data.views.draws import NUM_DRAWS, draw_rows
+from hf_ssl.data.views.draws import NUM_DRAWS, draw_rows, sizes_of
 from hf_ssl.data.views.recipes import ViewRecipe
 from hf_ssl.errors import UserError
-from hf_ssl.evaluation.encoders import Encoder
+from hf_ssl.evaluation.encoders import Encoder, Picture
 from hf_ssl.evaluation.finite import check_finite
 
 
@@ -35,24 +34,29 @@ class ManyViews:
         seed: Of all draws, at least 0.
     """
 
-    transform: Callable[[Image.Image], Tensor]
+    transform: Callable[[Picture], Tensor]
     recipe: ViewRecipe
     image_size: int
     num_views: int
     seed: int
 
-    def __call__(self, image: Image.Image, row: int) -> Tensor:
-        """Pixels of the views of one image, (num_views, 3, height, width), from the image and its row."""
-        picture = np.asarray(image.convert("RGB"))
-        height, width = np.array([picture.shape[0]]), np.array([picture.shape[1]])
-        views = []
-        for number in range(self.num_views):
-            parameters = self.recipe.first if number % 2 == 0 else self.recipe.second
-            numbers = np.random.default_rng([self.seed, row, number]).random((1, NUM_DRAWS))
-            drawn = draw_rows(height, width, parameters, numbers)[0].tolist()
-            view = make_view(picture, parameters, drawn, self.image_size)
-            views.append(self.transform(Image.fromarray(view)))
-        return torch.stack(views)
+    def __call__(self, pictures: Sequence[Picture], rows: Sequence[int]) -> list[Tensor]:
+        """Pixels of the views of each picture, (num_views, 3, height, width), float32.
+
+        Args:
+            pictures: The pictures.
+            rows: Their rows in the data set.
+        """
+        parameters = [self.recipe.second if number % 2 else self.recipe.first for number in range(self.num_views)]
+        drawn = []
+        for number, of_view in enumerate(parameters):
+            numbers = [np.random.default_rng([self.seed, row, number]).random(NUM_DRAWS) for row in rows]
+            drawn.append(draw_rows(*sizes_of(pictures), of_view, np.stack(numbers)).tolist())
+        made = []
+        for picture, *draws in zip(pictures, *drawn, strict=True):
+            views = [make_view(picture, *of, self.image_size) for of in zip(parameters, draws, strict=True)]
+            made.append(torch.stack([self.transform(view) for view in views]))
+        return made
 
 
 def extract_view_features(

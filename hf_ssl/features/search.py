@@ -12,7 +12,6 @@ import torch
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
 from numpy.typing import NDArray
-from PIL import Image
 from tqdm.auto import tqdm
 
 from hf_ssl.errors import UserError
@@ -135,7 +134,7 @@ def features_of_pictures(encoder: Encoder, pictures: Sequence[NDArray[np.uint8]]
     rows = []
     with torch.inference_mode():
         for picture in pictures:
-            pixels = encoder.transform(Image.fromarray(picture))[None].to(device)
+            pixels = encoder.transform(picture)[None].to(device)
             rows.append(encoder.module(pixels)[0].float().cpu())
     check_finite(torch.stack(rows), encoder.name)
     return torch.stack(rows).numpy()

@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from hf_ssl.data.decode import pillow
 from hf_ssl.errors import UserError
 from hf_ssl.hub import handler
 from hf_ssl.hub.cards import is_edited
@@ -44,6 +45,7 @@ _SENTENCE_TRANSFORMERS: dict[str, Any] = {
     },
 }
 _REQUIREMENTS = "timm>=1.0.31\n"  # what the image of an Inference Endpoint lacks of what `handler.py` imports
+_DECODER = "pillow_decoder"  # module that `handler.py` imports from beside it
 
 _EXCHANGE = 2  # RENAME_EXCHANGE of linux/fs.h
 _HERE = -100  # AT_FDCWD of fcntl.h
@@ -52,8 +54,9 @@ _HERE = -100  # AT_FDCWD of fcntl.h
 def export_encoder(encoder: nn.Module, config: SSLConfig, folder: Path) -> None:
     """Write `config.json` and `model.safetensors`, which timm and transformers load without hf_ssl.
 
-    Beside them go three files that sentence-transformers needs, and `handler.py` with `requirements.txt` for Inference
-    Endpoints. A ResNet with CIFAR stem, which timm cannot describe, brings its model code, `resnet_cifar.py`.
+    Beside them go three files that sentence-transformers needs, and for Inference Endpoints `handler.py`, the decoder
+    that it imports, and `requirements.txt`. A ResNet with CIFAR stem, which timm cannot describe, brings its model
+    code, `resnet_cifar.py`.
 
     Args:
         encoder: Model made by `build_encoder`; BatchNorm may be synchronised or split, layers may be compiled.
@@ -70,7 +73,10 @@ def export_encoder(encoder: nn.Module, config: SSLConfig, folder: Path) -> None:
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     for name, content in {"config.json": _encoder_config(encoder, config), **_SENTENCE_TRANSFORMERS}.items():
         (folder / name).write_text(json.dumps(content, indent=2) + "\n")
-    shutil.copyfile(handler.__file__, folder / "handler.py")
+    # An endpoint puts the folder on Python's path before it runs `handler.py`, so that it finds the decoder there:
+    # `check_and_register_custom_pipeline_from_directory` in huggingface-inference-toolkit.
+    shutil.copyfile(pillow.__file__, folder / f"{_DECODER}.py")
+    (folder / "handler.py").write_text(Path(handler.__file__).read_text().replace(pillow.__name__, _DECODER))
     (folder / "requirements.txt").write_text(_REQUIREMENTS)
     if has_cifar_stem(config.architecture):
         shutil.copyfile(resnet_cifar.__file__, folder / "resnet_cifar.py")

@@ -13,6 +13,7 @@ from typing import Any
 
 from PIL import Image
 
+from hf_ssl.data.decode.image_bytes import SkippedImageError, bytes_of
 from hf_ssl.data.sources.open import Source
 from hf_ssl.methods.base import SSLPreTrainedModel
 
@@ -155,9 +156,11 @@ def _typical_side(source: Source) -> int:
     sides = []
     for record in source.records.take(_SAMPLE):
         image = record[source.image_column]
+        if image["bytes"] is None and not source.access.permits(image["path"] or ""):
+            continue
         try:
-            with Image.open(image["path"] if image["bytes"] is None else io.BytesIO(image["bytes"])) as opened:
+            with Image.open(io.BytesIO(bytes_of(image))) as opened:
                 sides.append(min(opened.size))
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, TypeError):
+        except (SkippedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError, TypeError):
             continue  # counted as unusable when it is trained on
     return round(statistics.median(sides)) if sides else 224

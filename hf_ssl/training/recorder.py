@@ -15,6 +15,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from hf_ssl.data.decode.unavailable import DataUnavailableError
 from hf_ssl.data.order.stream import Batch, TrainingStream
 from hf_ssl.figures.diagnostics import diagnosis_curves
 from hf_ssl.figures.metrics_log import read_metrics
@@ -22,7 +23,7 @@ from hf_ssl.methods.base import SSLOutput, SSLPreTrainedModel
 from hf_ssl.training.alarm import CollapseAlarm, advice
 from hf_ssl.training.arguments import TrainingSettings
 from hf_ssl.training.briefing import SpeedCheck
-from hf_ssl.training.checkpoint import Restored, save_checkpoint, write_json
+from hf_ssl.training.checkpoint import Restored, save_checkpoint, step_of, write_json
 from hf_ssl.training.diagnosis import diagnose, steps_between_diagnoses
 from hf_ssl.training.energy import EnergyMeter
 from hf_ssl.training.monitor import (
@@ -82,6 +83,7 @@ class Recorder:
         self.output_dir = Path(settings.output_dir)
         self.last_checkpoint = checkpoint
         self.position = restored.position
+        self.last_step = (restored.step, restored.position)  # that is finished, and what it had read
         self.skipped: Counter[str] = Counter()
         self.losses = LossMonitor(accelerator.device)
         self.clock = Clock(restored.seconds)
@@ -124,9 +126,27 @@ class Recorder:
 
     def batches(self, stream: TrainingStream) -> Iterator[Batch]:
         """The batches of a stream, timed and counted."""
-        for batch in self.clock.batches(stream):
-            self.position, self.skipped = batch.position, Counter(batch.skipped)
-            yield batch
+        batches = self.clock.batches(stream)
+        try:
+            for batch in batches:
+                self.position, self.skipped = batch.position, Counter(batch.skipped)
+                yield batch
+        except DataUnavailableError as error:
+            raise DataUnavailableError(f"{error} {self._last_words()}") from error
+
+    def _last_words(self) -> str:
+        """Save what is trained, where no other process is needed for that, and say how to go on."""
+        step, self.position = self.last_step
+        saved_at = None if self.last_checkpoint is None else step_of(self.last_checkpoint)
+        if self.accelerator.num_processes == 1 and step > (saved_at or 0):
+            self.clock.pause()
+            self._save(step, last=False)
+        if self.last_checkpoint is None:
+            return f"The run stopped after step {step}, before its first checkpoint."
+        return (
+            f"The run stopped after step {step}; its newest checkpoint is {self.last_checkpoint}. The same command "
+            "with `--resume auto` continues."
+        )
 
     def add_loss(self, output: SSLOutput, step: int) -> None:
         """Take the loss of one forward pass, which belongs to optimizer step `step`."""
@@ -148,6 +168,7 @@ class Recorder:
             UserError: If a loss or weight was not finite, on all processes.
         """
         self.bar.update()
+        self.last_step = (step, self.position)
         self._look_at_speed(step)
         last = step == self.plan.num_steps
         logs = last or step % self.settings.log_every == 0

@@ -18,7 +18,6 @@ import numpy as np
 import peers
 import psutil
 import torch
-from hf_ssl.data.order.reader import Chunk, Reader
 from machine import describe_machine, read_settings
 from PIL import Image
 from torch import Tensor
@@ -27,6 +26,9 @@ from tqdm.auto import tqdm
 from hf_ssl.commands.errors import errors_for_users
 from hf_ssl.data.decode.pictures import IMAGE_SUFFIXES
 from hf_ssl.data.decode.pictures import decode as decode_record
+from hf_ssl.data.order import chunks
+from hf_ssl.data.order.chunks import parts_in_turns
+from hf_ssl.data.order.lanes import MOST_LANES, Dealing
 from hf_ssl.data.order.stream import CHUNK_SIZE, Batch, TrainingStream
 from hf_ssl.data.settings import DataSettings
 from hf_ssl.data.views.cpu import Views
@@ -194,7 +196,7 @@ def reader(data: DataSettings, settings: BenchmarkSettings) -> Iterator[Row]:
     """Raw records of one process, epoch after epoch."""
     records = size = 0
     wall, cpu = time.perf_counter(), time.process_time()
-    for chunk in _chunks(data):
+    for chunk in _parts(data):
         records += chunk.size
         size += _num_bytes(chunk)
         if time.perf_counter() - wall > settings.seconds:
@@ -265,13 +267,24 @@ def _measure_start(data: DataSettings, settings: BenchmarkSettings) -> dict[str,
 
 def resume(data: DataSettings, settings: BenchmarkSettings) -> Iterator[Row]:
     """Seconds from opening to the first batch of a run that goes on."""
-    first = next(iter(_stream(data, settings))).position
-    starts = [chunk.start for chunk in _epoch(data, seed=first["seed"])]
+    nothing = TrainingStream(
+        data.open(),
+        _no_views,
+        settings.batch_size,
+        seed=0,
+        pictures=lambda images: itertools.repeat(0, len(images)),
+        window_size=data.shuffle_window,
+    )
+    positions = [batch.position for batch in itertools.takewhile(lambda batch: batch.epoch == 0, nothing)]
     for part in _POSITIONS:
-        position = {**first, "reader": starts[int(part * len(starts))], "used": 0}
+        position = positions[min(int(part * len(positions)), len(positions) - 1)]
         begin = time.perf_counter()
         next(iter(_stream(data, settings, position)))
         yield {"what": f"from {part:.1%} of an epoch", "value": time.perf_counter() - begin, "unit": "s"}
+
+
+def _no_views(pictures: list[int], numbers: Any) -> tuple[torch.Tensor]:
+    return (torch.zeros(len(pictures)),)
 
 
 Part = Callable[[DataSettings, BenchmarkSettings], Iterator[Row]]
@@ -296,21 +309,20 @@ def _in_fresh_process(name: str, data: DataSettings, settings: BenchmarkSettings
     return json.loads(child.stdout)
 
 
-def _epoch(data: DataSettings, seed: int = 0) -> Iterator[Chunk]:
-    return itertools.takewhile(lambda chunk: chunk.size, _chunks(data, seed))
+def _epoch(data: DataSettings, seed: int = 0) -> Iterator[chunks.Part]:
+    return itertools.takewhile(lambda part: part.size, _parts(data, seed))
 
 
-def _chunks(data: DataSettings, seed: int = 0) -> Iterator[Chunk]:
-    """All chunks of endless epochs; one without records ends each."""
-    whole = Reader(data.open(), seed, 0, 1, data.shuffle_window, CHUNK_SIZE)
-    return whole.chunks(whole.beginning())
+def _parts(data: DataSettings, seed: int = 0) -> Iterator[chunks.Part]:
+    """All records of endless epochs, undecoded; an empty part ends each epoch of a lane."""
+    return parts_in_turns(Dealing(data.open(), seed, MOST_LANES, 1, data.shuffle_window), CHUNK_SIZE // MOST_LANES)
 
 
-def _num_bytes(chunk: Chunk) -> int:
-    if chunk.records is None:
+def _num_bytes(part: chunks.Part) -> int:
+    if part.records is None:
         return 0
-    offsets = np.frombuffer(chunk.records["image"].field("bytes").buffers()[1], np.int64)
-    return int(offsets[chunk.size])  # a chunk begins at its own 0
+    offsets = np.frombuffer(part.records["image"].field("bytes").buffers()[1], np.int64)
+    return int(offsets[part.size])  # a part begins at its own 0
 
 
 def _stream(

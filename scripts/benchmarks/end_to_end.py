@@ -30,7 +30,8 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
 from hf_ssl.commands.errors import errors_for_users
-from hf_ssl.data.order.reader import Reader
+from hf_ssl.data.order.chunks import parts_in_turns
+from hf_ssl.data.order.lanes import MOST_LANES, Dealing
 from hf_ssl.data.settings import DataSettings
 from hf_ssl.errors import UserError
 from hf_ssl.methods import METHODS
@@ -235,8 +236,7 @@ class _Transformed(Dataset):
 
 def _undecoded(data: DataSettings) -> list[bytes]:
     images: list[bytes] = []
-    reader = Reader(data.open(), 0, 0, 1, data.shuffle_window, 64)
-    for chunk in reader.chunks(reader.beginning()):
+    for chunk in parts_in_turns(Dealing(data.open(), 0, MOST_LANES, 1, data.shuffle_window), 8):
         if chunk.records is None:
             return images
         records = chunk.records["image"].to_pylist()

@@ -3,9 +3,9 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torch import nn
 
 from hf_ssl.commands.analyze import COMMAND
@@ -130,12 +130,13 @@ def test_a_predictor_is_analysed_by_its_weight_or_its_jacobian():
 
 def test_views_depend_on_the_row_and_not_on_those_beside_them():
     transform = ImageTransform({"input_size": (3, 16, 16), "mean": (0.5,) * 3, "std": (0.5,) * 3}).of_crops()
-    picture = Image.effect_noise((20, 20), 80)
-    three, two = (ManyViews(transform, find_recipe("simclr"), 16, number, seed=1)(picture, 7) for number in (3, 2))
-    assert three.shape == (3, 3, 16, 16)
+    pictures = list(np.random.default_rng(0).integers(0, 256, (2, 20, 20, 3), dtype=np.uint8))
+    both = ManyViews(transform, find_recipe("simclr"), 16, 3, seed=1)(pictures, [4, 7])
+    assert [views.shape for views in both] == [(3, 3, 16, 16)] * 2
+    three, two = both[1], ManyViews(transform, find_recipe("simclr"), 16, 2, seed=1)(pictures[1:], [7])[0]
     torch.testing.assert_close(three[:2], two, rtol=0, atol=0)
     assert not torch.equal(three[0], three[2])
-    assert not torch.equal(ManyViews(transform, find_recipe("simclr"), 16, 2, seed=1)(picture, 8), two)
+    assert not torch.equal(ManyViews(transform, find_recipe("simclr"), 16, 2, seed=1)(pictures[1:], [8])[0], two)
 
 
 def test_view_features_are_in_the_order_of_the_images():

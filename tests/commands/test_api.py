@@ -103,7 +103,7 @@ PROGRAM = """
     small = dict(image_size=32, num_steps=3, warmup_steps=0, batch_size=16, num_workers=0, queue_size=64)
     run = hf_ssl.pretrain(method="moco", dataset=data, encoder="test_resnet", output_dir="one", **small)
     again = hf_ssl.pretrain(
-        method="moco", dataset=data, encoder="test_resnet", output_dir="two", gradient_accumulation_steps=2,
+        method="moco", dataset=data, encoder="test_resnet", output_dir="two", images_per_device=8,
         mixed_precision="bf16", **small,
     )
     third = hf_ssl.pretrain(method="moco", dataset=data, encoder="test_resnet", output_dir="three", **small)
@@ -128,7 +128,7 @@ def test_a_run_in_a_fresh_interpreter_and_others_after_it(tmp_path: Path):
     assert run["data"]["dataset"].startswith("in-memory data set") and run["data"]["in_memory"] is True
     assert run["command"].startswith("hf_ssl.pretrain(method='moco', dataset=<DatasetDict>, output_dir='one'")
     assert "in-memory data set" in card and "shapes" not in card and "huggingface.co/datasets" not in card
-    assert json.loads((tmp_path / "two" / "run.json").read_text())["training"]["global_batch_size"] == 32
+    assert json.loads((tmp_path / "two" / "run.json").read_text())["training"]["images_per_device"] == 8
 
 
 @pytest.mark.parametrize(
@@ -142,7 +142,7 @@ def test_a_run_in_a_fresh_interpreter_and_others_after_it(tmp_path: Path):
         ({"dataset": 3}, "`dataset` must be"),
         ({"image_size": 4}, "`image_size` must be at least 8 pixels, got 4"),
         ({"knn_split": "validation"}, "has no `validation`"),
-        ({"batch_size": 1}, "`batch_size` must be at least 2 for BatchNorm"),
+        ({"batch_size": 1}, "`batch_size` must give BatchNorm at least 2 images"),
     ],
 )
 def test_what_the_user_can_put_right_is_a_user_error(values: dict, message: str, tmp_path: Path):

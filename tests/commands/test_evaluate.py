@@ -37,8 +37,7 @@ RUN = {
     "config": {"architecture": "test_resnet", "image_size": 32},
     "data": {"dataset": "shapes", "dataset_config": None, "dataset_revision": None, "split": "train"}
     | {"num_images": 100, "fingerprint": "0123"},
-    "training": {"batch_size": 8, "num_steps": 5, "global_batch_size": 8, "num_processes": 1, "repo_id": None}
-    | {"encoder_pretrained": False},
+    "training": {"batch_size": 8, "num_steps": 5, "num_processes": 1, "repo_id": None} | {"encoder_pretrained": False},
     "versions": {"torch": "2.15.0"},
     "commit": None,
     "hardware": {"device": "cpu"},

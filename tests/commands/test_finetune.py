@@ -157,12 +157,12 @@ def losses(result):
 
 def test_from_python_twice_with_other_precision_and_accumulation(tmp_path, capsys):
     before = [dict(state._shared_state) for state in (PartialState, AcceleratorState, GradientState)]
-    first = small(tmp_path / "first", mixed_precision="bf16", gradient_accumulation_steps=2)
+    first = small(tmp_path / "first", mixed_precision="bf16", images_per_device=2)
     second = small(tmp_path / "second")
     again = small(tmp_path / "again")
     assert capsys.readouterr().out == ""
     runs = [json.loads((one.run_dir / "run.json").read_text())["training"] for one in (first, second)]
-    assert [(run["mixed_precision"], run["global_batch_size"]) for run in runs] == [("bf16", 16), ("no", 8)]
+    assert [(run["mixed_precision"], run["images_per_device"]) for run in runs] == [("bf16", 2), ("no", 8)]
     # The first left nothing behind: what follows it is what follows a run like itself.
     assert losses(second) == losses(again) and len(losses(second)) == 4
     assert losses(first)[0] != losses(second)[0]

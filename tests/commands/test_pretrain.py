@@ -17,10 +17,13 @@ import datasets
 import numpy as np
 import psutil
 import pytest
+import torch
 from PIL import Image
 
 from hf_ssl import commands
+from hf_ssl.data.order.stream import merged_positions
 from hf_ssl.methods import METHODS
+from hf_ssl.training.checkpoint import complete_checkpoints
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "pretrain.py"
 NUM_IMAGES = 230
@@ -117,6 +120,12 @@ def same_weights(one: Path, other: Path) -> bool:
     return all((one / name).read_bytes() == (other / name).read_bytes() for name in names)
 
 
+def places(run: Path) -> dict[str, Any]:
+    """Where every lane of the data stands in the newest checkpoint."""
+    files = complete_checkpoints(run)[-1].glob("process-*.pt")
+    return merged_positions(json.loads(torch.load(file, weights_only=True)["position"]) for file in files)["at"]
+
+
 def steps(run: Path) -> list[int]:
     return [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
 
@@ -156,11 +165,11 @@ def test_killed_and_resumed_equals_uninterrupted(parquet: Path, tmp_path: Path, 
 @pytest.mark.slow
 def test_two_processes_killed_and_resumed(parquet: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    options = {"gradient_accumulation_steps": 2, "num_steps": 22, "knn_split": "test"}
+    options = {"batch_size": 32, "images_per_device": 8, "num_steps": 22, "knn_split": "test"}
     output = finish(launch(words(parquet, whole, **options), 2))
     assert output.count("Encoder: ") == 1, "only the first process exports"
     run = json.loads((whole / "run.json").read_text())
-    assert run["training"]["num_processes"] == 2 and run["training"]["global_batch_size"] == 32
+    assert run["training"]["num_processes"] == 2 and run["training"]["lanes"] == 8
     assert run["training"]["learning_rate"] == pytest.approx(0.03 * 32 / 256)
     assert run["command"].startswith("ACCELERATE_USE_CPU=true accelerate launch --multi_gpu")
     result = json.loads((whole / "encoder" / "results.json").read_text())["results"][0]
@@ -168,10 +177,16 @@ def test_two_processes_killed_and_resumed(parquet: Path, tmp_path: Path, capsys:
 
     arguments = words(parquet, cut, "--resume", "auto", "--knn_every", "3", **options)
     kill_after(launch(arguments, 2), cut / "checkpoints" / "step-000010")
-    # Another number of processes is refused, and changes nothing.
+    # One process goes on in a copy: with the same images in the same steps, up to the same places in the data.
+    alone = tmp_path / "alone"
+    shutil.copytree(cut, alone)
+    replaced = words(parquet, alone, "--resume", "auto", "--knn_every", "3", **{**options, "images_per_device": 16})
+    assert main(replaced) == 0
+    assert "goes on with 1 process(es) and 16 images each in a forward pass, after 2 and 8" in capsys.readouterr().err
+    assert places(alone) == places(whole) and not same_weights(whole, alone)
+    # More than the lanes can be shared among are refused, and change nothing.
     before = sorted(path for path in cut.rglob("*"))
-    assert main(arguments) == 2
-    assert "was written by 2 processes, this run has 1" in capsys.readouterr().err
+    assert "must divide `lanes`" in launch([*arguments, "--lanes", "1"], 2).communicate()[0]
     assert sorted(path for path in cut.rglob("*")) == before
     assert not (cut / "encoder").exists()
     output = finish(launch(arguments, 2))

@@ -40,11 +40,11 @@ def test_the_first_pairs_are_those_of_the_first_batch_of_training(tmp_path, caps
     assert f"{output}: 5 images with 2 pairs of views of 16 x 16 pixels each, recipe byol" in capsys.readouterr().out
     assert min(Image.open(output).size) > 500
     settings = DataSettings(view_settings={"crop_scale": [0.4, 1.0], "second": {"grey_probability": 0}})
-    stream = TrainingStream(
-        open_source("digits"), Views(settings.find_recipe("byol"), 16), 5, seed=3, window_size=settings.shuffle_window
-    )
+    asked = request_of({"dataset": "digits", "output_dir": str(tmp_path / "run")}).training
+    make = Views(settings.find_recipe("byol"), 16)
+    stream = TrainingStream(open_source("digits"), make, asked.batch_size, seed=3, window_size=settings.shuffle_window)
     batch = next(iter(stream))
-    assert np.array_equal([pairs[0] for pairs in drawn["views"]], batch.views.numpy())
+    assert np.array_equal([pairs[0] for pairs in drawn["views"]], batch.views[:5].numpy())
     assert all((pairs[0] != pairs[1]).any() for pairs in drawn["views"])
     assert drawn["title"] == "digits, split train: views by byol, 16 x 16 pixels"
     assert drawn["notes"][0].startswith("recipe: Grill et al., 2020")
@@ -53,14 +53,14 @@ def test_the_first_pairs_are_those_of_the_first_batch_of_training(tmp_path, caps
 
 
 def test_images_that_cannot_be_used_are_left_out(tmp_path, drawn):
-    for number in range(6):
+    for number in range(7):
         Image.new("RGB", (30 + number, 20), (number, 0, 0)).save(tmp_path / f"{number}.png")
-    (tmp_path / "6.png").write_bytes(b"text")
+    (tmp_path / "7.png").write_bytes(b"text")
     result = draw_views(dataset=str(tmp_path), views=1, output=tmp_path / "sheets" / "v.pdf")
-    assert (result.num_images, result.image_size, result.skipped) == (6, 32, {"not an image": 1})
+    assert (result.num_images, result.image_size, result.skipped) == (7, 32, {"not an image": 1})
     assert "left out, since they cannot be used: 1 not an image" in str(result) and result.figure.is_file()
     assert drawn["title"].startswith(f"{tmp_path.name}, split train: views by directpred_cifar")
-    assert drawn["names"] == [None] * 6
+    assert drawn["names"] == [None] * 7
 
 
 def test_objects_are_drawn_too(tmp_path, drawn):

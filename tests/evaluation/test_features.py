@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import json
+import pickle
 from types import SimpleNamespace
 
 import datasets
@@ -14,6 +15,7 @@ import torch.distributed as dist
 import torch.multiprocessing
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from timm.data.transforms_factory import create_transform
 from torch import nn
 from transformers import (
     AutoImageProcessor,
@@ -37,7 +39,7 @@ from hf_ssl.data.order.ordered import sampled_rows
 from hf_ssl.data.sources.open import open_source
 from hf_ssl.errors import UserError
 from hf_ssl.evaluation import features as features_module
-from hf_ssl.evaluation.encoders import PooledTransformersEncoder
+from hf_ssl.evaluation.encoders import ImageTransform, PooledTransformersEncoder, ProcessorTransform
 from hf_ssl.evaluation.features import (
     encoder_of,
     extract_augmented_features,
@@ -49,6 +51,7 @@ from hf_ssl.evaluation.random_crops import RandomCrops
 from hf_ssl.features.search import features_of_pictures
 from hf_ssl.hub.export import export_run
 from hf_ssl.methods import METHODS
+from hf_ssl.modules.preprocessing import preprocessing
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
 
@@ -330,6 +333,27 @@ def test_the_mode_is_restored_when_the_consumer_stops_early(source):
     assert module.training
 
 
+@pytest.mark.parametrize("shape", [(32, 32, 3), (224, 224, 3), (60, 32, 3), (3, 40, 3)])
+@pytest.mark.parametrize("size", [32, 224])
+@pytest.mark.parametrize("change", [{}, {"crop_pct": 1.0}, {"crop_pct": 1.0, "crop_mode": "border"}])
+def test_an_array_gives_the_pixels_of_timm_for_its_image(shape, size, change):
+    config = {**preprocessing(size, MEAN, STD), **change}
+    pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    image = Image.fromarray(pixels)
+    expected = create_transform(**config, is_training=False)(image)
+    transform = pickle.loads(pickle.dumps(ImageTransform(config)))
+    assert torch.equal(transform(pixels), expected)
+    assert torch.equal(transform(image), expected)
+
+
+@pytest.mark.parametrize("make", [ViTImageProcessor, CLIPImageProcessor])
+def test_an_array_gives_the_pixels_of_transformers_for_its_image(make):
+    for shape in ((32, 50, 3), (3, 40, 3), (40, 3, 3)):
+        pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+        expected = make()(Image.fromarray(pixels), return_tensors="pt")["pixel_values"][0]
+        assert torch.equal(ProcessorTransform(make())(pixels), expected)
+
+
 def test_augmented_passes_are_the_features_of_random_crops(run, source):
     encoder = load_encoder(str(run))
     passes = extract_augmented_features(encoder, source, 3, seed=5)
@@ -338,7 +362,8 @@ def test_augmented_passes_are_the_features_of_random_crops(run, source):
     with torch.no_grad():
         for number in range(3):
             crops = RandomCrops(encoder, 5, number)
-            expected = encoder.module(torch.stack([crops(picture(row).convert("RGB"), row) for row in rows]))
+            pictures = [np.array(picture(row).convert("RGB")) for row in rows]
+            expected = encoder.module(torch.stack(crops(pictures, rows)))
             torch.testing.assert_close(passes[number].float(), expected, atol=1e-5, rtol=1e-3)
     plain = extract_features(encoder, source).features
     for other in (passes[1], passes[2], plain, extract_augmented_features(encoder, source, 1, seed=6)[0]):

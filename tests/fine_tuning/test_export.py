@@ -36,7 +36,7 @@ RUN = {
         "num_images": 21,
         "fingerprint": "abc",
     },
-    "training": {"seed": 3, "num_steps": 50, "global_batch_size": 8, "num_processes": 1, "repo_id": None},
+    "training": {"seed": 3, "num_steps": 50, "batch_size": 8, "num_processes": 1, "repo_id": None},
     "progress": {"step": 50, "images_seen": 400, "seconds": 61.0},
     "skipped": {"truncated": 2},
     "hardware": {"device": "cpu"},

@@ -25,11 +25,10 @@ RUN = {
     },
     "training": {
         "output_dir": "runs/x",
-        "batch_size": 64,
+        "batch_size": 128,
         "encoder_pretrained": False,
         "repo_id": None,
         "num_steps": 500,
-        "global_batch_size": 128,
         "learning_rate": 0.015,
         "num_processes": 2,
     },

@@ -137,7 +137,8 @@ def through_sentence_transformers(job, expected):
 
 
 def through_endpoint(job, expected):
-    """As the endpoint's toolkit loads it: from the file, with the folder as argument."""
+    """As the endpoint's toolkit loads it: from the file, with the folder on the path and as argument."""
+    sys.path.insert(0, job["folder"])
     spec = importlib.util.spec_from_file_location("handler.EndpointHandler", Path(job["folder"]) / "handler.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

@@ -42,7 +42,7 @@ ENCODERS = {
     "mobilenetv3": ("mobilenetv3_small_050", 64, None),
     "cifar": ("resnet18_cifar", 32, None),
 }
-EXPORTED = {"config.json", "model.safetensors", "handler.py", "requirements.txt"}
+EXPORTED = {"config.json", "model.safetensors", "handler.py", "pillow_decoder.py", "requirements.txt"}
 EXPORTED |= {"modules.json", "sentence_bert_config.json", "config_sentence_transformers.json"}
 ON_THE_HUB = ("resnet", "cifar")
 DOORS = ("sentence_transformers", "transformers", "pipeline", "classification", "backbone", "card", "timm", "endpoint")

@@ -45,6 +45,7 @@ def test_one_commit_holds_encoder_method_and_card(online, run_dir):
         "sentence_bert_config.json",
         "config_sentence_transformers.json",
         "handler.py",
+        "pillow_decoder.py",
         "requirements.txt",
         "README.md",
         "run.json",
@@ -98,7 +99,7 @@ def test_a_fault_costs_another_attempt_and_never_a_second_commit(online, run_dir
     assert online.faults == []
     commits = online.repos["org/enc"].commits["main"]
     assert len(commits) == 2
-    assert len(commits[-1].files) == 12
+    assert len(commits[-1].files) == 13
 
 
 def test_it_gives_up_after_some_attempts_and_says_how_to_try_again(online, run_dir):
@@ -122,7 +123,7 @@ def test_it_gives_up_after_some_attempts_and_says_how_to_try_again(online, run_d
     assert online.files("org/enc") == {}  # all or nothing
     online.faults = []
     publish(run_dir, "org/enc")
-    assert len(online.files("org/enc")) == 12
+    assert len(online.files("org/enc")) == 13
 
 
 def test_a_revision_is_a_branch_and_main_stays(online, run_dir):
@@ -234,7 +235,7 @@ def test_the_script_pushes(online, run_dir, hub_server, tmp_path):
     online.faults = [("POST", "/commit/", "lost")]
     done = run_script(hub_server.environment(tmp_path / "home"), run_dir, "--repo_id", "org/enc", "--tag", "v1")
     assert done.returncode == 0, done.stderr
-    assert "12 unchanged, tag `v1`." in done.stderr  # the second attempt finds all of it there
+    assert "13 unchanged, tag `v1`." in done.stderr  # the second attempt finds all of it there
     assert online.files("org/enc", "v1") == online.files("org/enc")
     assert done.stdout.strip() == f"{hub_server.url}/org/enc"
     assert len(online.repos["org/enc"].commits["main"]) == 2

@@ -75,7 +75,7 @@ RUN: dict[str, Any] = {
         "predictor_weight_decay": None,
         "predictor_lr_multiplier": 1.0,
         "base_learning_rate": 0.2,
-        "global_batch_size": 128,
+        "batch_size": 128,
     },
     "data": {"view_recipe": "shapes"},
 }

@@ -38,7 +38,7 @@ def small(method: str, **values: Any):
 
 
 def plan(**values: Any) -> Plan:
-    return Plan(**{"num_steps": 1000, "steps_per_epoch": 10.0, "warmup_steps": 100, "global_batch_size": 8,
+    return Plan(**{"num_steps": 1000, "steps_per_epoch": 10.0, "warmup_steps": 100, "lanes": 8,
                    "learning_rate": 0.1, "lr_schedule": "cosine", **values})  # fmt: skip
 
 
@@ -95,24 +95,26 @@ def test_a_run_fits_its_hours_and_resumes_to_the_same_length(digits, tmp_path: P
 def test_losses_within_a_batch_need_two_images(method: str, tmp_path: Path):
     model = small(method, **({"subvector_dim": 16} if method == "directclr" else {}))
     with pytest.raises(UserError, match="`batch_size` must give .* at least 2 images"):
-        check_batch(model, settings(tmp_path, batch_size=1), 1)
-    check_batch(model, settings(tmp_path, batch_size=1), 2)  # images of two processes, BatchNorm of both
+        check_batch(model, settings(tmp_path, batch_size=1), 1, 1)
+    check_batch(model, settings(tmp_path, batch_size=2), 2, 1)  # images of two processes, BatchNorm of both
 
 
 def test_batch_norm_needs_two_images(tmp_path: Path):
     model = small("directpred")
-    with pytest.raises(UserError, match="`batch_size` must be at least 2 for BatchNorm"):
-        check_batch(model, settings(tmp_path, batch_size=1), 2)  # local statistics
-    check_batch(model, settings(tmp_path, batch_size=1, batch_norm="sync"), 2)
-    check_batch(model, settings(tmp_path, batch_size=2), 1)
+    with pytest.raises(UserError, match="`batch_size` must give BatchNorm at least 2 images .* got 1. Raise it"):
+        check_batch(model, settings(tmp_path, batch_size=2), 2, 1)  # local statistics
+    with pytest.raises(UserError, match="`images_per_device` must give BatchNorm at least 2 images"):
+        check_batch(model, settings(tmp_path, images_per_device=1), 1, 1)
+    check_batch(model, settings(tmp_path, batch_size=2, batch_norm="sync"), 2, 1)
+    check_batch(model, settings(tmp_path, batch_size=2), 1, 2)
 
 
 def test_groups_of_batch_norm_need_two_images(tmp_path: Path):
     model = small("moco", bn_splits=8, queue_size=64)
     with pytest.raises(UserError, match="`bn_splits` 8 makes BatchNorm groups of 8 images on each of 1 process, and"):
-        check_batch(model, settings(tmp_path, batch_size=8), 1)
-    check_batch(model, settings(tmp_path, batch_size=8), 2)
-    check_batch(model, settings(tmp_path, batch_size=16), 1)
+        check_batch(model, settings(tmp_path, batch_size=8), 1, 8)
+    check_batch(model, settings(tmp_path, batch_size=16), 2, 8)
+    check_batch(model, settings(tmp_path, batch_size=16), 1, 16)
 
 
 def test_a_disk_without_room_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -133,16 +135,15 @@ def test_a_disk_without_room_is_refused(tmp_path: Path, monkeypatch: pytest.Monk
      RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory: you tried")],
     ids=["cuda", "python", "cpu"],
 )  # fmt: skip
-def test_a_lack_of_memory_is_explained(error: Exception, tmp_path: Path):
-    values = settings(tmp_path, gradient_accumulation_steps=3)
-    cure = "`--batch_size 4 --gradient_accumulation_steps 6`"
-    with pytest.raises(UserError, match=cure) as told, memory_errors_explained(values):
+def test_a_lack_of_memory_is_explained(error: Exception):
+    cure = "not enough for 12 images in one forward pass. Give `--images_per_device 6`"
+    with pytest.raises(UserError, match=cure) as told, memory_errors_explained(12):
         raise error
     assert told.value.__cause__ is error
 
 
-def test_other_errors_keep_their_traceback(tmp_path: Path):
-    with pytest.raises(RuntimeError, match="shapes") as bug, memory_errors_explained(settings(tmp_path)):
+def test_other_errors_keep_their_traceback():
+    with pytest.raises(RuntimeError, match="shapes") as bug, memory_errors_explained(8):
         raise RuntimeError("shapes cannot be multiplied")
     assert not isinstance(bug.value, UserError)
 
@@ -156,18 +157,18 @@ def test_a_real_lack_of_memory_ends_a_run_in_a_sentence(digits, tmp_path: Path):
         return forward(**inputs)
 
     model.forward = hungry  # type: ignore[method-assign]
-    with pytest.raises(UserError, match="The memory is not enough for `--batch_size 8`"):
+    with pytest.raises(UserError, match="not enough for 8 images in one forward pass. Give `--images_per_device 4`"):
         train(model, digits, DATA, settings(tmp_path, num_steps=2))
 
 
 def test_two_runs_in_one_process_may_differ(digits, tmp_path: Path):
-    for number, values in enumerate(({"mixed_precision": "bf16", "gradient_accumulation_steps": 3}, {})):
+    for number, values in enumerate(({"mixed_precision": "bf16", "images_per_device": 2}, {})):
         # At 16 px the last convolution of this encoder is not finite in bf16 on the CPU (torch 2.14).
         model = small("simsiam", image_size=32)
         result = train(model, digits, DATA, settings(tmp_path / str(number), num_steps=2, **values))
         run = json.loads((tmp_path / str(number) / "run.json").read_text())["training"]
         assert result.finished and run["mixed_precision"] == values.get("mixed_precision", "no")
-        assert run["global_batch_size"] == 8 * values.get("gradient_accumulation_steps", 1)
+        assert run["images_per_device"] == values.get("images_per_device", 8)
 
 
 def test_durations():

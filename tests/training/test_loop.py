@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from importlib.metadata import version
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,15 @@ import pytest
 import torch
 from torch import nn
 
+from hf_ssl.data.decode.unavailable import DataUnavailableError
+from hf_ssl.data.order.stream import TrainingStream
 from hf_ssl.data.settings import DataSettings
 from hf_ssl.data.sources.open import open_source
 from hf_ssl.errors import UserError
 from hf_ssl.methods import METHODS
 from hf_ssl.training import loop
 from hf_ssl.training.arguments import TrainingSettings
-from hf_ssl.training.checkpoint import complete_checkpoints
+from hf_ssl.training.checkpoint import complete_checkpoints, step_of
 from hf_ssl.training.loop import train
 
 
@@ -178,7 +181,7 @@ ORACLE = {"num_hard_negatives": 8, "num_mixed_negatives": 4, "num_mixed_queries"
 )
 def test_resume_continues_bit_for_bit(digits, tmp_path: Path, method: str, values: dict):
     """A run that is cut after a checkpoint, with what it wrote later lost, ends like one that was not."""
-    options = {"num_steps": 8, "gradient_accumulation_steps": 2, "optimizer": "lars", "max_grad_norm": 1.0}
+    options = {"num_steps": 8, "batch_size": 16, "images_per_device": 8, "optimizer": "lars", "max_grad_norm": 1.0}
     whole = new_model(method, **values)
     train(whole, digits, DATA, settings(tmp_path / "whole", **options, keep_checkpoints=9))
 
@@ -296,7 +299,7 @@ def test_accumulation_makes_one_step_of_several_batches(digits, tmp_path: Path, 
         return optimizer
 
     monkeypatch.setattr(loop, "build_optimizer", build_and_watch)
-    train(model, digits, DATA, settings(tmp_path, num_steps=2, gradient_accumulation_steps=3))
+    train(model, digits, DATA, settings(tmp_path, num_steps=2, batch_size=24, images_per_device=8))
     one_step = [("forward", 0)] * 3 + [("step", 0)]
     assert events == [*one_step, ("hook", 1), *one_step, ("hook", 2)]
 
@@ -311,16 +314,16 @@ def test_accumulated_gradient_is_that_of_the_mean_loss(digits, tmp_path: Path):
             output.loss = (self.weight * mean).sum() + 0 * output.loss
             return output
 
-    def moved(folder: str, batch_size: int, accumulation: int) -> torch.Tensor:
+    def moved(folder: str, images: int) -> torch.Tensor:
         torch.manual_seed(0)
         config = Linear.config_class(architecture="test_resnet", image_size=16, projection_dim=16)
         model = Linear(config)
         model.weight = nn.Parameter(torch.zeros(3))
-        options = {"batch_size": batch_size, "gradient_accumulation_steps": accumulation, "num_steps": 3}
+        options = {"batch_size": 8, "images_per_device": images, "num_steps": 3}
         train(model, digits, DATA, settings(tmp_path / folder, **options, weight_decay=0.0, base_learning_rate=10.0))
         return model.weight.detach()
 
-    whole, parts = moved("whole", 8, 1), moved("parts", 4, 2)
+    whole, parts = moved("whole", 8), moved("parts", 4)
     assert whole.abs().max() > 1e-3
     torch.testing.assert_close(whole, parts)
 
@@ -479,3 +482,31 @@ def test_a_folder_in_use_is_refused(digits, tmp_path: Path):
 def test_knn_needs_labels_that_both_splits_have(digits, tmp_path: Path):
     with pytest.raises(ValueError, match="k-NN needs a label column"):
         train(new_model(), replace(digits, labels={}), DATA, settings(tmp_path, knn_every=1, knn_split="test"))
+
+
+@pytest.mark.parametrize("batches, saved", [(4, 4), (3, 3), (2, 2), (0, None)])
+def test_data_that_goes_away_leaves_a_checkpoint_and_the_way_on(
+    digits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batches: int, saved: int | None
+):
+    through = new_model()
+    train(through, digits, DATA, settings(tmp_path / "through"))
+
+    def cut(self, whole=TrainingStream.__iter__):
+        yield from islice(whole(self), batches)
+        raise DataUnavailableError("`photos.parquet` is gone.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainingStream, "__iter__", cut)
+        with pytest.raises(DataUnavailableError) as raised:
+            train(new_model(), digits, DATA, settings(tmp_path / "cut"))
+    text = str(raised.value)
+    assert text.startswith(f"`photos.parquet` is gone. The run stopped after step {batches}")
+    newest = complete_checkpoints(tmp_path / "cut")[-1:]
+    assert [step_of(one) for one in newest] == ([] if saved is None else [saved])
+    assert ("before its first checkpoint" in text) == (saved is None)
+    if newest:
+        assert str(newest[0]) in text and "`--resume auto`" in text
+
+    model = new_model()
+    train(model, digits, DATA, settings(tmp_path / "cut", resume="auto"))
+    assert_same(weights(model), weights(through))

@@ -173,8 +173,9 @@ def test_constant_modules_ignore_the_schedule():
 
 
 def test_learning_rate_scales_with_images_a_step():
-    assert scaled_learning_rate(settings(base_learning_rate=0.03), 512) == pytest.approx(0.06)
-    assert scaled_learning_rate(settings(base_learning_rate=0.03, learning_rate_scaling="none"), 512) == 0.03
+    assert scaled_learning_rate(settings(base_learning_rate=0.03, batch_size=512)) == pytest.approx(0.06)
+    unscaled = settings(base_learning_rate=0.03, learning_rate_scaling="none", batch_size=512)
+    assert scaled_learning_rate(unscaled) == 0.03
 
 
 def test_cosine_with_warmup():

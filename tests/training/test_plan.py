@@ -17,16 +17,33 @@ def settings(**values) -> TrainingSettings:
 
 
 def test_epochs_count_whole_batches_of_all_processes():
-    plan = make_plan(SOURCE, settings(num_epochs=3, warmup_epochs=1), num_processes=2)
-    assert plan.steps_per_epoch == 6  # 100 // 16: the last 4 images fill no batch
-    assert (plan.num_steps, plan.warmup_steps, plan.global_batch_size) == (18, 6, 16)
+    for num_processes in (1, 2, 4):
+        plan = make_plan(SOURCE, settings(num_epochs=3, warmup_epochs=1, batch_size=16), num_processes)
+        assert plan.steps_per_epoch == 6  # 100 // 16: the last 4 images fill no batch
+        assert (plan.num_steps, plan.warmup_steps, plan.lanes) == (18, 6, 8)
 
 
-def test_accumulation_goes_on_over_the_end_of_an_epoch():
-    plan = make_plan(SOURCE, settings(num_epochs=3, gradient_accumulation_steps=5), num_processes=1)
-    assert plan.steps_per_epoch == pytest.approx(12 / 5)
-    assert plan.num_steps == 7  # 36 batches, 5 a step
-    assert plan.global_batch_size == 40
+@pytest.mark.parametrize(
+    ("batch_size", "num_processes", "lanes"),
+    [(64, 1, 8), (100, 2, 4), (33, 1, 1), (48, 3, 3), (64, 16, 16), (6, 2, 2)],
+)
+def test_lanes_are_the_same_for_most_numbers_of_processes(batch_size: int, num_processes: int, lanes: int):
+    assert make_plan(SOURCE, settings(num_steps=3, batch_size=batch_size), num_processes).lanes == lanes
+
+
+@pytest.mark.parametrize(
+    ("values", "num_processes", "lanes", "message"),
+    [
+        ({"batch_size": 10}, 4, None, "must be a multiple of 4, the number of processes, got 10. Give 8"),
+        ({"batch_size": 16, "lanes": 3}, 1, None, "must be a multiple of `lanes`, which is 3, got 16. Give 15"),
+        ({"batch_size": 24}, 3, 8, "must divide `lanes`, .* is 8, got 3. Start 1, 2, 4, 8 processes"),
+        ({"batch_size": 24, "images_per_device": 5}, 2, None, "must divide the 12 images of one process .* Give 4"),
+        ({"batch_size": 24, "images_per_device": 50}, 1, None, "must divide the 24 images .* got 50. Give 24"),
+    ],
+)
+def test_batches_that_cannot_be_dealt_are_refused(values: dict, num_processes: int, lanes: int | None, message: str):
+    with pytest.raises(ValueError, match=message):
+        make_plan(SOURCE, settings(num_steps=3, **values), num_processes, lanes)
 
 
 def test_steps_need_no_known_size():

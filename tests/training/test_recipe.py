@@ -60,11 +60,9 @@ def test_three_thousand_photos_on_a_laptop(method: str):
 def test_imagenet_on_gpus_gets_the_papers_settings():
     paper = METHODS["directpred"].recipes["paper-imagenet"]
     choice = choose("directpred", 1_281_167, 375, gpu=79.0, processes=8)
-    assert choice.values == {**paper, "gradient_accumulation_steps": 1}
-    # Fewer and smaller GPUs: the same images of a step, in parts.
-    values = choose("directpred", 1_281_167, 375, gpu=24.0, processes=2).values
-    assert values["batch_size"] * values["gradient_accumulation_steps"] * 2 == paper["batch_size"] * 8
-    assert values["batch_size"] <= 256
+    assert choice.values == paper and paper["batch_size"] == 4096
+    # Fewer and smaller GPUs: the same images of a step; how many fit into a forward pass is measured.
+    assert choose("directpred", 1_281_167, 375, gpu=24.0, processes=2).values == paper
     # A stream of unknown length is taken for a large one.
     assert choose("moco", None, 375, gpu=79.0).values["num_epochs"] == 200
 

@@ -3,15 +3,25 @@
 import errno
 import os
 import stat
+import time
 from typing import Any
 
 import fsspec
+
+from hf_ssl.data.decode.pillow import SkippedImageError
+from hf_ssl.data.decode.unavailable import DATA_TIMEOUT, Patience, comes_from_reading, impatient_libraries
 
 MAX_FILE_BYTES = 2**31
 """Larger files are not read: `decode` would refuse such a picture, and they would fill the memory."""
 
 DAMAGED_ARCHIVE = "\0damaged archive"
 """Path of an image that a damaged archive has lost; no file has such a name."""
+
+OUTSIDE = "\0path outside the data set"
+"""What the path of an image begins with that must not be read, see `Access`; another NUL and the path follow."""
+
+SHOWN = 3
+"""So many of the images that cannot be used are named."""
 
 _OF_THE_PROGRAM = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)  # not the fault of a file: these stop the run
 _REASONS = {
@@ -24,33 +34,20 @@ _REASONS = {
 }
 
 
-class SkippedImageError(ValueError):
-    """An image that cannot be used.
-
-    Args:
-        reason: Why, in a few words, one of a small set: `null`, `empty`, `missing file`, `no permission`, `not a
-            regular file`, `link loop`, `path too long`, `invalid path`, `read error`, `not an image`, `format not
-            supported: .heic`, `five bands`, `colour PFM`, `unsupported colours`, `truncated`, `damaged`,
-            `damaged archive`, `too large`.
-    """
-
-    def __init__(self, reason: str):
-        super().__init__(reason)
-        self.reason = reason
-
-
-def bytes_of(record_image: Any) -> bytes:
+def bytes_of(record_image: Any, timeout: float = DATA_TIMEOUT) -> bytes:
     """Read one image of a record, undecoded.
 
     Args:
         record_image: What `datasets.Image(decode=False)` gives (`{"bytes": ..., "path": ...}`), bytes, a path, an
             fsspec address, or None.
+        timeout: Seconds for which an address is tried again that cannot be read.
 
     Returns:
         At least one byte.
 
     Raises:
         SkippedImageError: If there is none.
+        DataUnavailableError: If an address could not be read in time.
     """
     if record_image is None:
         raise SkippedImageError("null")
@@ -62,13 +59,28 @@ def bytes_of(record_image: Any) -> bytes:
         data = record_image
     if data is None:
         raise SkippedImageError("null")
-    if data == DAMAGED_ARCHIVE:
-        raise SkippedImageError("damaged archive")
+    if isinstance(data, str) and data.startswith((DAMAGED_ARCHIVE, OUTSIDE)):
+        raise SkippedImageError(data.split("\0")[1])
     if not isinstance(data, bytes):
-        data = _read(str(data))
+        data = _read(str(data), timeout)
     if not data:
         raise SkippedImageError("empty")
     return data
+
+
+def with_name(named: list[str], record_image: Any, reason: str, row: int | None = None) -> list[str]:
+    """Names of images that cannot be used, with one more if there are not enough: its path, else its row.
+
+    Args:
+        named: Names so far.
+        record_image: As for `bytes_of`.
+        reason: Why it cannot be used.
+        row: Its number in the data set, if it has one.
+    """
+    path = record_image.get("path") if isinstance(record_image, dict) else record_image
+    path = path.removeprefix(f"{OUTSIDE}\0") if isinstance(path, str) and path != DAMAGED_ARCHIVE else None
+    name = f"`{path}`" if path else None if row is None else f"row {row}"
+    return named if name is None or len(named) >= SHOWN else [*named, f"{name} ({reason})"]
 
 
 def reason_of(error: OSError) -> str:
@@ -84,9 +96,10 @@ def problem_of(path: str) -> str | None:
         return reason_of(error)
 
 
-def _read(path: str) -> bytes:
-    path = path.removeprefix("file://")
-    return _read_address(path) if "://" in path else _read_file(path)
+def _read(path: str, timeout: float) -> bytes:
+    if path.startswith("file://"):
+        return _read_file(path.removeprefix("file://"))
+    return _read_address(path, timeout) if "://" in path else _read_file(path)
 
 
 def _read_file(path: str) -> bytes:
@@ -108,13 +121,20 @@ def _read_file(path: str) -> bytes:
         raise SkippedImageError("invalid path") from None
 
 
-def _read_address(address: str) -> bytes:
-    try:
-        with fsspec.open(address, "rb") as file:
-            return file.read()  # pyright: ignore[reportAttributeAccessIssue]
-    except FileNotFoundError:
-        raise SkippedImageError("missing file") from None
-    except PermissionError:
-        raise SkippedImageError("no permission") from None
-    except (IsADirectoryError, NotADirectoryError):
-        raise SkippedImageError("not a regular file") from None
+def _read_address(address: str, timeout: float) -> bytes:
+    patience = Patience(address, timeout)
+    while True:
+        started = time.monotonic()
+        try:
+            with impatient_libraries(), fsspec.open(address, "rb") as file:
+                return file.read()  # pyright: ignore[reportAttributeAccessIssue]
+        except FileNotFoundError:
+            raise SkippedImageError("missing file") from None
+        except PermissionError:
+            raise SkippedImageError("no permission") from None
+        except (IsADirectoryError, NotADirectoryError):
+            raise SkippedImageError("not a regular file") from None
+        except Exception as error:
+            if not comes_from_reading(error):
+                raise
+            patience.wait(error, started)

@@ -21,9 +21,11 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
+from hf_ssl.data.decode.access import Access
 from hf_ssl.data.decode.pictures import SkippedImageError, decode
 from hf_ssl.data.order.lanes import placed_examples
 from hf_ssl.data.order.loader import make_loader
+from hf_ssl.data.order.patience import patient_tables
 from hf_ssl.data.sources.files import INDEX_COLUMN, PlacedExamples
 from hf_ssl.data.sources.open import Source
 from hf_ssl.data.views.device import send
@@ -167,7 +169,7 @@ def fill_cache(
     shard_sizes = [0] * source.records.num_shards
     columns: dict[str, list[int | None]] = {name: [] for name in _kept_columns(source, label_column)}
     with tqdm(total=source.num_images, unit="img", desc="cache", disable=not show_progress) as bar:
-        for part in make_loader(_Decoder(), _undecoded(source, list(columns)), num_workers):
+        for part in make_loader(_Decoder(source.access.timeout), _undecoded(source, list(columns)), num_workers):
             if num_read + part.num_records > source.num_images:
                 raise UserError(
                     f"`cache` uint8 must know the number of images, but `{source.name}` says that it has "
@@ -218,11 +220,14 @@ class _Records:
 class _Decoder(Dataset):
     """Decodes records; runs in the workers."""
 
+    def __init__(self, timeout: float):
+        self.timeout = timeout
+
     def __getitem__(self, records: _Records) -> _Records:
         decoded = {}
         for offset, record_image in enumerate(records.images):
             try:
-                decoded[offset] = decode(record_image)
+                decoded[offset] = decode(record_image, self.timeout)
             except SkippedImageError as error:
                 records.skipped[offset] = error.reason
         records.images = []  # the bytes need not travel back
@@ -236,9 +241,9 @@ class _Decoder(Dataset):
 def _undecoded(source: Source, columns: list[str]) -> Iterator[_Records]:
     records = source.records.select_columns([source.image_column, *columns])
     for number, shard in enumerate(_shards(records)):
-        for rows in shard.iter(_RECORDS_AT_ONCE):
-            images = rows[source.image_column]
-            yield _Records(number, images, {name: rows[name] for name in columns}, len(images))
+        for rows, _ in patient_tables(source, shard, _RECORDS_AT_ONCE):
+            images = rows[source.image_column].to_pylist()
+            yield _Records(number, images, {name: rows[name].to_pylist() for name in columns}, len(images))
 
 
 def _shards(records: datasets.IterableDataset) -> Iterator[datasets.IterableDataset]:
@@ -290,7 +295,8 @@ def _source_of_places(source: Source, shard_sizes: list[int], columns: dict[str,
         iterable = PlacedExamples(partial(_read, table), shards)
     else:
         iterable = ArrowExamplesIterable(partial(_read, table), {"places": shards})
-    return replace(source, records=datasets.IterableDataset(iterable, info=info))
+    # A place is no path, whatever a record of the data set may name.
+    return replace(source, records=datasets.IterableDataset(iterable, info=info), access=Access())
 
 
 def _read(table: pa.Table, places: list[tuple[int, int]]) -> Iterator[tuple[tuple[int, int], pa.Table]]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import chain, cycle
 from typing import Any, Protocol
 
 import numpy as np
@@ -11,13 +12,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from hf_ssl.data.decode.pictures import SkippedImageError, decode
-from hf_ssl.data.order.lanes import Place, Window
+from hf_ssl.data.decode.image_bytes import with_name
+from hf_ssl.data.decode.pictures import in_groups
+from hf_ssl.data.order.lanes import Dealing, Place, Window
 from hf_ssl.data.order.ordered import UNKNOWN_LABEL
 from hf_ssl.data.views.draws import numbers_between
 from hf_ssl.errors import UserError
-
-_BYTES_AT_ONCE = 2**22  # of decoded pictures: what is in the cache of the processor need not be fetched again
 
 
 class ViewMaker(Protocol):
@@ -43,6 +43,7 @@ class Part:
         size: Number of records; 0 where an epoch ends.
         records: Undecoded images, their indices and their labels; None once a worker has seen them.
         reasons: Offset of each image that cannot be used -> why.
+        named: The first of them, such as "`a.jpg` (truncated)"; at most three.
         indices: Of the other images.
         labels: Of the other images, `UNKNOWN_LABEL` where they have none.
     """
@@ -53,8 +54,17 @@ class Part:
     size: int = 0
     records: pa.RecordBatch | None = None
     reasons: dict[int, str] = field(default_factory=dict)
+    named: list[str] = field(default_factory=list)
     indices: list[int | None] = field(default_factory=list)
     labels: list[int] = field(default_factory=list)
+
+    def finish(self, records: pa.RecordBatch) -> None:
+        """Keep what the usable images need beside their views; the bytes need not travel back."""
+        indices, labels = records["index"].to_pylist(), records["label"].to_pylist()
+        usable = [offset for offset in range(self.size) if offset not in self.reasons]
+        self.indices = [indices[offset] for offset in usable]
+        self.labels = [UNKNOWN_LABEL if labels[offset] is None else labels[offset] for offset in usable]
+        self.records = None
 
 
 @dataclass
@@ -74,41 +84,27 @@ class Maker(Dataset):
         self.pictures = pictures
 
     def __getitem__(self, chunk: Chunk) -> Chunk:
+        parts = [(part, part.records) for part in chunk.parts if part.records is not None]
+        places = [(part, records, offset) for part, records in parts for offset in range(part.size)]
+
+        def skip(place: int, reason: str) -> None:
+            part, records, offset = places[place]
+            part.reasons[offset] = reason
+            image, index = records["image"][offset].as_py(), records["index"][offset].as_py()
+            part.named = with_name(part.named, image, reason, index)
+
         made: list[tuple[Tensor, ...]] = []
-        pictures, numbers, num_bytes = [], [], 0
-        for part in chunk.parts:
-            if part.records is None:
-                continue
-            images, indices, labels = part.records.columns
-            indices, labels = indices.to_pylist(), labels.to_pylist()
-            drawn = numbers_between(self.seed, part.place.epoch, part.lane, part.first, part.first + part.size)
-            for offset, picture in enumerate(self.pictures(images)):
-                if isinstance(picture, SkippedImageError):
-                    part.reasons[offset] = picture.reason
-                    continue
-                part.indices.append(indices[offset])
-                part.labels.append(UNKNOWN_LABEL if labels[offset] is None else labels[offset])
-                pictures.append(picture)
-                numbers.append(drawn[offset])
-                num_bytes += getattr(picture, "nbytes", 0)
-                if num_bytes > _BYTES_AT_ONCE:
-                    made.append(self.views(pictures, np.stack(numbers)))
-                    pictures, numbers, num_bytes = [], [], 0
-            part.records = None  # the bytes need not travel back
-        if pictures:
-            made.append(self.views(pictures, np.stack(numbers)))
+        if parts:
+            numbers = np.concatenate([self._numbers_of(part) for part, _ in parts])
+            pictures = chain.from_iterable(self.pictures(records["image"]) for _, records in parts)
+            made = [self.views(group, numbers[kept]) for kept, group in in_groups(pictures, skip)]
         chunk.views = made[0] if len(made) == 1 else tuple(map(torch.cat, zip(*made, strict=True)))
+        for part, records in parts:
+            part.finish(records)
         return chunk
 
-
-def decoded(images: pa.Array) -> Iterator[NDArray[np.uint8] | SkippedImageError]:
-    """The pictures of undecoded images, or why there is none."""
-    # One by one: the memory of the last is used again, and that of a new list costs more than reading it.
-    for image in images:
-        try:
-            yield decode(image.as_py())
-        except SkippedImageError as error:
-            yield error
+    def _numbers_of(self, part: Part) -> NDArray[np.float64]:
+        return numbers_between(self.seed, part.place.epoch, part.lane, part.first, part.first + part.size)
 
 
 class LaneReader:
@@ -150,3 +146,15 @@ class LaneReader:
                     )
                 self._window, self._offset = None, 0
         return parts
+
+
+def parts_in_turns(dealing: Dealing, turn: int) -> Iterator[Part]:
+    """The records of all lanes in training order from the beginning, without views; empty parts end epochs.
+
+    Args:
+        dealing: How the records become lanes.
+        turn: Records that a lane gives at a time.
+    """
+    windows = dealing.windows(dict.fromkeys(range(dealing.lanes), Place()))
+    readers = [LaneReader(lane, windows[lane], dealing.lane_window, 0) for lane in windows]
+    return chain.from_iterable(reader.take(turn) for reader in cycle(readers))

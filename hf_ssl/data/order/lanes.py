@@ -17,6 +17,7 @@ import pyarrow as pa
 from datasets.distributed import split_dataset_by_node
 from numpy.typing import NDArray
 
+from hf_ssl.data.order.patience import patient_tables
 from hf_ssl.data.sources.files import INDEX_COLUMN, PlacedExamples
 from hf_ssl.data.sources.open import Source
 from hf_ssl.errors import UserError
@@ -159,9 +160,7 @@ class Dealing:
             columns.append(INDEX_COLUMN)
         if self.label_column is not None:
             columns.append(self.label_column)
-        records = self.source.records.select_columns(columns)
-        # The others come row by row, and each would become a table.
-        return records.with_format("arrow") if records._ex_iterable.iter_arrow else records
+        return self.source.records.select_columns(columns)
 
     def _of_rows(
         self, records: datasets.IterableDataset, placed: PlacedExamples, lane: int, start: Place
@@ -211,13 +210,16 @@ class Dealing:
         """The windows of an epoch, and None in the place of the one after its last."""
         divisors = (rows for rows in range(_TABLE_ROWS, _TABLE_ROWS // 8, -1) if window_rows % rows == 0)
         table_rows = next(divisors, window_rows)
-        records.load_state_dict(start.state)
-        tables = map(self._table, records.iter(table_rows))
-        place = Place(start.epoch, start.window, 0, start.state)
-        while (batch := _joined(islice(tables, window_rows // table_rows))) is not None:
-            state = records.state_dict()
-            yield place, batch
-            place = Place(place.epoch, place.window + 1, 0, state)
+        states = [start.state]  # the last one is that after the last table
+
+        def tables() -> Iterator[pa.Table]:
+            for table, states[-1] in patient_tables(self.source, records, table_rows, start.state):
+                yield self._table(table)
+
+        place, reading = start, tables()
+        while (batch := _joined(islice(reading, window_rows // table_rows))) is not None:
+            yield Place(place.epoch, place.window, 0, place.state), batch
+            place = Place(place.epoch, place.window + 1, 0, states[-1])
         yield place, None
 
     def _shard_order(self, epoch: int) -> int:
@@ -226,15 +228,12 @@ class Dealing:
         words = np.random.SeedSequence([self.seed, epoch, FOR_SHARDS]).generate_state(2)
         return int(words[0]) * 2**30 + int(words[1]) % 2**30 + 1  # not 0, which leaves the shards as they are
 
-    def _table(self, rows: pa.Table | dict[str, list]) -> pa.Table:
-        """The columns of a chunk, from what `datasets` gives."""
+    def _table(self, rows: pa.Table) -> pa.Table:
+        """The columns of a window."""
         types = {self.source.image_column: _IMAGE_TYPE, INDEX_COLUMN: pa.int64(), self.label_column: pa.int64()}
-        if isinstance(rows, dict):
-            rows = pa.table(rows, schema=pa.schema([(name, types[name]) for name in rows]))
-        present = rows.schema.names  # pyright: ignore[reportAttributeAccessIssue]
+        present = rows.schema.names
         columns = [rows[name] if name in present else pa.nulls(len(rows), type_) for name, type_ in types.items()]
-        columns[0] = columns[0].cast(_LARGE_IMAGE_TYPE)
-        return pa.table(columns, names=["image", "index", "label"])
+        return pa.table([columns[0].cast(_LARGE_IMAGE_TYPE), *columns[1:]], names=["image", "index", "label"])
 
 
 class _Turns:
@@ -273,7 +272,7 @@ def _joined(tables: Iterable[pa.Table]) -> pa.RecordBatch | None:
 
 def placed_examples(records: datasets.IterableDataset) -> PlacedExamples | None:
     """What the records are read from, if they can be entered at any row."""
-    inner = records._ex_iterable
+    inner: Any = records._ex_iterable
     while hasattr(inner, "ex_iterable"):
         inner = inner.ex_iterable
     return inner if isinstance(inner, PlacedExamples) else None
@@ -290,7 +289,7 @@ def _at(records: datasets.IterableDataset, places: list[tuple]) -> datasets.Iter
         return examples
 
     inner = rebuilt(records._ex_iterable)
-    return datasets.IterableDataset(inner, info=records.info.copy(), formatting=records._formatting)
+    return datasets.IterableDataset(inner, info=records.info.copy())
 
 
 def _rows_between(

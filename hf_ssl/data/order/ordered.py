@@ -12,12 +12,13 @@ import numpy as np
 import pyarrow as pa
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from hf_ssl.data.decode.pictures import SkippedImageError, decode
+from hf_ssl.data.decode.image_bytes import SHOWN, with_name
+from hf_ssl.data.decode.pictures import decoded, in_groups
 from hf_ssl.data.order.loader import make_loader
+from hf_ssl.data.order.patience import patient_tables
 from hf_ssl.data.order.rows import RowReader
 from hf_ssl.data.sources.open import Source
 from hf_ssl.errors import UserError
@@ -56,12 +57,14 @@ class ReadRows:
         num_rows: Their number, at least 1.
         images: Those that can be used; None if there are none.
         skipped: The others, counted by reason.
+        named: The first of them, such as "`a.jpg` (truncated)"; at most three.
     """
 
     first: int
     num_rows: int
     images: EvaluationBatch | None = None
     skipped: Counter[str] = field(default_factory=Counter)
+    named: list[str] = field(default_factory=list)
 
     def pin_memory(self) -> "ReadRows":
         """Put the pixels where a CUDA device fetches them by itself; what `DataLoader(pin_memory=True)` calls."""
@@ -84,16 +87,19 @@ class EvaluationBatches(Iterator[EvaluationBatch]):
 
     Attributes:
         skipped: Images left out so far because they cannot be used, by reason.
+        named: The first of them, such as "`a.jpg` (truncated)"; at most three.
     """
 
     def __init__(self, batches: Iterator[ReadRows]):
         self.skipped: Counter[str] = Counter()
+        self.named: list[str] = []
         self._batches = batches
 
     def __next__(self) -> EvaluationBatch:
         """The next batch that holds an image."""
         for read in self._batches:
             self.skipped.update(read.skipped)
+            self.named = (self.named + read.named)[:SHOWN]
             if read.images is not None:
                 return read.images
         raise StopIteration
@@ -101,7 +107,7 @@ class EvaluationBatches(Iterator[EvaluationBatch]):
 
 def evaluation_batches(
     source: Source,
-    transform: Callable[..., Tensor],
+    transform: Callable[..., Any],
     batch_size: int,
     *,
     with_rows: bool = False,
@@ -117,10 +123,11 @@ def evaluation_batches(
 
     Args:
         source: The data set.
-        transform: Makes a tensor, (3, height, width), of an RGB image; runs in the workers.
+        transform: Makes a tensor of a decoded picture, (height, width, 3), uint8; runs in the workers. All tensors
+            have one shape.
         batch_size: Records in a batch; the last one may be shorter, and so is one with images that cannot be used.
-        with_rows: Call `transform(image, row)` with the image's place in the data set, from 0, so that what is drawn
-            at random can depend on nothing else.
+        with_rows: Call `transform(pictures, rows)` with some pictures and the places of their images in the data set,
+            from 0, so that what is drawn at random can depend on nothing else; it makes a list of their tensors.
         rank: Number of this process, in [0, world_size).
         world_size: Number of processes.
         num_workers: Worker processes that decode and transform; 0: this process does it.
@@ -138,7 +145,7 @@ def evaluation_batches(
 
 def batches_of_ranges(
     source: Source,
-    transform: Callable[..., Tensor],
+    transform: Callable[..., Any],
     batch_size: int,
     ranges: Iterable[tuple[int, int]],
     *,
@@ -151,7 +158,8 @@ def batches_of_ranges(
 
     Args:
         source: The data set.
-        transform: Makes a tensor, (3, height, width), of an RGB image; runs in the workers.
+        transform: Makes a tensor of a decoded picture, (height, width, 3), uint8; runs in the workers. All tensors
+            have one shape.
         batch_size: Records in a batch; the last one of a range may be shorter.
         ranges: First row and the one after the last, ascending. They may go on without end: the data set's end is
             theirs.
@@ -170,7 +178,7 @@ def batches_of_ranges(
 
 def _read(
     source: Source,
-    transform: Callable[..., Tensor],
+    transform: Callable[..., Any],
     batch_size: int,
     rows: Iterator[_Rows],
     num_workers: int,
@@ -180,7 +188,7 @@ def _read(
 ) -> Iterator[ReadRows]:
     if batch_size < 1:
         raise UserError(f"`batch_size` must be at least 1, got {batch_size}.")
-    transformer = _Transformer(transform, with_rows, source.labels)
+    transformer = _Transformer(transform, with_rows, source)
     return iter(make_loader(transformer, rows, num_workers, pin_memory=pin_memory))
 
 
@@ -234,13 +242,11 @@ def _warn_of_beginning(name: str, split: str, max_images: int, within: int | Non
 
 def _first_rows(source: Source, batch_size: int, max_images: int | None) -> Iterator[_Rows]:
     first = 0
-    for rows in source.records.iter(batch_size):
-        images = rows[source.image_column]
-        if max_images is not None:
-            images = images[: max_images - first]
+    for rows, _ in patient_tables(source, source.records, batch_size):
+        images = rows[source.image_column].slice(0, None if max_images is None else max_images - first).to_pylist()
         if not images:
             return
-        labels = {label: rows[label][: len(images)] for label in source.labels}
+        labels = {label: rows[label].slice(0, len(images)).to_pylist() for label in source.labels}
         yield _Rows(range(first, first + len(images)), images, labels)
         first += len(images)
 
@@ -285,23 +291,26 @@ def _path_of(record_image: Any) -> str | None:
 class _Transformer(Dataset):
     """Turns records into a batch; runs in the workers."""
 
-    def __init__(self, transform: Callable[..., Tensor], with_rows: bool, labels: dict[str, list[str]]):
+    def __init__(self, transform: Callable[..., Any], with_rows: bool, source: Source):
         self.transform = transform
         self.with_rows = with_rows
-        self.num_classes = {label: len(names) for label, names in labels.items()}
+        self.num_classes = {label: len(names) for label, names in source.labels.items()}
+        self.timeout = source.access.timeout
 
     def __getitem__(self, rows: _Rows) -> ReadRows:
         read = ReadRows(rows.row_ids[0], len(rows.images))
-        kept, images = [], []
-        for place, record_image in enumerate(rows.images):
-            try:
-                image = decode(record_image)
-            except SkippedImageError as error:
-                read.skipped[error.reason] += 1
-                continue
-            kept.append(place)
-            row = [rows.row_ids[place]] if self.with_rows else []
-            images.append(self.transform(Image.fromarray(image), *row))
+        kept, tensors = [], []
+
+        def skip(place: int, reason: str) -> None:
+            read.skipped[reason] += 1
+            read.named = with_name(read.named, rows.images[place], reason, rows.row_ids[place])
+
+        for places, pictures in in_groups(decoded(rows.images, self.timeout), skip):
+            if self.with_rows:
+                tensors += self.transform(pictures, [rows.row_ids[place] for place in places])
+            else:
+                tensors += map(self.transform, pictures)
+            kept += places
         if kept:
             labels = {
                 label: torch.tensor([self._class(values[place], self.num_classes[label]) for place in kept])
@@ -309,7 +318,7 @@ class _Transformer(Dataset):
             }
             row_ids = torch.tensor([rows.row_ids[place] for place in kept])
             paths = [_path_of(rows.images[place]) for place in kept]
-            read.images = EvaluationBatch(torch.stack(images), labels, row_ids, paths)
+            read.images = EvaluationBatch(torch.stack(tensors), labels, row_ids, paths)
         return read
 
     @staticmethod

@@ -3,13 +3,14 @@
 import sys
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
-from functools import lru_cache, partial
+from functools import lru_cache
 from itertools import chain
 from typing import Any
 
 import datasets
 import pyarrow as pa
 
+from hf_ssl.data.order.patience import patient_tables
 from hf_ssl.data.sources.files import INDEX_COLUMN
 from hf_ssl.data.sources.open import Source
 from hf_ssl.errors import UserError
@@ -31,7 +32,7 @@ class RowReader:
 
     def __init__(self, source: Source):
         labels = list(source.labels)
-        self._image_column = source.image_column
+        self._source, self._image_column = source, source.image_column
         self._types = {source.image_column: _IMAGE_TYPE, **dict.fromkeys(labels, pa.int64())}
         self._records = source.records
         self._pieces = 0
@@ -88,15 +89,12 @@ class RowReader:
 
     def _first_row_of(self, piece: int) -> int:
         for number in range(piece, self._pieces):  # a file may have row groups without rows
-            for record in self._piece(number).take(1):
-                return record[INDEX_COLUMN]
+            numbers = self._piece(number).select_columns([INDEX_COLUMN])
+            for table, _ in patient_tables(self._source, numbers, 1):
+                return table[INDEX_COLUMN][0].as_py()
         return sys.maxsize
 
     def _tables_of(self, parts: Iterable[datasets.IterableDataset]) -> Iterator[pa.Table]:
         for records in parts:
-            records = records.select_columns(list(self._types))
-            if records._ex_iterable.iter_arrow:
-                yield from records.with_format("arrow").iter(_TABLE_ROWS)
-            else:
-                schema = pa.schema(list(self._types.items()))
-                yield from map(partial(pa.table, schema=schema), records.iter(_TABLE_ROWS))
+            for table, _ in patient_tables(self._source, records.select_columns(list(self._types)), _TABLE_ROWS):
+                yield table

@@ -11,13 +11,17 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
+import pyarrow as pa
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from hf_ssl.data.order.chunks import Chunk, LaneReader, Maker, Pictures, ViewMaker, decoded
+from hf_ssl.data.decode.image_bytes import SHOWN
+from hf_ssl.data.decode.pictures import decoded
+from hf_ssl.data.order.chunks import Chunk, LaneReader, Maker, Pictures, ViewMaker
 from hf_ssl.data.order.lanes import Dealing, choose_lanes
 from hf_ssl.data.order.loader import make_loader
 from hf_ssl.data.order.ordered import EvaluationBatch, evaluation_batches
@@ -30,7 +34,6 @@ __all__ = ["Batch", "EvaluationBatch", "TrainingStream", "evaluation_batches"]
 
 CHUNK_SIZE = 64  # records that one worker handles at a time, at the most
 MIN_RECORDS_TO_JUDGE = 1000  # before which, or the end of an epoch, a few bad images stop no run
-_SHOWN_ARCHIVES = 3
 
 
 @dataclass
@@ -68,7 +71,7 @@ class TrainingStream:
         seed: Of order and augmentation, at least 0; equal on all processes.
         lanes: See `lanes.choose_lanes`.
         images_per_device: Images of a batch, a divisor of this process's share of the step; None: all of them.
-        pictures: Makes pictures of undecoded images.
+        pictures: Makes pictures of undecoded images; None: decodes them.
         finish: Makes the views of a batch in this process, on its device; None: workers have made them.
         rank: Number of this process, in [0, world_size).
         world_size: Number of processes.
@@ -94,7 +97,7 @@ class TrainingStream:
         seed: int,
         lanes: int | None = None,
         images_per_device: int | None = None,
-        pictures: Pictures = decoded,
+        pictures: Pictures | None = None,
         finish: Callable[..., Tensor] | None = None,
         rank: int = 0,
         world_size: int = 1,
@@ -134,12 +137,14 @@ class TrainingStream:
         if self.images % self.images_per_device:
             raise UserError(
                 f"`images_per_device` must divide the {self.images} images of one process in a step of {batch_size}, "
-                f"got {images_per_device}. Give {max(n for n in range(1, images_per_device) if self.images % n == 0)}."
+                f"got {self.images_per_device}."
             )
+        self._named: list[str] = []  # the first images that cannot be used
         self.num_workers = num_workers
         self.max_skipped_ratio = max_skipped_ratio
         self._batch_size = batch_size
-        self._pictures, self._finish, self._with_labels = pictures, finish, with_labels
+        self._pictures = pictures or partial(_decoded, timeout=source.access.timeout)
+        self._finish, self._with_labels = finish, with_labels
         label_column = next(iter(source.labels)) if with_labels else None
         self._dealing = Dealing(source, seed, lanes, self.share, window_size, label_column)
         # What must be the same on resuming, for the steps to be the same.
@@ -227,6 +232,7 @@ class TrainingStream:
         epoch = min(one.epoch for one in lanes.values())
         row, ended = 0, []
         for part in chunk.parts:
+            self._named = (self._named + part.named)[:SHOWN]
             if part.size:
                 row = lanes[part.lane].arrive(part, chunk.views, row)
             elif not lanes[part.lane].end_epoch(self.share):
@@ -286,10 +292,11 @@ class TrainingStream:
         by_count = sorted(skipped.items(), key=lambda item: (-item[1], item[0]))
         reasons = ", ".join(f"{count} {reason}" for reason, count in by_count)
         archives = damaged_archives(self.source.name) if "damaged archive" in skipped else []
-        damaged = f" Damaged: {', '.join(f'`{path}`' for path in archives[:_SHOWN_ARCHIVES])}." if archives else ""
+        named = f", such as {', '.join(self._named)}" if self._named else ""
+        damaged = f" Damaged: {', '.join(f'`{path}`' for path in archives[:SHOWN])}." if archives else ""
         raise UserError(
-            f"{num_skipped} of {seen} images of `{self.source.name}` cannot be used: {reasons}.{damaged} Repair the "
-            f"data set or raise `max_skipped_ratio`, which is {self.max_skipped_ratio}."
+            f"{num_skipped} of {seen} images of `{self.source.name}` cannot be used: {reasons}{named}.{damaged} "
+            f"Repair the data set or raise `max_skipped_ratio`, which is {self.max_skipped_ratio}."
         )
 
 
@@ -312,6 +319,11 @@ def turn_of(share: int, num_lanes: int, chunk_size: int) -> int:
     most = min(share, max(1, chunk_size // num_lanes))
     divisor = max(number for number in range(1, most + 1) if share % number == 0)
     return divisor if 2 * divisor > most else most
+
+
+def _decoded(images: pa.Array, timeout: float) -> Iterator[Any]:
+    # One by one: the memory of the last is used again, and that of a new list costs more than reading it.
+    return decoded((image.as_py() for image in images), timeout)
 
 
 def _check_at_least(name: str, value: int, minimum: int) -> None:

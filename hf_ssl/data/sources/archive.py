@@ -9,9 +9,8 @@ import tarfile
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import BinaryIO
 
-from hf_ssl.errors import UserError
+from hf_ssl.data.sources.tar_bytes import TarBytes, opened_tar
 
 BLOCK = tarfile.BLOCKSIZE
 """Bytes of a member's header; its content fills whole blocks."""
@@ -54,43 +53,49 @@ class Damage:
 def pieces(path: str) -> Iterator[Member | Damage]:
     """Files in an archive, without hidden ones, and the places where it is damaged, in order.
 
+    Args:
+        path: A tar on this machine or at an address; also one that gzip, bzip2 or xz compressed.
+
     Raises:
-        UserError: If the system does not let the archive be read.
+        OSError: If the system does not let the archive be read. Names it.
+        Exception: What a lost connection raises.
     """
     try:
-        size = os.path.getsize(path)
-        with open(path, "rb") as file:
-            yield from _pieces_of(file, size)
+        with opened_tar(path) as file:
+            yield from _pieces_of(file)
     except OSError as error:
-        raise UserError(f"`{path}` cannot be read: {error.strerror}. Repair it, or take it away.") from error
+        if path in str(error):
+            raise
+        raise OSError(f"`{path}` cannot be read: {error.strerror or error}") from error
 
 
-def _pieces_of(file: BinaryIO, size: int) -> Iterator[Member | Damage]:
+def _pieces_of(file: TarBytes) -> Iterator[Member | Damage]:
     position = 0
     while True:
-        position, ended = yield from _members(file, position, size)
+        position, ended = yield from _members(file, position)
         if ended:
             following = _after_zeros(file, position)
             if following is None:
-                if size - position > _LONGEST_PADDING:
-                    yield Damage(position, size - position)
+                if file.lost or file.end - position > _LONGEST_PADDING:
+                    yield Damage(position, file.lost + file.end - position)
                 return
             file.seek(following)
             position = following
             if _is_header(file.read(BLOCK)):  # archives that were joined: the next one
                 continue
         start = _next_header(file, position + 1)
-        yield Damage(min(position, size), max(0, (size if start is None else start) - position))
+        end = file.end + file.lost if start is None else start
+        yield Damage(min(position, end), max(0, end - position))
         if start is None:
             return
         position = start
 
 
-def _members(file: BinaryIO, position: int, size: int) -> Generator[Member, None, tuple[int, bool]]:
+def _members(file: TarBytes, position: int) -> Generator[Member, None, tuple[int, bool]]:
     """Members from a header on. Returns where they end, and whether the mark of the end of an archive is there."""
     file.seek(position)
     try:
-        archive = tarfile.TarFile(fileobj=file)
+        archive = tarfile.TarFile(fileobj=file)  # pyright: ignore[reportArgumentType]
     except _TAR_ERRORS:
         file.seek(position)
         return position, _is_end(file.read(BLOCK))
@@ -105,13 +110,13 @@ def _members(file: BinaryIO, position: int, size: int) -> Generator[Member, None
         archive.members.clear()  # pyright: ignore[reportAttributeAccessIssue]
         if not member.isreg():
             continue
-        if not member.issparse() and member.offset_data + member.size > size:
+        if not member.issparse() and not file.reaches(member.offset_data + member.size):
             return member.offset, False
         if not os.path.basename(member.name).startswith((".", "__")):  # hidden, as `datasets` has it
             yield Member(member.name, member.size, partial(_content, archive, file, member))
 
 
-def _content(archive: tarfile.TarFile, file: BinaryIO, member: tarfile.TarInfo) -> bytes:
+def _content(archive: tarfile.TarFile, file: TarBytes, member: tarfile.TarInfo) -> bytes:
     if member.issparse():
         content = archive.extractfile(member)
         return b"" if content is None else content.read()
@@ -131,7 +136,7 @@ def _is_header(block: bytes) -> bool:
     return True
 
 
-def _after_zeros(file: BinaryIO, position: int) -> int | None:
+def _after_zeros(file: TarBytes, position: int) -> int | None:
     """Start of the first block that is not zero; None if there is none."""
     file.seek(position)
     while data := file.read(_SCANNED):
@@ -142,7 +147,7 @@ def _after_zeros(file: BinaryIO, position: int) -> int | None:
     return None
 
 
-def _next_header(file: BinaryIO, position: int) -> int | None:
+def _next_header(file: TarBytes, position: int) -> int | None:
     """Where the next member begins, which garbage may have moved off the usual places; None if there is none."""
     while True:
         file.seek(position)

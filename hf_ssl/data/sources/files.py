@@ -4,6 +4,7 @@
 rows. Here tables become many small shards, with `INDEX_COLUMN`.
 """
 
+import logging
 import os
 import zipfile
 import zlib
@@ -19,7 +20,10 @@ from datasets.iterable_dataset import ArrowExamplesIterable
 from datasets.table import cast_table_to_features
 
 from hf_ssl.data.decode.image_bytes import DAMAGED_ARCHIVE
+from hf_ssl.data.sources.unchanged import Stamp, check_unchanged, stamp_of
 from hf_ssl.errors import UserError
+
+_logger = logging.getLogger(__name__)
 
 INDEX_COLUMN = "__index__"
 """Column of the records with the stable number of each image, where the source has one."""
@@ -176,9 +180,10 @@ def parquet_records(
     Raises:
         UserError: If a file is no parquet file, or lacks a column.
     """
-    places, rows, schemas = [], 0, []
+    places, rows, schemas, stamps = [], 0, [], {}
     for path in files:
         try:
+            stamps[path] = stamp_of(path)
             with pq.ParquetFile(path) as file:
                 schemas.append(_without_dictionaries(file.schema_arrow))
                 for group in range(file.num_row_groups):
@@ -189,8 +194,8 @@ def parquet_records(
         except (pa.ArrowException, OSError) as error:
             raise UserError(f"`{path}` cannot be read as parquet: {str(error).splitlines()[0]}") from None
     features = datasets.Features()
-    for schema in {str(schema): schema for schema in schemas}.values():
-        features = datasets.Features({**datasets.Features.from_arrow_schema(schema), **features})
+    for schema, path in {str(schema): (schema, path) for schema, path in zip(schemas, files, strict=True)}.values():
+        features = datasets.Features({**_features_of(schema, path), **features})
     # The columns of the first file come first.
     first = [name for name in schemas[0].names if name in features]
     features = datasets.Features({name: features[name] for name in dict.fromkeys([*first, *features])})
@@ -204,8 +209,16 @@ def parquet_records(
                     f"{', '.join(f'`{name}`' for name in schema.names)}. Rename its column, or take the file away."
                 )
     types = {name: next(s.field(name).type for s in schemas if name in s.names) for name in features}
-    read = partial(_read_row_groups, columns, types, features)
+    read = partial(_read_row_groups, columns, types, features, stamps)
     return _numbered_records(read, places, features), rows
+
+
+def _features_of(schema: pa.Schema, path: str) -> datasets.Features:
+    try:
+        return datasets.Features.from_arrow_schema(schema)
+    except (ValueError, TypeError, LookupError, AttributeError) as error:  # whatever a damaged description leads to
+        _logger.warning("`%s` is read without its description of the columns, which is damaged: %s", path, error)
+        return datasets.Features.from_arrow_schema(schema.remove_metadata())
 
 
 def _without_dictionaries(schema: pa.Schema) -> pa.Schema:
@@ -217,7 +230,7 @@ def _without_dictionaries(schema: pa.Schema) -> pa.Schema:
 
 
 @lru_cache(maxsize=8)
-def _metadata(path: str) -> pq.FileMetaData:
+def _metadata(path: str, stamp: Stamp) -> pq.FileMetaData:
     """Read once for all row groups of a file: a large file's takes longer than one of its row groups."""
     return pq.read_metadata(path)
 
@@ -226,26 +239,39 @@ def _read_row_groups(
     columns: list[str] | None,
     types: dict[str, pa.DataType],
     features: datasets.Features,
+    stamps: dict[str, Stamp],
     places: list[tuple[str, int, int, int, int]],
 ) -> Iterator[tuple[tuple[int, int], pa.Table]]:
     for path, group, first, start, end in places:
-        metadata = _metadata(path)
+        for batch in _batches(path, group, columns, stamps[path]):
+            here, first = first, first + batch.num_rows
+            if first <= start:
+                continue
+            if here >= end:
+                break
+            batch = batch.slice(max(0, start - here), min(first, end) - max(here, start))
+            here = max(here, start)
+            index = pa.array(range(here, here + batch.num_rows), pa.int64())
+            table = pa.Table.from_batches([batch])
+            if types != {field.name: field.type for field in table.schema}:
+                table = _as_the_others(table, types, features, path)
+            yield (group, here), table.append_column(INDEX_COLUMN, index)
+
+
+def _batches(path: str, group: int, columns: list[str] | None, stamp: Stamp) -> Iterator[pa.RecordBatch]:
+    """Rows of a row group. What fails raises an `OSError` that names the file."""
+    try:
+        check_unchanged(path, stamp)
+        metadata = _metadata(path, stamp)
         about = metadata.row_group(group)
         rows = min(_PARQUET_BATCH, 1 + _PARQUET_BATCH_BYTES * about.num_rows // max(1, about.total_byte_size))
         with pq.ParquetFile(path, metadata=metadata, pre_buffer=False, buffer_size=_PARQUET_BUFFER) as file:
             for batch in file.iter_batches(rows, row_groups=[group], columns=columns, use_threads=False):
-                here, first = first, first + batch.num_rows
-                if first <= start:
-                    continue
-                if here >= end:
-                    break
-                batch = batch.slice(max(0, start - here), min(first, end) - max(here, start))
-                here = max(here, start)
-                index = pa.array(range(here, here + batch.num_rows), pa.int64())
-                table = pa.Table.from_batches([batch])
-                if types != {field.name: field.type for field in table.schema}:
-                    table = _as_the_others(table, types, features, path)
-                yield (group, here), table.append_column(INDEX_COLUMN, index)
+                check_unchanged(path, stamp)  # a file that is written to while it is open gives anything
+                yield batch
+    except (pa.ArrowException, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise OSError(reason if path in reason else f"`{path}`: {reason}") from error
 
 
 def _as_the_others(table: pa.Table, types: dict[str, pa.DataType], features: datasets.Features, path: str) -> pa.Table:

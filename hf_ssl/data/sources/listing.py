@@ -10,6 +10,7 @@ from datasets.packaged_modules import _EXTENSION_TO_MODULE
 
 from hf_ssl.data.decode.image_bytes import reason_of
 from hf_ssl.data.decode.pictures import IMAGE_SUFFIXES
+from hf_ssl.data.sources.tar_bytes import is_tar
 
 TABLES = ("parquet", "arrow", "csv", "json")
 """Modules of `datasets` that read tables."""
@@ -123,7 +124,7 @@ def list_folder(folder: Path) -> Listing:
 def _is_data(name: str) -> bool:
     if name.startswith(".") or name in _IGNORED:
         return False
-    if is_image(name):
+    if is_image(name) or is_tar(name):
         return True
     # An archive may be compressed: `images.tar.gz`.
     return suffix_of(name) not in _OTHER_PICTURES and any(f".{part}" in _DATA_SUFFIXES for part in _endings(name))

@@ -1,7 +1,6 @@
 """Folders and files on this machine, read fast where that is possible, else by `datasets`."""
 
 import os
-import tarfile
 import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -14,12 +13,15 @@ import pyarrow.parquet as pq
 from datasets.download import DownloadConfig, StreamingDownloadManager
 from datasets.packaged_modules import _ALL_METADATA_FILENAMES
 
+from hf_ssl.data.sources.archive import pieces
 from hf_ssl.data.sources.files import dataset_records, folder_records, parquet_records, table_records
 from hf_ssl.data.sources.identity import digest_of, files_table
 from hf_ssl.data.sources.listing import is_image
+from hf_ssl.data.sources.objects import undecoded
 from hf_ssl.data.sources.opened import Opened, attempt, no_images, no_split
 from hf_ssl.data.sources.readings import check_reading, classes_of, in_no_split, left_out_of, understood
 from hf_ssl.data.sources.resolve import Choice, Resolved, resolve_file, resolve_folder
+from hf_ssl.data.sources.tar_bytes import is_tar
 from hf_ssl.data.sources.tars import tar_layout, tar_records
 from hf_ssl.data.sources.texts import distinct_texts
 from hf_ssl.errors import UserError
@@ -195,7 +197,7 @@ def _parquet(resolved: Resolved, split: str, about: dict[str, Any]) -> Opened:
 
 def _tars(name: str, resolved: Resolved, split: str, about: dict[str, Any]) -> Opened:
     files = [resolved.path(file) for file in resolved.splits[split]]
-    if all(map(_is_tar, files)):
+    if all(map(is_tar, files)):
         if all(map(_is_empty_tar, files)):
             raise no_images(name, split)
         layout = attempt(name, lambda: tar_layout(files))
@@ -206,20 +208,15 @@ def _tars(name: str, resolved: Resolved, split: str, about: dict[str, Any]) -> O
                 select=lambda needed, labels: tar_records(files, layout, needed[0], [*needed, *labels]),
                 **about,
             )
-    builder = resolved.builder()
-    return Opened(attempt(name, lambda: builder.as_streaming_dataset(split=split)), None, **about)
-
-
-def _is_tar(path: str) -> bool:
-    return path.lower().endswith(".tar")
+    stream: Any = attempt(name, lambda: resolved.builder().as_streaming_dataset(split=split))
+    return Opened(undecoded(stream), None, **about)
 
 
 def _is_empty_tar(path: str) -> bool:
     try:
-        with tarfile.open(path) as archive:
-            return archive.next() is None
-    except tarfile.TarError:
-        return False  # damaged: opening it as a data set says how
+        return next(pieces(path), None) is None
+    except OSError:
+        return False  # opening it as a data set says why
 
 
 def _prepared(resolved: Resolved, split: str, about: dict[str, Any]) -> Opened:

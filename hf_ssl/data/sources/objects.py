@@ -6,8 +6,10 @@ import re
 from typing import Any
 
 import datasets
-from datasets.iterable_dataset import BufferShuffledExamplesIterable
+from datasets.iterable_dataset import BufferShuffledExamplesIterable, _BaseExamplesIterable
+from datasets.utils.track import TrackedIterableFromGenerator
 
+from hf_ssl.data.decode.access import roots_of
 from hf_ssl.data.sources.files import dataset_records
 from hf_ssl.data.sources.opened import Opened, attempt, no_images
 from hf_ssl.errors import UserError
@@ -46,6 +48,7 @@ def open_object(dataset: DataObject, name: str, split: str) -> Opened:
         ["object", identity],
         lambda needed, others: records_of(one, [*needed, *others])[0],
         distinct=distinct if isinstance(one, datasets.Dataset) else None,
+        roots=addresses_of(records),
     )
 
 
@@ -90,9 +93,35 @@ def records_of(
         columns: The columns to read; None: all.
     """
     if isinstance(dataset, datasets.IterableDataset):
-        records = dataset.with_format(None)
+        records = undecoded(dataset.with_format(None))
         return records if columns is None else records.select_columns(columns), None
     return dataset_records(dataset if columns is None else dataset.select_columns(columns)), dataset.num_rows
+
+
+def undecoded(records: datasets.IterableDataset) -> datasets.IterableDataset:
+    """A stream whose images are as they are stored: by itself `datasets` decodes image files on the Hub.
+
+    An image that is broken must stop nothing, and what is not used need not be decoded.
+    """
+    return records if records.features is None else records.decode(False)
+
+
+def addresses_of(records: datasets.IterableDataset) -> tuple[str, ...]:
+    """What the addresses of the files of a stream begin with (`Access.roots`); empty if none of them is an address."""
+    found, waiting = set(), [records._ex_iterable]
+    while waiting:
+        one = waiting.pop()
+        if isinstance(one, str):
+            found |= {one} if "://" in one else set()
+        elif isinstance(one, dict):
+            waiting += one.values()
+        elif isinstance(one, list | tuple):
+            waiting += one
+        elif isinstance(one, _BaseExamplesIterable):
+            waiting += [getattr(one, name) for name in ("kwargs", "ex_iterable", "ex_iterables") if hasattr(one, name)]
+        elif isinstance(one, TrackedIterableFromGenerator):  # files or members of an archive
+            waiting.append(one.args)
+    return roots_of(found) if found else ()
 
 
 def identity_of(dataset: datasets.Dataset | datasets.IterableDataset) -> Any:
@@ -103,10 +132,7 @@ def identity_of(dataset: datasets.Dataset | datasets.IterableDataset) -> Any:
     """
     if isinstance(dataset, datasets.Dataset):
         return [dataset._fingerprint, dataset.num_rows]
-    stream = dataset.with_format(None)
-    if stream.features is not None:  # undecoded, so that an image that is broken stops nothing
-        features = {name: _undecoded(feature) for name, feature in stream.features.items()}
-        stream = stream.cast(datasets.Features(features))
+    stream = undecoded(dataset.with_format(None))
     content = hashlib.sha256()
     for row in stream.take(_ROWS_THAT_IDENTIFY):
         content.update(json.dumps(row, sort_keys=True, default=_as_text).encode())
@@ -140,10 +166,6 @@ def is_shuffled(records: datasets.IterableDataset) -> bool:
         inner = getattr(one, "ex_iterable", None)
         waiting += getattr(one, "ex_iterables", []) if inner is None else [inner]
     return False
-
-
-def _undecoded(feature: Any) -> Any:
-    return datasets.Image(decode=False) if isinstance(feature, datasets.Image) else feature
 
 
 def _as_text(value: Any) -> str:

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import logging
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,9 @@ from typing import Any
 import datasets
 import pyarrow as pa
 
+from hf_ssl.data.decode.access import Access
 from hf_ssl.data.decode.image_bytes import reason_of
+from hf_ssl.data.decode.unavailable import DATA_TIMEOUT
 from hf_ssl.data.sources.columns import Columns, find_columns
 from hf_ssl.data.sources.embedded import open_embedded
 from hf_ssl.data.sources.files import INDEX_COLUMN
@@ -49,6 +51,7 @@ class Source:
         understood: How a local data set is read: splits and classes with counts, and what is not read, in one line.
             Empty for others.
         files: Columns `name` and `size` (bytes) of the files of the split; None if they do not lie on this machine.
+        access: Which paths of records may be read, and for how long that is tried.
     """
 
     name: str
@@ -61,6 +64,7 @@ class Source:
     left_out: dict[str, int] = field(default_factory=dict)
     understood: str = ""
     files: pa.Table | None = field(default=None, repr=False, compare=False)
+    access: Access = Access()
 
     @property
     def has_indices(self) -> bool:
@@ -90,6 +94,8 @@ def open_source(
     data_dir: str | None = None,
     data_files: str | list[str] | dict[str, Any] | None = None,
     drop_labels: bool | None = None,
+    allow_paths: bool = False,
+    data_timeout: float = DATA_TIMEOUT,
 ) -> Source:
     """Open one split of a data set as a stream of records.
 
@@ -112,6 +118,9 @@ def open_source(
             `{"train": "photos/**"}`.
         drop_labels: For a folder of images: True: folders are no classes; False: they always are; None: as `datasets`
             finds.
+        allow_paths: Read whatever file or address a record names. Else, in data from the Hub or an address, only what
+            belongs to the data set; in data of this machine any file, but no address.
+        data_timeout: Seconds for which it is tried again to read what cannot be read, at least 0.
 
     Returns:
         The opened source.
@@ -129,6 +138,7 @@ def open_source(
                 raise UserError(f"`{setting}` is for folders and the Hub, but `dataset` is an object. Leave it out.")
         opened = open_object(dataset, name, split)
     source = _with_columns(opened, name, config, split, image_column, label_column, index_column)
+    source = replace(source, access=Access(opened.roots, allow_paths, data_timeout))
     _tell(source.understood, bool(source.left_out))
     return source
 

@@ -37,6 +37,7 @@ class Opened:
         folder: Paths in a column of texts are relative to it.
         understood: One line about splits and classes.
         files: Columns `name` and `size` (bytes) of the files of the split, if they lie on this machine.
+        roots: Those of `Access`.
     """
 
     records: datasets.IterableDataset
@@ -49,6 +50,7 @@ class Opened:
     folder: str | None = None
     understood: str = ""
     files: pa.Table | None = None
+    roots: tuple[str, ...] = ()
 
 
 def no_images(dataset: str, split: str) -> UserError:

@@ -17,6 +17,7 @@ from datasets.packaged_modules.webdataset.webdataset import WebDataset
 from fsspec.utils import glob_translate
 
 from hf_ssl.data.sources.listing import Listing, is_image, suffix_of
+from hf_ssl.data.sources.tar_bytes import is_tar
 from hf_ssl.errors import UserError
 
 MODULES: dict[str, type[datasets.DatasetBuilder]] = {
@@ -90,6 +91,8 @@ class Match:
 
 def format_of(file: str) -> str | None:
     """The module of `datasets` that reads a file which is no image, by its endings; `zip` for an archive."""
+    if is_tar(file):
+        return "webdataset"
     formats = [_EXTENSION_TO_MODULE.get(f".{ending}", ("", {}))[0] for ending in file.lower().split(".")[1:]]
     return next((one for one in formats if one in MODULES), "zip" if suffix_of(file) == ".zip" else None)
 

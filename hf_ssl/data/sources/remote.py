@@ -10,9 +10,13 @@ from datasets.data_files import DataFilesDict, get_data_patterns, sanitize_patte
 from datasets.load import infer_module_for_data_files
 from datasets.packaged_modules import _ALL_ALLOWED_EXTENSIONS, _EXTENSION_TO_MODULE
 
+from hf_ssl.data.decode.access import roots_of
+from hf_ssl.data.sources.objects import undecoded
 from hf_ssl.data.sources.opened import Opened, attempt, no_split
 from hf_ssl.data.sources.patterns import MODULES
 from hf_ssl.data.sources.resolve import Choice
+from hf_ssl.data.sources.tar_bytes import is_tar
+from hf_ssl.data.sources.tars import tar_layout, tar_records
 from hf_ssl.errors import UserError
 
 _HUB = "hf://datasets/"
@@ -105,11 +109,24 @@ def _streamed(name: str, split: str, where: dict[str, Any]) -> Opened:
     if splits and split not in splits:
         raise no_split(name, split, splits)
     known = (builder.info.splits or {}).get(split)
-    files = data_files.get(split, [])
+    origin = getattr(data_files.get(split), "origin_metadata", [])
+    files = list(data_files.get(split, []))
     # Addresses in a repository hold its commit; others have a tag or a time in `origin_metadata`.
-    identity = [builder.hash, list(files), [list(one) for one in getattr(files, "origin_metadata", [])]]
-    records = attempt(name, lambda: builder.as_streaming_dataset(split=split))
-    return Opened(records, known.num_examples if known else None, identity)
+    identity = [builder.hash, files, [list(one) for one in origin]]
+    here = bool(files) and all(os.path.exists(file.removeprefix("file://")) for file in files)
+    roots = () if here else roots_of(file for of_split in data_files.values() for file in of_split)
+    num_images = known.num_examples if known else None
+    layout = attempt(name, lambda: tar_layout(files)) if files and all(map(is_tar, files)) else None
+    if layout is not None:
+        return Opened(
+            tar_records(files, layout),
+            num_images,
+            identity,
+            lambda needed, labels: tar_records(files, layout, needed[0], [*needed, *labels]),
+            roots=roots,
+        )
+    records = attempt(name, lambda: undecoded(builder.as_streaming_dataset(split=split)))
+    return Opened(records, num_images, identity, roots=roots)
 
 
 def _check_scheme(name: str) -> None:

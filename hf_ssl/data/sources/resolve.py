@@ -26,6 +26,7 @@ from datasets.packaged_modules import _ALL_METADATA_FILENAMES, _PACKAGED_DATASET
 from hf_ssl.data.sources.card import choose_config, read_card
 from hf_ssl.data.sources.listing import Listing, is_image, list_folder, suffix_of
 from hf_ssl.data.sources.patterns import MODULES, Match, format_of, is_of
+from hf_ssl.data.sources.tar_bytes import is_tar
 from hf_ssl.errors import UserError
 
 _ASSETS = "assets/"  # where repositories keep the pictures of their README
@@ -258,6 +259,13 @@ def _found_by(patterns: dict[str, list[str]]) -> str:
         if any(patterns.get(str(split)) == table[split] for split in table):
             return kind
     return "all" if list(patterns.values()) == [["**"]] else "shards"
+
+
+def _seen(path: str) -> str:
+    """A file as `datasets` knows it: names in lower case, and no short names of tars; zip archives are opened."""
+    if is_tar(path):
+        return "archive.tar"
+    return path if path.endswith(".zip") else os.path.basename(path).lower()
 
 
 def _module(name: str, listing: Listing, splits: dict[str, list[str]]) -> tuple[str, dict[str, Any]]:

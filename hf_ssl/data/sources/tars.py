@@ -1,4 +1,4 @@
-"""Webdataset tars on this machine: the records that `datasets` makes of them, and a count of what damage has lost.
+"""Webdataset tars: the records that `datasets` makes of them, and a count of what damage has lost.
 
 `datasets` ends without a word where an archive was cut, and stops where it holds garbage. Here such a place is logged
 with the number of bytes that could not be read, and records with the image `DAMAGED_ARCHIVE` stand for those lost.
@@ -23,6 +23,8 @@ from datasets.packaged_modules.webdataset.webdataset import WebDataset, base_plu
 
 from hf_ssl.data.decode.image_bytes import DAMAGED_ARCHIVE
 from hf_ssl.data.sources.archive import BLOCK, Damage, Member, pieces
+from hf_ssl.data.sources.tar_bytes import can_unpack
+from hf_ssl.data.sources.unchanged import Stamp, check_unchanged, stamp_of
 
 _logger = logging.getLogger(__name__)
 
@@ -54,30 +56,37 @@ def tar_layout(files: list[str]) -> TarLayout | None:
     """Find out from the first archive with members how the members make records.
 
     Returns:
-        The layout; None where `datasets` has to read, because there is no member or something is compressed.
+        The layout; None where `datasets` has to read, because there is no member, or members are compressed.
+
+    Raises:
+        OSError: If an archive cannot be read, or all are so damaged that nothing in them can.
     """
+    damaged = None
     for path in files:
-        with open(path, "rb") as file:
-            if not _is_plain(file.read(BLOCK)):
-                return None
-        members = (piece.name for piece in pieces(path) if isinstance(piece, Member))
-        names = [name for name in islice(members, _SAMPLED_NAMES) if base_plus_ext(name)[0] is not None]
+        if not can_unpack(path):
+            return None
+        found = list(islice(pieces(path), _SAMPLED_NAMES))
+        members = [piece.name for piece in found if isinstance(piece, Member)]
+        names = [name for name in members if base_plus_ext(name)[0] is not None]
         if not names:
+            damaged = damaged or (path if any(isinstance(piece, Damage) for piece in found) else None)
             continue
         if any("." + name.split(".")[-1].lower() in EXTENSION_TO_COMPRESSION_FS_FILE_CLS for name in names):
             return None
         by_last_dot = _by_last_dot(names)
         return TarLayout(_features_of(path, by_last_dot), by_last_dot)
+    if damaged is not None:
+        raise OSError(f"`{damaged}` is damaged, and nothing in it can be read")
     return None
 
 
 def tar_records(
     files: list[str], layout: TarLayout, image: str | None = None, columns: list[str] | None = None
 ) -> datasets.IterableDataset:
-    """Stream local tars; each is a shard.
+    """Stream tars; each is a shard.
 
     Args:
-        files: Tars of one data set, in order.
+        files: Tars of one data set, in order: paths and addresses.
         layout: From `tar_layout`.
         image: The column of the images. A record that lacks it gives another image that it has: an archive may hold
             `.jpg` beside `.png`. None: no such column.
@@ -89,14 +98,11 @@ def tar_records(
     features = layout.features
     if columns is not None:
         features = datasets.Features({name: features[name] for name in columns})
-    read = partial(_examples, features, layout.by_last_dot, image)
+    stamps = {path: stamp_of(path) for path in files if "://" not in path}
+    read = partial(_examples, features, layout.by_last_dot, image, stamps)
     return datasets.IterableDataset(
         ExamplesIterable(read, {"tars": files}), info=datasets.DatasetInfo(features=features)
     )
-
-
-def _is_plain(start: bytes) -> bool:
-    return not start.startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"PK\x03\x04", b"\x28\xb5\x2f\xfd"))
 
 
 def _by_last_dot(names: list[str]) -> bool:
@@ -149,10 +155,12 @@ def _decoded(field: str, data: bytes) -> Any:
 
 
 def _examples(
-    features: datasets.Features, by_last_dot: bool, image: str | None, tars: list[str]
+    features: datasets.Features, by_last_dot: bool, image: str | None, stamps: dict[str, Stamp], tars: list[str]
 ) -> Iterator[tuple[Key, dict[str, Any]]]:
     for shard, path in enumerate(tars):
         for number, raw in enumerate(_grouped(path, by_last_dot, features, image)):
+            if path in stamps:
+                check_unchanged(path, stamps[path])
             if raw is None:
                 lost = {"bytes": None, "path": DAMAGED_ARCHIVE}
                 yield Key(shard, number), {name: lost if name == image else None for name in features}

@@ -35,6 +35,7 @@ from hf_ssl.data.views.draws import (
     SOLARIZE,
     VERTICAL_FLIP,
     draw_pairs,
+    sizes_of,
 )
 from hf_ssl.data.views.recipes import VIEW_RECIPES, ViewParameters, ViewRecipe, changed_recipe
 from hf_ssl.errors import UserError
@@ -77,7 +78,7 @@ class Views:
         Returns:
             (pictures, num_views, image_size, image_size, 3), uint8.
         """
-        rows = _draw(pictures, self.recipe, numbers)[:, : self.num_views]
+        rows = draw_pairs(*sizes_of(pictures), self.recipe, numbers)[:, : self.num_views]
         return (_by_each(make_view, pictures, self.recipe, rows, self.image_size),)
 
 
@@ -104,14 +105,9 @@ class Crops:
             Crops, (pictures, 2, image_size, image_size, 3), uint8, and rows of `draws.py`, (pictures, 2, ROW_LENGTH),
             float32.
         """
-        rows = _draw(pictures, self.recipe, numbers)
+        rows = draw_pairs(*sizes_of(pictures), self.recipe, numbers)
         crops = _by_each(crop_and_flip, pictures, self.recipe, rows, self.image_size)
         return crops, torch.from_numpy(rows).float()
-
-
-def _draw(pictures: Sequence[Picture], recipe: ViewRecipe, numbers: NDArray[np.float64]) -> NDArray[np.float64]:
-    heights, widths = np.array([picture.shape[:2] for picture in pictures], np.int64).reshape(-1, 2).T
-    return draw_pairs(heights, widths, recipe, numbers)
 
 
 def _by_each(

@@ -2,7 +2,7 @@
 
 Each operation gathers the views that need it, in the order of their own draws, so that a view costs what it uses. The
 draws are on the CPU, and with them the shapes of all that happens on the device: nothing waits for it. Pixels are
-float32 but are rounded to grey levels after each operation, and hue has steps, as in `views.py`: nearly all pixels are
+float32 but are rounded to grey levels after each operation, and hue has steps, as in `cpu.py`: nearly all pixels are
 those of the CPU to a grey level. A hue that falls between two steps may take the other one.
 """
 

@@ -31,7 +31,7 @@ class DeviceCrops:
             draws: Rows of `draws.py`, (batch, 2, ROW_LENGTH), float32, on the same device.
 
         Returns:
-            (batch, 2, image_size, image_size, 3), uint8; within a grey level of `views.resize`.
+            (batch, 2, image_size, image_size, 3), uint8; within a grey level of `cpu.resize`.
         """
         top, left, crop_height, crop_width = draws[..., CROP].unbind(dim=2)
         columns = self._weights(left, crop_width, draws[..., FLIP], pictures.shape[2])

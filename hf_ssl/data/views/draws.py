@@ -6,6 +6,8 @@ drawn here. Whoever carries it out, workers on the CPU or a batch on the GPU, ma
 
 import functools
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,6 +58,12 @@ def numbers_between(seed: int, epoch: int, lane: int, start: int, end: int) -> N
 @functools.lru_cache(maxsize=_KEPT_BLOCKS)
 def _block(seed: int, epoch: int, lane: int, block: int) -> NDArray[np.float64]:
     return np.random.default_rng([seed, epoch, lane, block, _FOR_VIEWS]).random((_BLOCK, 2, NUM_DRAWS))
+
+
+def sizes_of(pictures: Sequence[NDArray[Any]]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Heights and widths of pictures, in pixels, (pictures,) each."""
+    heights, widths = np.array([picture.shape[:2] for picture in pictures], np.int64).reshape(-1, 2).T
+    return heights, widths
 
 
 def draw_pairs(

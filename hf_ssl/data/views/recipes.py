@@ -1,4 +1,4 @@
-"""What the papers do to an image to make its views, as data; `views.py` carries it out."""
+"""What the papers do to an image to make its views, as data; `cpu.py` carries it out."""
 
 import math
 from collections.abc import Callable, Mapping

@@ -73,7 +73,7 @@ UNUSABLE = {
     "five bands": [tiff(np.zeros((4, 4, 5), np.uint8)), tiff(np.zeros((4, 4, 5)), planar=2)],
     "four bands": [tiff(np.zeros((4, 4, 4), np.float32))],
     "two bands": [tiff(np.zeros((4, 4, 2), np.float32))],
-    "13 bands": [tiff(np.zeros((4, 4, 13), np.uint16))],
+    "many bands": [tiff(np.zeros((4, 4, 13), np.uint16))],
     "format not supported: 64-bit float TIFF": [tiff(np.zeros((4, 4)), compression=5)],
     "unsupported colours": [tiff(np.zeros((4, 4)), photometric=3)],
     "truncated": [tiff(np.zeros((4, 4)))[:8] + tiff(np.zeros((4, 4)))[8:].replace(b"\x80\0\0\0", b"\x08\0\0\0")],

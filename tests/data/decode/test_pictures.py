@@ -18,9 +18,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from hf_ssl.data.decode import image_bytes
-from hf_ssl.data.decode import pictures as decoding
-from hf_ssl.data.decode.pictures import MAX_PIXELS, SkippedImageError, decode
+from hf_ssl.data.decode import image_bytes, pillow
+from hf_ssl.data.decode.pictures import IMAGE_SUFFIXES, MAX_PIXELS, SkippedImageError, decode
 
 
 def _photo(height=HEIGHT, width=WIDTH, seed=0):
@@ -58,8 +57,8 @@ def test_a_large_icon_is_not_taken_for_another_format():
 
 def test_the_endings_are_those_of_what_can_be_decoded():
     common = ".jpg .jpeg .png .webp .gif .bmp .tif .tiff .ppm .pgm .pbm .pnm .pfm .avif .jp2 .j2k .j2c .jpx .tga .ico"
-    assert {*common.split(), ".mpo", ".dib", ".icns", ".psd", ".qoi", ".apng", ".jfif"} <= decoding.IMAGE_SUFFIXES
-    assert not {".pdf", ".eps", ".mpg", ".h5", ".fits", ".wmf", ".pcd", ".svg", ".txt"} & decoding.IMAGE_SUFFIXES
+    assert {*common.split(), ".mpo", ".dib", ".icns", ".psd", ".qoi", ".apng", ".jfif"} <= IMAGE_SUFFIXES
+    assert not {".pdf", ".eps", ".mpg", ".h5", ".fits", ".wmf", ".pcd", ".svg", ".txt"} & IMAGE_SUFFIXES
 
 
 @pytest.mark.parametrize("format_", ["JPEG", "WEBP", "JPEG2000", "AVIF", "GIF"])
@@ -362,7 +361,7 @@ def test_the_extra_formats_are_read_where_installed(format_):
     exif[0x0112] = 6
     decoded = decode(_encoded(Image.fromarray(_photo()), format_, exif=exif.tobytes(), quality=95))
     assert np.abs(decoded.astype(int) - np.rot90(_photo(), -1)).mean() < 12
-    assert {"HEIF": ".heic", "JXL": ".jxl"}[format_] in decoding.IMAGE_SUFFIXES
+    assert {"HEIF": ".heic", "JXL": ".jxl"}[format_] in IMAGE_SUFFIXES
     with pytest.raises(SkippedImageError, match="damaged"):
         decode(UNUSABLE[f"format not supported: {'.heic' if format_ == 'HEIF' else '.jxl'}"][-1])
 
@@ -431,7 +430,7 @@ def test_a_pgm_of_12_bits_is_scaled_from_its_declared_range():
 @pytest.mark.parametrize("reason", UNUSABLE)
 def test_what_no_decoder_knows_is_skipped_for_its_true_reason(reason, monkeypatch):
     # As without the packages of the extra `formats`, which read more.
-    monkeypatch.setattr(decoding, "_FORMATS", tuple(set(decoding._FORMATS) - {"HEIF", "JXL"}))
+    monkeypatch.setattr(pillow, "FORMATS", tuple(set(pillow.FORMATS) - {"HEIF", "JXL"}))
     for data in UNUSABLE[reason]:
         with pytest.raises(SkippedImageError) as caught:
             decode(data)

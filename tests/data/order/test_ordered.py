@@ -1,3 +1,4 @@
+import io
 import itertools
 from collections import Counter
 from dataclasses import replace
@@ -12,8 +13,10 @@ import torch
 from PIL import Image
 
 from hf_ssl.data.order.ordered import UNKNOWN_LABEL, batches_of_ranges, sampled_rows
-from hf_ssl.data.order.stream import evaluation_batches
+from hf_ssl.data.order.stream import TrainingStream, evaluation_batches
 from hf_ssl.data.sources.open import open_source
+from hf_ssl.data.views.cpu import Views
+from hf_ssl.errors import UserError
 
 NUMBER = 23
 BAD = {4: (b"text", "not an image"), 11: (None, "null"), 12: (b"", "empty")}
@@ -41,10 +44,9 @@ def source(tmp_path_factory):
     return open_source(str(path))
 
 
-def _transform(image):
-    assert isinstance(image, Image.Image)
-    assert image.mode == "RGB"
-    return torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1).float()
+def _transform(picture):
+    assert isinstance(picture, np.ndarray) and picture.dtype == np.uint8 and picture.shape[2] == 3
+    return torch.from_numpy(picture.copy()).permute(2, 0, 1).float()
 
 
 GOOD = [n for n in range(NUMBER) if n not in BAD]
@@ -77,8 +79,8 @@ def test_ranks_share_the_images(source):
 
 @pytest.mark.parametrize(("batch_size", "num_workers", "world_size"), [(5, 0, 1), (3, 2, 1), (4, 0, 2)])
 def test_a_transform_may_know_the_row_whatever_reads_it(source, batch_size, num_workers, world_size):
-    def numbered(image, row):
-        return torch.tensor([int(np.asarray(image)[0, 0, 0]), row])
+    def numbered(pictures, rows):
+        return torch.tensor([[picture[0, 0, 0], row] for picture, row in zip(pictures, rows, strict=True)])
 
     pairs = []
     for rank in range(world_size):
@@ -184,3 +186,28 @@ def test_endless_ranges_end_with_the_data_set(source):
     endless = ((first, first + 5) for first in itertools.count(0, 10))
     rows = [read.first for read in batches_of_ranges(source, _transform, 5, endless)]
     assert rows == [0, 10, 20]
+
+
+def test_the_first_images_that_cannot_be_used_are_named(tmp_path):
+    for number in range(8):
+        (tmp_path / f"{number}.png").write_bytes(b"" if number > 3 else png_of(number))
+    source = open_source(str(tmp_path))
+    batches = evaluation_batches(source, lambda image: torch.zeros(3), 3)
+    assert sum(len(batch.row_ids) for batch in batches) == 4
+    assert batches.named == [f"`{tmp_path}/{number}.png` (empty)" for number in (4, 5, 6)]
+    rows = [{"bytes": png_of(1), "path": None}, {"bytes": b"x", "path": None}, {"bytes": b"y", "path": "b.jpg"}, None]
+    stored = datasets.Dataset.from_dict({"image": rows}, features=datasets.Features({"image": datasets.Image()}))
+    batches = evaluation_batches(open_source(stored), lambda image: torch.zeros(3), 3)
+    assert sum(len(batch.row_ids) for batch in batches) == 1
+    assert batches.named == ["row 1 (not an image)", "`b.jpg` (not an image)", "row 3 (null)"]
+    stream = TrainingStream(source, Views("shapes", 8), 2, seed=0)
+    named = r"\d empty, such as (`.*\.png` \(empty\)(, )?){3}\. Repair"
+    with pytest.raises(UserError, match=r"\d+ of \d+ images of .* cannot be used: " + named):
+        for _ in stream:
+            pass
+
+
+def png_of(value):
+    file = io.BytesIO()
+    Image.new("L", (8, 8), value).save(file, "PNG")
+    return file.getvalue()

@@ -80,15 +80,15 @@ def test_images_come_by_their_rows_in_any_order(source):
 def test_what_lies_far_away_is_not_read():
     read = []
 
-    def shards(ranges):
-        for start, stop in ranges:
+    def shards(places):
+        for start, stop in places:
             read.append(start)
             images = [{"bytes": b"x", "path": None}] * (stop - start)
             yield start, pa.table({"image": images, "__index__": list(range(start, stop))})
 
     ranges = [(start, start + 100) for start in range(0, 1_000_000, 100)]
     features = datasets.Features({"image": datasets.Image(decode=False)})
-    records = _numbered_records(shards, {"ranges": ranges}, features)
+    records = _numbered_records(shards, ranges, features)
     table = RowReader(Source("numbers", "train", records, "image", {}, 1_000_000, "f")).read(700_123, 700_125)
     assert table.num_rows == 2
     assert len(set(read)) < 40

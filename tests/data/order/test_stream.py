@@ -401,7 +401,8 @@ def test_real_views_of_digits_fill_batches_larger_than_a_chunk():
 
 def test_too_many_bad_images_stop_the_stream_with_the_reasons(places):
     stream = _stream(places, "parquet_bad", max_skipped_ratio=0.1)
-    message = r"\d+ of \d+ images of `.*parquet_bad` cannot be used: \d empty, \d not an image, \d truncated. Repair"
+    message = r"\d+ of \d+ images of `.*parquet_bad` cannot be used: \d empty, \d not an image, \d truncated"
+    message += r", such as row \d+ \(\D+\), row \d+ \(\D+\), row \d+ \(\D+\)\. Repair"
     with pytest.raises(ValueError, match=message):
         list(islice(stream, 40))
     assert len(list(islice(_stream(places, "parquet_bad", max_skipped_ratio=0.12), 12))) == 12

@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from hf_ssl.data.decode.pictures import SkippedImageError, decode
+from hf_ssl.data.decode.unavailable import DataUnavailableError
+from hf_ssl.data.order.patience import patient_tables
 from hf_ssl.data.order.stream import TrainingStream
 from hf_ssl.data.sources.archive import Damage, Member, pieces
 from hf_ssl.data.sources.open import open_source
@@ -183,22 +185,22 @@ def test_a_stream_counts_a_cut_tar_and_stops_above_the_ratio(tmp_path):
         return iter(TrainingStream(source, Views("shapes", 8), 4, seed=0, max_skipped_ratio=ratio))
 
     going_on = batches(0.5)
-    for _ in range(3):
+    for _ in range(6):
         batch = next(going_on)
-    assert batch.epoch == 1 and batch.skipped["damaged archive"] >= 1
+    assert batch.epoch >= 1 and batch.skipped["damaged archive"] >= 1
     stopping = batches(0.01)
-    with pytest.raises(UserError, match=r"1 damaged archive\. Damaged: `.*train-0.tar`\. Repair"):
-        for _ in range(3):
+    with pytest.raises(UserError, match=r"\d damaged archive\. Damaged: `.*train-0.tar`\. Repair"):
+        for _ in range(6):
             next(stopping)
 
 
 def test_a_tar_that_goes_away_while_running_is_named(tmp_path):
     for shard in range(2):
         _write(tmp_path / f"train-{shard}.tar", _members(range(4)))
-    source = open_source(str(tmp_path))
+    source = open_source(str(tmp_path), data_timeout=0.0)
     (tmp_path / "train-1.tar").unlink()
-    with pytest.raises(UserError, match=r"train-1.tar` cannot be read: No such file"):
-        list(source.records)
+    with pytest.raises(DataUnavailableError, match=r"No such file or directory: '.*train-1.tar'"):
+        list(patient_tables(source, source.records, 2))
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
