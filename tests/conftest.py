@@ -2,6 +2,7 @@
 
 import atexit
 import gc
+import logging
 import os
 from pathlib import Path
 
@@ -34,6 +35,16 @@ def same_start():
     """Every test starts from the same random state, on one thread."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def same_log():
+    """A command shows the package's log; the next test sees only warnings again."""
+    logger = logging.getLogger("hf_ssl")
+    level, handlers = logger.level, list(logger.handlers)
+    yield
+    logger.setLevel(level)
+    logger.handlers[:] = handlers
 
 
 @pytest.fixture(autouse=True, scope="session")

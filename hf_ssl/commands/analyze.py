@@ -24,6 +24,7 @@ from torch import nn
 
 from hf_ssl.commands.command import Command
 from hf_ssl.commands.encoder_settings import ReadingSettings, goes_on_card, method_of, place_beside, titles_of
+from hf_ssl.data.settings import OF_DATA
 from hf_ssl.data.sources.open import Source
 from hf_ssl.data.views.cpu import find_recipe
 from hf_ssl.errors import UserError
@@ -291,7 +292,5 @@ COMMAND = Command(
     __doc__ or "",
     words=("encoders",),
     first=("dataset", "split", "max_images", "view_recipe", "views", "output", "batch_size", "device"),
-    groups={
-        "data": ("dataset_config", "dataset_revision", "image_column", "label_column", "data_timeout", "allow_paths")
-    },
+    groups={"data": OF_DATA},
 )

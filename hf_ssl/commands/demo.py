@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 from hf_ssl.commands.command import Command
 from hf_ssl.commands.encoder_settings import ReadingSettings
+from hf_ssl.data.settings import OF_DATA
 from hf_ssl.demo.collection import collect, name_of_data
 from hf_ssl.demo.space import published_reference, push_space
 from hf_ssl.errors import UserError
@@ -137,7 +138,7 @@ COMMAND = Command(
     function="open_demo",
     first=("dataset", "split", "max_images", "host", "port", "space", "publish_images", "private"),
     groups={
-        "data": ("dataset_config", "dataset_revision", "image_column", "label_column", "data_timeout", "allow_paths"),
+        "data": OF_DATA,
         "computation": ("batch_size", "num_workers", "device", "seed"),
     },
 )

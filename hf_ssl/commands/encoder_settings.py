@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForPreTraining
 
-from hf_ssl.data.decode.unavailable import DATA_TIMEOUT
+from hf_ssl.data.settings import PlaceSettings
 from hf_ssl.data.sources.open import Source, open_source
 from hf_ssl.errors import UserError
 from hf_ssl.evaluation.encoders import encoder_folder
@@ -20,36 +20,23 @@ from hf_ssl.training.output import make_folder
 
 
 @checked
-class ReadingSettings:
+class ReadingSettings(PlaceSettings):
     """Which images an encoder looks at, and where it runs.
 
     Args:
-        dataset: `shapes`, `digits`, a folder of images, a parquet or webdataset tar file or a folder of them, or the
-            id of a data set on the Hub, which is streamed.
-        dataset_config: Config of a Hub data set that has several.
-        dataset_revision: Branch, tag or commit of a Hub data set.
-        image_column: Column of the images; found by its type or name if not given.
-        label_column: Main label column; found by its type or name if not given.
+        dataset: `shapes`, `digits`, a folder or file that `datasets.load_dataset` reads (images, parquet, arrow, csv,
+            json, webdataset tars, zip archives), an address, or the id of a data set on the Hub, which is streamed.
         batch_size: Images in a forward pass, at least 1.
         num_workers: Processes that decode, at least 0.
         device: Where the encoder runs; `auto` is CUDA if there is a device.
         seed: Seed of everything random, such as `random:ENCODER`, at least 0.
-        data_timeout: Seconds, at least 0, for which a file, the Hub or a connection that fails is tried again.
-        allow_paths: Read whatever file or address a record names. Without it, data from the Hub or an address gives
-            only what belongs to it, and data of this machine files, but no addresses.
     """
 
     dataset: Any
-    dataset_config: str | None = None
-    dataset_revision: str | None = None
-    image_column: str | None = None
-    label_column: str | None = None
     batch_size: int = 256
     num_workers: int = 2
     device: Literal["auto", "cpu", "cuda"] = "auto"
     seed: int = 0
-    data_timeout: float = DATA_TIMEOUT
-    allow_paths: bool = False
 
     def check_reading(self) -> None:
         """Check what can be checked without the data; called by each command's `validate_`.
@@ -57,22 +44,13 @@ class ReadingSettings:
         Raises:
             UserError: If a number is too small or the device is missing.
         """
-        check_least(self, batch_size=1, num_workers=0, seed=0, data_timeout=0)
+        check_least(self, batch_size=1, num_workers=0, seed=0)
         if self.device == "cuda" and not torch.cuda.is_available():
             raise UserError("`device` cuda needs a CUDA device, but PyTorch sees none. Leave it out.")
 
     def open(self, split: str) -> Source:
         """Open one split of the data set."""
-        return open_source(
-            self.dataset,
-            config=self.dataset_config,
-            split=split,
-            revision=self.dataset_revision,
-            image_column=self.image_column,
-            label_column=self.label_column,
-            data_timeout=self.data_timeout,
-            allow_paths=self.allow_paths,
-        )
+        return open_source(self.dataset, split=split, **self.places())
 
     def torch_device(self) -> str:
         """`device` with `auto` resolved."""

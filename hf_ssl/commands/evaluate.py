@@ -31,6 +31,7 @@ from hf_ssl.commands.encoder_settings import (
     place_beside,
     titles_of,
 )
+from hf_ssl.data.settings import OF_DATA
 from hf_ssl.data.sources.open import Source
 from hf_ssl.errors import UserError, near_name
 from hf_ssl.evaluation.clustering import write_assignments
@@ -339,7 +340,7 @@ COMMAND = Command(
     words=("encoder", "protocols"),
     first=("dataset", "split", "label_column", "baselines", "max_images", "card", "output", "batch_size", "device"),
     groups={
-        "data": ("dataset_config", "dataset_revision", "image_column", "train_split", "data_timeout", "allow_paths"),
+        "data": (*(name for name in OF_DATA if name != "label_column"), "train_split"),
         "protocols": ("k", "temperature", "augmented_passes", "seed"),
         "speed": ("bf16", "num_workers"),
         "what is shown": ("gallery", "show_loading"),

@@ -26,6 +26,7 @@ from accelerate.utils import broadcast_object_list
 
 from hf_ssl.commands.command import Command
 from hf_ssl.commands.encoder_settings import ReadingSettings
+from hf_ssl.data.settings import OF_DATA
 from hf_ssl.data.sources.open import Source
 from hf_ssl.errors import UserError
 from hf_ssl.evaluation.encoders import Encoder, ImageTransform, load_encoder
@@ -178,10 +179,7 @@ def _dataset(settings: ExtractSettings, source: Source) -> dict[str, Any]:
     """How the data set is opened, but for the split; one in memory is described by its name."""
     return {
         "dataset": source.name,
-        "config": settings.dataset_config,
-        "revision": settings.dataset_revision,
-        "image_column": settings.image_column,
-        "label_column": settings.label_column,
+        **settings.places(),
     }
 
 
@@ -261,7 +259,7 @@ COMMAND = Command(
     words=("encoder",),
     first=("dataset", "output", "split", "index", "max_images", "dtype", "batch_size", "num_workers", "push"),
     groups={
-        "data": ("dataset_config", "dataset_revision", "image_column", "label_column", "data_timeout", "allow_paths"),
+        "data": OF_DATA,
         "computation": ("device", "bf16", "seed"),
         "output": ("rows_per_shard", "overwrite", "private"),
     },

@@ -218,7 +218,8 @@ def _load(start: EncoderStart | MethodStart, model: SSLPreTrainedModel) -> None:
 def _next_commands(request: Request) -> list[str]:
     """What users of such data usually type next."""
     run_dir, source = shlex.quote(request.training.output_dir), request.source
-    data = f"--dataset {shlex.quote(source.name)}" if isinstance(request.data.dataset, str) else "--dataset ..."
+    name = shlex.quote(source.name) if isinstance(request.data.dataset, str) else "..."
+    data = " ".join([f"--dataset {name}", *request.data.place_flags()])
     search = [
         f"hf-ssl extract {run_dir} {data} --output features    # then: hf-ssl search PHOTO --index features",
         f"hf-ssl analyze {run_dir} {data} --split {shlex.quote(source.split)}",

@@ -7,11 +7,11 @@ A study that was killed or stopped continues with the same command.
 """
 
 from hf_ssl.commands.command import Command, CommandGroup
+from hf_ssl.data.settings import OF_DATA
 from hf_ssl.studies import ablation, methods, negatives
 
 _FIRST = ("dataset", "output_dir", "seeds", "num_steps", "recipe", "view_recipe", "encoder")
-_DATA = ("dataset_config", "dataset_revision", "split", "image_column", "label_column", "num_workers")
-_DATA += ("data_timeout", "allow_paths")
+_DATA = (*OF_DATA, "split", "num_workers")
 
 COMMAND = CommandGroup(
     "study",

@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import re
+import shlex
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,38 +16,115 @@ from hf_ssl.settings import check_least, checked
 
 
 @checked
-class ViewedDataSettings:
-    """Which images are looked at, and what is done to them to make views.
+class PlaceSettings:
+    """Which files and columns of a data set are read; without them all is found as `datasets.load_dataset` does.
 
     Args:
-        dataset: `shapes` or `digits` (need no files), a folder of images, a parquet or webdataset tar file or a folder
-            of them, or the id of a data set on the Hub, such as `uoft-cs/cifar10`, which is streamed. From Python also
-            a `Dataset`, `DatasetDict`, `IterableDataset` or `IterableDatasetDict` of the library `datasets`.
-        dataset_config: Config of a Hub data set that has several.
+        dataset_config: Config of a data set that has several, on the Hub or in the README.md of a folder.
         dataset_revision: Branch, tag or commit of a Hub data set; its main branch if not given.
-        split: Split to use; a folder without split folders is `train`.
+        data_dir: Folder in the data set that holds the images.
+        data_files: Files of the data set: a pattern relative to it, such as `photos/**`, or a JSON object of splits
+            with patterns, such as '{"train": "photos/**", "test": ["a.png", "b/*.png"]}'.
+        drop_labels: For a folder of images: `true`: its folders are no classes; `false`: they always are. Without it
+            they are classes if there are two or more and all images lie equally deep.
         image_column: Column of the images; found by its type or name if not given.
         label_column: Main label column; found by its type or name if not given. Training needs none.
-        view_recipe: Augmentation, such as `moco_v2`, `byol`, `simclr`, `crop_and_flip` or `randaugment`; see it by
-            `hf-ssl views`. The method's own if not given.
-        view_settings: JSON object of single parameters that replace the recipe's, such as
-            '{"crop_scale": [0.4, 1.0], "grey_probability": 0}'; names are those of `ViewParameters` in
-            `hf_ssl/data/views/recipes.py`. They hold for both views; under `first` or `second` for one of them.
         data_timeout: Seconds, at least 0, for which a file, the Hub or a connection that fails is tried again.
         allow_paths: Read whatever file or address a record names. Without it, data from the Hub or an address gives
             only what belongs to it, and data of this machine files, but no addresses.
     """
 
-    dataset: DataLike = "shapes"
     dataset_config: str | None = None
     dataset_revision: str | None = None
-    split: str = "train"
+    data_dir: str | None = None
+    data_files: str | list[str] | dict[str, Any] | None = None
+    drop_labels: bool | None = None
     image_column: str | None = None
     label_column: str | None = None
-    view_recipe: str | None = None
-    view_settings: dict[str, Any] | None = None
     data_timeout: float = DATA_TIMEOUT
     allow_paths: bool = False
+
+    def validate_place(self) -> None:
+        """Read `data_files`: JSON becomes its value, and what a run records must compare equal on resuming."""
+        self.data_files = _read_data_files(self.data_files)
+        check_least(self, data_timeout=0)
+
+    def place_flags(self) -> list[str]:
+        """The same choice on a command line, for a shell."""
+        given = {name: getattr(self, name) for name in PLACES if getattr(self, name) is not None}
+        texts = {name: value if isinstance(value, str) else json.dumps(value) for name, value in given.items()}
+        return [f"--{name} {shlex.quote(text)}" for name, text in texts.items()]
+
+    def places(self) -> dict[str, Any]:
+        """Arguments of `open_source`."""
+        return {
+            "config": self.dataset_config,
+            "revision": self.dataset_revision,
+            "data_dir": self.data_dir,
+            "data_files": self.data_files,
+            "drop_labels": self.drop_labels,
+            "image_column": self.image_column,
+            "label_column": self.label_column,
+            "data_timeout": self.data_timeout,
+            "allow_paths": self.allow_paths,
+        }
+
+
+OF_DATA = tuple(field.name for field in dataclasses.fields(PlaceSettings))  # pyright: ignore[reportArgumentType]
+"""Names of these settings."""
+
+PLACES = tuple(name for name in OF_DATA if name not in ("data_timeout", "allow_paths"))
+"""Those that decide what the images are."""
+
+
+def _read_data_files(value: Any) -> Any:
+    wrong = UserError(
+        "`data_files` must be a pattern, a list of patterns, or a JSON object of splits with patterns such as "
+        f'\'{{"train": "photos/**"}}\', got {json.dumps(value, default=str)}.'
+    )
+    if isinstance(value, str) and value.lstrip().startswith(("{", "[{", '["')):
+        try:
+            value = json.loads(value)
+        except json.JSONDecodeError:
+            raise wrong from None
+    if isinstance(value, list) and value and all(isinstance(one, dict) for one in value):
+        if not all(set(one) == {"split", "path"} for one in value):
+            raise wrong
+        value = {one["split"]: one["path"] for one in value}  # as the README of a data set has it
+    parts = list(value.values()) if isinstance(value, dict) else [] if value is None else [value]
+    for part in parts:
+        patterns = part if isinstance(part, list) else [part]
+        if not patterns or not all(isinstance(pattern, str) and pattern for pattern in patterns):
+            raise wrong
+    if value == {}:
+        raise wrong
+    for split in value if isinstance(value, dict) else []:
+        if not re.fullmatch(r"\w+(\.\w+)*", split):  # the rule of `datasets`
+            raise UserError(f"`data_files` must name splits by letters, digits and _, got `{split}`.")
+    return value
+
+
+@checked
+class ViewedDataSettings(PlaceSettings):
+    """Which images are looked at, and what is done to them to make views.
+
+    Args:
+        dataset: `shapes` or `digits` (need no files), a folder or file that `datasets.load_dataset` reads (images,
+            parquet, arrow, csv, json, webdataset tars, zip archives), an address (`hf://`, `https://`, `s3://`), or
+            the id of a data set on the Hub, such as `uoft-cs/cifar10`, which is streamed. From Python also a
+            `Dataset`, `DatasetDict`, `IterableDataset` or `IterableDatasetDict` of the library `datasets`.
+        split: Split to use; a folder without names of splits is `train`.
+        view_recipe: Augmentation, such as `moco_v2`, `byol`, `simclr`, `crop_and_flip` or `randaugment`; see it by
+            `hf-ssl views`. The method's own if not given.
+        view_settings: JSON object of single parameters that replace the recipe's, such as
+            '{"crop_scale": [0.4, 1.0], "grey_probability": 0}'; names are those of `ViewParameters` in
+            `hf_ssl/data/views/recipes.py`. They hold for both views; under `first` or `second` for one of them.
+    """
+
+    dataset: DataLike = "shapes"
+    split: str = "train"
+    view_recipe: str | None = None
+    view_settings: dict[str, Any] | None = None
 
     def validate_viewed_data(self) -> None:
         """Check the names that can be checked without the data."""
@@ -54,7 +133,6 @@ class ViewedDataSettings:
         for name in ("dataset", "split"):
             if getattr(self, name) == "":
                 raise UserError(f"`{name}` must not be empty.")
-        check_least(self, data_timeout=0)
         self.find_recipe("crop_and_flip")  # what can be changed is the same in all recipes
         # Tuples and lists are one, and so are none and nothing: what a run records must compare equal on resuming.
         self.view_settings = json.loads(json.dumps(self.view_settings or None))
@@ -82,17 +160,7 @@ class ViewedDataSettings:
         Raises:
             UserError: If it cannot be opened.
         """
-        return open_source(self.dataset, split=self.split if split is None else split, **self._places())
-
-    def _places(self) -> dict[str, Any]:
-        return {
-            "config": self.dataset_config,
-            "revision": self.dataset_revision,
-            "image_column": self.image_column,
-            "label_column": self.label_column,
-            "data_timeout": self.data_timeout,
-            "allow_paths": self.allow_paths,
-        }
+        return open_source(self.dataset, split=self.split if split is None else split, **self.places())
 
 
 @checked
@@ -100,7 +168,7 @@ class DataSettings(ViewedDataSettings):
     """Which images are trained on, and how they are read.
 
     Args:
-        split: Split to train on; a folder without split folders is `train`.
+        split: Split to train on; a folder without names of splits is `train`.
         index_column: Column with a stable number of each image, from 0 to one less than their number, which memory
             banks need; made for local files and embedded data sets, so only streams from the Hub and tars lack one.
         views_on: `cpu`: workers make the views. `gpu`: workers decode, crop and resize, and the device that trains
@@ -136,5 +204,6 @@ class DataSettings(ViewedDataSettings):
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}  # pyright: ignore[reportArgumentType]
         return values | {"dataset": name_of(self.dataset), "in_memory": not isinstance(self.dataset, str)}
 
-    def _places(self) -> dict[str, Any]:
-        return super()._places() | {"index_column": self.index_column}
+    def places(self) -> dict[str, Any]:
+        """Arguments of `open_source`."""
+        return super().places() | {"index_column": self.index_column}

@@ -26,6 +26,7 @@ from typing import Any, Literal
 import torch
 from accelerate.utils import set_seed
 
+from hf_ssl.data.settings import PLACES
 from hf_ssl.data.sources.open import Source
 from hf_ssl.errors import UserError
 from hf_ssl.evaluation.references import read_json
@@ -51,7 +52,7 @@ from hf_ssl.training.monitor import KNN, open_knn
 logger = logging.getLogger(__name__)
 
 # Settings that change the numbers of a cell: one folder holds results of one choice of them.
-_COMMON = ("dataset", "dataset_config", "dataset_revision", "image_column", "label_column", "split", "knn_split")
+_COMMON = ("dataset", *PLACES, "split", "knn_split")
 _COMMON += ("knn_images", "recipe", "view_recipe", "encoder", "num_steps", "batch_size", "learning_rate")
 _COMMON += ("ema_momentum",)
 _OF_RECIPE = {

@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from accelerate.utils import set_seed
 
+from hf_ssl.data.settings import PLACES
 from hf_ssl.data.sources.open import Source
 from hf_ssl.errors import UserError
 from hf_ssl.evaluation.features import encoder_of, extract_features
@@ -48,7 +49,7 @@ from hf_ssl.training.plan import make_plan
 logger = logging.getLogger(__name__)
 
 # Settings that change the numbers of a run: one folder holds results of one choice of them.
-_COMMON = ("dataset", "dataset_config", "dataset_revision", "image_column", "label_column", "split", "test_split")
+_COMMON = ("dataset", *PLACES, "split", "test_split")
 _COMMON += (
     "recipe",
     "view_recipe",

@@ -26,6 +26,7 @@ import torch
 from accelerate.utils import set_seed
 from torch import nn
 
+from hf_ssl.data.settings import PLACES
 from hf_ssl.data.sources.open import Source
 from hf_ssl.data.sources.subset import class_names
 from hf_ssl.errors import UserError
@@ -64,7 +65,7 @@ from hf_ssl.training.loop import train
 logger = logging.getLogger(__name__)
 
 # Settings that change the numbers of a run: one folder holds results of one choice of them.
-_COMMON = ("dataset", "dataset_config", "dataset_revision", "image_column", "label_column", "split", "test_split")
+_COMMON = ("dataset", *PLACES, "split", "test_split")
 _COMMON += ("recipe", "view_recipe", "encoder", "num_steps", "batch_size", "learning_rate")
 _COMMON += ("supervised_learning_rate", "queue_size", "num_hard_negatives", "num_mixed_negatives")
 _COMMON += ("num_mixed_queries", "start_step", "eval_images")

@@ -3,25 +3,21 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from hf_ssl.data.decode.unavailable import DATA_TIMEOUT
-from hf_ssl.data.settings import DataSettings
+from hf_ssl.data.settings import OF_DATA, DataSettings, PlaceSettings
 from hf_ssl.data.sources.open import DataLike
 from hf_ssl.errors import UserError, near_name
 from hf_ssl.settings import check_least, check_positive, checked
 
 
 @checked
-class StudySettings:
+class StudySettings(PlaceSettings):
     """What every study trains on, and what its runs have in common.
 
     Args:
-        dataset: `shapes`, `digits`, a folder of images, a parquet or webdataset tar file or a folder of them, or the
-            id of a data set on the Hub, which is streamed. From Python also an object of the library `datasets`.
-        dataset_config: Config of a Hub data set that has several.
-        dataset_revision: Branch, tag or commit of a Hub data set.
+        dataset: `shapes`, `digits`, a folder or file that `datasets.load_dataset` reads (images, parquet, arrow, csv,
+            json, webdataset tars, zip archives), an address, or the id of a data set on the Hub, which is streamed.
+            From Python also an object of the library `datasets`.
         split: Split to train on.
-        image_column: Column of the images; found by its type or name if not given.
-        label_column: Column of the classes; found by its type or name if not given.
         seeds: Runs of each kind, with seeds from 0; at least 1.
         recipe: Recipe whose settings the runs have, but for those given here.
         encoder: Architecture; the recipe's if not given.
@@ -29,17 +25,10 @@ class StudySettings:
         batch_size: Images of a step; the recipe's if not given.
         learning_rate: For 256 images a step; the recipe's if not given.
         num_workers: Worker processes that decode and augment, at least 0.
-        data_timeout: Seconds, at least 0, for which a file, the Hub or a connection that fails is tried again.
-        allow_paths: Read whatever file or address a record names. Without it, data from the Hub or an address gives
-            only what belongs to it, and data of this machine files, but no addresses.
     """
 
     dataset: DataLike
-    dataset_config: str | None = None
-    dataset_revision: str | None = None
     split: str = "train"
-    image_column: str | None = None
-    label_column: str | None = None
     seeds: int = 1
     recipe: str = "quickstart"
     encoder: str | None = None
@@ -47,12 +36,10 @@ class StudySettings:
     batch_size: int | None = None
     learning_rate: float | None = None
     num_workers: int = 2
-    data_timeout: float = DATA_TIMEOUT
-    allow_paths: bool = False
 
     def validate_study(self) -> None:
         """Check the numbers."""
-        check_least(self, seeds=1, batch_size=1, num_workers=0, data_timeout=0)
+        check_least(self, seeds=1, batch_size=1, num_workers=0)
         check_positive(self, "learning_rate")
 
     def data_of(self, recipe: Mapping[str, Any]) -> DataSettings:
@@ -63,15 +50,10 @@ class StudySettings:
         """
         return DataSettings(
             dataset=self.dataset,
-            dataset_config=self.dataset_config,
-            dataset_revision=self.dataset_revision,
+            **{name: getattr(self, name) for name in OF_DATA},
             split=self.split,
-            image_column=self.image_column,
-            label_column=self.label_column,
             view_recipe=self.view_recipe or recipe.get("view_recipe"),
             num_workers=self.num_workers,
-            data_timeout=self.data_timeout,
-            allow_paths=self.allow_paths,
         )
 
     def given_for(self, names: Mapping[str, str]) -> dict[str, Any]:

@@ -101,7 +101,7 @@ def test_a_folder_without_paths_opens_and_goes_on_without(encoder, tmp_path):
     record["splits"]["train"] = {"fingerprint": record["splits"]["train"]["fingerprint"]}
     (tmp_path / "old" / "features.json").write_text(json.dumps(record))
     table = features_of(tmp_path / "old", encoder, str(tmp_path / "in"))
-    assert table.column_names == ["row_id", "label", "embedding"]
+    assert table.column_names == ["row_id", "embedding"]  # images at different depths have no classes
     saved = open_features(str(tmp_path / "old"))
     found = nearest(saved, np.ones((1, encoder.dim), np.float32), 3)
     assert found.paths.tolist() == [[None, None, None]]

@@ -1,14 +1,18 @@
 """Which columns of a data set are images and labels."""
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 import datasets
 
+from hf_ssl.data.sources.texts import is_text
 from hf_ssl.errors import UserError
 
 _IMAGE_NAMES = ("image", "img", "images", "jpg", "jpeg", "png", "webp", "picture", "photo", "pixel_values", "bytes")
 _LABEL_NAMES = ("label", "labels", "cls", "class", "target", "fine_label", "coarse_label", "category")
+
+_SURELY_CLASSES = 1000  # so few different texts are classes, however few the rows
 
 
 @dataclass(frozen=True)
@@ -18,10 +22,12 @@ class Columns:
     Args:
         image: Column of the images.
         labels: Every label column and its class names (empty where unknown); the main one first.
+        texts: Those label columns that hold texts, which are the names of the classes.
     """
 
     image: str
     labels: dict[str, list[str]]
+    texts: set[str] = field(default_factory=set)
 
 
 def find_columns(
@@ -30,12 +36,15 @@ def find_columns(
     image_column: str | None = None,
     label_column: str | None = None,
     index_column: str | None = None,
+    distinct: Callable[[str], list[str]] | None = None,
+    num_images: int | None = None,
 ) -> Columns:
     """Find the image and label columns.
 
     The image is the column of type `datasets.Image` (of several, the one with a usual name, else the first); without
     one, a column of bytes or paths with a usual name, else the only column of bytes. Labels are all columns of type
-    `ClassLabel` and the integer columns with a usual name.
+    `ClassLabel` and the integer, bool and text columns with a usual name. Each different text is a class, unless most
+    rows have their own.
 
     Args:
         features: Columns and their types.
@@ -43,6 +52,8 @@ def find_columns(
         image_column: The image column, if the user named it.
         label_column: The main label column, if the user named it.
         index_column: The column that numbers the images, if the user named it; it is no label.
+        distinct: The different texts of a column, sorted; None where they are not known.
+        num_images: Number of rows, if known.
 
     Returns:
         The columns.
@@ -66,6 +77,14 @@ def find_columns(
                 f"`label_column` must hold one class for each image, but `{column}` of `{dataset}` holds lists or "
                 "dictionaries. Several labels for one image are not supported: name another column."
             )
+        if column is not None and setting == "label_column" and is_text(features[column]):
+            if distinct is None:
+                raise UserError(
+                    f"`label_column` must hold integers or class labels where a data set is streamed, but `{column}` "
+                    f"of `{dataset}` holds texts, and only reading all of it would tell the classes. Load it with "
+                    "`datasets`, use `class_encode_column`, and hand over the object or save it as parquet."
+                )
+            continue
         if column is not None and not _is_integer(features[column]):
             raise UserError(
                 f"`{setting}` must hold integers{' or class labels' if setting == 'label_column' else ''}, but "
@@ -73,12 +92,26 @@ def find_columns(
             )
     if label_column is not None and label_column == index_column:
         raise UserError(f"`label_column` and `index_column` must be two columns, got `{label_column}` for both.")
-    labels = [name for name in _LABEL_NAMES if name in features and _is_integer(features[name])]
+    usual = [name for name in _LABEL_NAMES if name in features and name != image]
+    texts: dict[str, list[str]] = {}
+    if distinct is not None:
+        for name in usual:
+            if name not in (label_column, index_column) and is_text(features[name]):
+                texts[name] = distinct(name)
+        texts = {name: found for name, found in texts.items() if 0 < len(found) <= _most_classes(num_images)}
+        if label_column is not None and is_text(features[label_column]):
+            texts[label_column] = distinct(label_column)
+    labels = [name for name in usual if _is_integer(features[name]) or name in texts]
     labels += [name for name in features if isinstance(features[name], datasets.ClassLabel) and name not in labels]
     labels = [name for name in labels if name != index_column]
     if label_column is not None:
         labels = [label_column, *(name for name in labels if name != label_column)]
-    return Columns(image, {name: _class_names(features[name]) for name in labels})
+    return Columns(image, {name: texts.get(name) or _class_names(features[name]) for name in labels}, set(texts))
+
+
+def _most_classes(num_images: int | None) -> int:
+    """More different texts than this are captions or names, not classes."""
+    return max(_SURELY_CLASSES, (num_images or 0) // 2)
 
 
 def _class_names(feature: Any) -> list[str]:

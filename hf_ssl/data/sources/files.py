@@ -6,22 +6,20 @@ rows. Here tables become many small shards, with `INDEX_COLUMN`.
 
 import logging
 import os
-from collections import Counter
+import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 import datasets
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from datasets.iterable_dataset import ArrowExamplesIterable
 from datasets.table import cast_table_to_features
 
-from hf_ssl.data.decode.image_bytes import problem_of, reason_of
-from hf_ssl.data.decode.pictures import IMAGE_SUFFIXES
+from hf_ssl.data.decode.image_bytes import DAMAGED_ARCHIVE
 from hf_ssl.data.sources.unchanged import Stamp, check_unchanged, stamp_of
 from hf_ssl.errors import UserError
 
@@ -30,27 +28,13 @@ _logger = logging.getLogger(__name__)
 INDEX_COLUMN = "__index__"
 """Column of the records with the stable number of each image, where the source has one."""
 
-# Pictures that cannot be decoded here, unless a package for that makes their ending one of `IMAGE_SUFFIXES`.
-_PICTURES = (
-    ".avif .heic .heif .heics .heifs .hif .jxl .jp2 .jxr .wdp .hdp .bpg .flif .svg .svgz .eps .ps .wmf .emf .fit "
-    ".fits .exr .hdr .dcm .psb .xcf .kra .raw .dng .cr2 .cr3 .crw .nef .nrw .arw .srf .sr2 .srw .orf .rw2 .raf .pef "
-    ".x3f .3fr .iiq .rwl .mrw .dcr .kdc"
-)
-_OTHER_PICTURES = frozenset(_PICTURES.split())
-
-_SPLIT_NAMES = {
-    "train": ("train", "training"),
-    "validation": ("validation", "val", "valid", "dev"),
-    "test": ("test", "testing"),
-}
-_SPLIT_OF = {name: split for split, names in _SPLIT_NAMES.items() for name in names}
-
 _ROWS_PER_SHARD = 16  # so small that the shuffled order of shards mixes classes that lie in sequence
 _MAX_SHARDS = 65536
 # Rows and bytes in memory at once, however large the file's row groups are. Much larger blocks go back to the system
 # after each use and come again as fresh pages, which costs more than reading. Saved positions count in these batches.
 _PARQUET_BATCH = 512
 _PARQUET_BATCH_BYTES = 2**23
+_IMAGE_TYPE = pa.struct({"bytes": pa.binary(), "path": pa.string()})
 _IMAGE_STRUCT = {"bytes": datasets.Value("binary"), "path": datasets.Value("string")}
 _PARQUET_BUFFER = 2**20  # bytes of the file read at once; pyarrow's default is a whole row group
 
@@ -77,116 +61,6 @@ class PlacedExamples(ArrowExamplesIterable):
         return PlacedExamples(self.generate_tables_fn, places)
 
 
-@dataclass(frozen=True)
-class FolderContents:
-    """What lies in a folder, hidden files aside.
-
-    Args:
-        images: Image files, relative to the folder, sorted.
-        num_parquet: Number of parquet files.
-        num_tar: Number of tar files.
-        left_out: Pictures, other data files and folders that cannot be read, counted by reason, such as `format not
-            supported: .heic`.
-    """
-
-    images: list[str]
-    num_parquet: int
-    num_tar: int
-    left_out: dict[str, int] = field(default_factory=dict)
-
-    @property
-    def kind(self) -> str | None:
-        """Which of `images`, `parquet` and `tar` most files are; None in an empty folder."""
-        counts = {"parquet": self.num_parquet, "tar": self.num_tar, "images": len(self.images)}
-        kind = max(counts, key=counts.__getitem__)
-        return kind if counts[kind] else None
-
-
-def list_folder(folder: Path) -> FolderContents:
-    """List a folder and all folders below it, through links, each folder once."""
-    images, num_parquet, num_tar, visited = [], 0, 0, set()
-    left_out: Counter[str] = Counter()
-
-    def count(error: OSError) -> None:
-        left_out[reason_of(error)] += 1
-
-    for place, folders, files in os.walk(folder, onerror=count, followlinks=True):
-        identity = os.path.realpath(place)
-        if identity in visited:
-            folders.clear()
-            continue
-        visited.add(identity)
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in files:
-            suffix = os.path.splitext(name)[1].lower()
-            if name.startswith("."):
-                continue
-            if suffix in IMAGE_SUFFIXES:
-                image = os.path.relpath(os.path.join(place, name), folder)
-                if is_utf8(image):
-                    images.append(image)
-                else:
-                    left_out["name is not UTF-8"] += 1
-            elif suffix in _OTHER_PICTURES:
-                left_out[f"format not supported: {suffix}"] += 1
-            elif suffix in (".parquet", ".tar"):
-                problem = problem_of(os.path.join(place, name))
-                if problem is not None:
-                    left_out[problem] += 1
-                    continue
-                num_parquet += suffix == ".parquet"
-                num_tar += suffix == ".tar"
-    return FolderContents(sorted(images), num_parquet, num_tar, dict(left_out))
-
-
-def is_utf8(path: str) -> bool:
-    """Whether a path as Python gives it has a name that Arrow tables can hold."""
-    try:
-        path.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def images_of_split(name: str, images: list[str], split: str) -> tuple[list[str], list[str] | None, list[str]]:
-    """Images of one split of a folder, and their classes.
-
-    If all subfolders that hold images are named like splits (train, val, test, ...) they are the splits, and images
-    beside them are left out; otherwise everything is `train`. Below that, the first folder on the path is the class,
-    if there are two or more in all splits and every image of the split lies in one.
-
-    Args:
-        name: Name of the data set, for messages.
-        images: Image files, relative to the folder.
-        split: Name of the split.
-
-    Returns:
-        The images, the class name of each or None, and the names of the classes of all splits, sorted: so a class has
-        the same number in each.
-
-    Raises:
-        UserError: If there is no such split.
-    """
-    tops = {image.split(os.sep)[0] for image in images if os.sep in image}
-    split_of = {top: _SPLIT_OF.get(top.lower()) for top in tops}
-    depth, found = 0, {"train"}
-    if tops and None not in split_of.values():
-        depth, found = 1, {split for split in split_of.values() if split is not None}
-    wanted = _SPLIT_OF.get(split, split)
-    if wanted not in found:
-        raise UserError(
-            f"The folder `{name}` has no split `{split}`. It has: {', '.join(sorted(found))}. "
-            "Folders named train and test in it are its splits."
-        )
-    places = [image.split(os.sep) for image in images]
-    names = sorted({parts[depth] for parts in places if len(parts) > depth + 1})
-    if depth == 1:
-        images = [image for image in images if split_of.get(image.split(os.sep)[0]) == wanted]
-    classes = [parts[depth] if len(parts) > depth + 1 else "" for parts in (image.split(os.sep) for image in images)]
-    labelled = "" not in classes and len(names) > 1
-    return images, classes if labelled else None, names
-
-
 def folder_records(
     folder: Path, images: list[str], classes: list[str] | None, names: list[str]
 ) -> datasets.IterableDataset:
@@ -194,18 +68,19 @@ def folder_records(
 
     Args:
         folder: The folder.
-        images: Image files, relative to it.
-        classes: Class name of each, or None.
-        names: Names of the classes, in the order of their numbers.
+        images: Image files, relative to it, or absolute; those in an archive as `archive.zip//member`.
+        classes: Class name of each; None: no image of this split has a class.
+        names: Names of the classes, in the order of their numbers; empty without classes.
 
     Returns:
         Records with the columns `image`, `label` (if there are classes) and `INDEX_COLUMN`.
     """
     columns: dict[str, pa.Array] = {"image": pa.array(images, pa.string())}
     features: dict[str, datasets.Image | datasets.ClassLabel] = {"image": datasets.Image(decode=False)}
-    if classes is not None:
+    if names:
         number = {name: index for index, name in enumerate(names)}
-        columns["label"] = pa.array([number[name] for name in classes], pa.int64())
+        numbers = [None] * len(images) if classes is None else [number[name] for name in classes]
+        columns["label"] = pa.array(numbers, pa.int64())
         features["label"] = datasets.ClassLabel(names=names)
     return table_records(pa.table(columns), datasets.Features(features), folder)
 
@@ -218,7 +93,7 @@ def table_records(
     Args:
         table: At least one row.
         features: Its columns and types.
-        folder: If given, the column `image` holds paths relative to it.
+        folder: If given, the column `image` holds paths relative to it, or absolute ones.
 
     Returns:
         Its records, with `INDEX_COLUMN`.
@@ -263,12 +138,28 @@ def _read_ranges(
     for start, end in places:
         part = table.slice(start, end - start)
         if folder is not None:
-            paths = pc.binary_join_element_wise(str(folder), part["image"], os.sep)  # pyright: ignore[reportAttributeAccessIssue]
-            images = pa.StructArray.from_arrays(
-                [pa.nulls(len(part), pa.binary()), paths.combine_chunks()], names=["bytes", "path"]
-            )
-            part = part.set_column(0, "image", images)
+            cells = [_image_in(folder, path) for path in part["image"].to_pylist()]
+            part = part.set_column(0, "image", pa.array(cells, _IMAGE_TYPE))
         yield (start, end), part.append_column(INDEX_COLUMN, pa.array(range(start, end), pa.int64()))
+
+
+def _image_in(folder: Path, path: str) -> dict[str, str | bytes | None]:
+    archive, inside, member = path.partition(".zip//")
+    if not inside:
+        return {"bytes": None, "path": os.path.join(folder, path)}
+    archive = os.path.join(folder, f"{archive}.zip")
+    try:
+        return {"bytes": _archive(archive, os.getpid()).read(member), "path": f"zip://{member}::{archive}"}
+    except OSError:  # said when the image is read
+        return {"bytes": None, "path": f"zip://{member}::{archive}"}
+    except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, EOFError, KeyError):
+        return {"bytes": None, "path": DAMAGED_ARCHIVE}
+
+
+@lru_cache(maxsize=8)
+def _archive(path: str, process: int) -> zipfile.ZipFile:
+    """Opened once in each process, since its list of members may be long; two must not share its place in the file."""
+    return zipfile.ZipFile(path)
 
 
 def parquet_records(

@@ -11,12 +11,45 @@ from datasets.utils.track import TrackedIterableFromGenerator
 
 from hf_ssl.data.decode.access import roots_of
 from hf_ssl.data.sources.files import dataset_records
+from hf_ssl.data.sources.opened import Opened, attempt, no_images
 from hf_ssl.errors import UserError
 
 DataObject = datasets.Dataset | datasets.DatasetDict | datasets.IterableDataset | datasets.IterableDatasetDict
 """The classes of such objects."""
 
 _ROWS_THAT_IDENTIFY = 8  # of a stream, which has no fingerprint
+
+
+def open_object(dataset: DataObject, name: str, split: str) -> Opened:
+    """Open one split of an object.
+
+    Args:
+        dataset: The object.
+        name: What messages call it.
+        split: Name of the split.
+
+    Raises:
+        UserError: If it has no such split, or no rows.
+    """
+    one = split_of(dataset, name, split)
+    if isinstance(one, datasets.Dataset) and not one.num_rows:
+        raise no_images(name, split)
+    records, num_images = records_of(one)
+    identity = attempt(name, lambda: identity_of(one))
+    parts = list(dataset.values()) if isinstance(dataset, dict) else [dataset]
+
+    def distinct(column: str) -> list[str]:
+        own = [part for part in parts if isinstance(part, datasets.Dataset) and column in part.column_names]
+        return sorted({text for part in own for text in part.unique(column) if text is not None})
+
+    return Opened(
+        records,
+        num_images,
+        ["object", identity],
+        lambda needed, others: records_of(one, [*needed, *others])[0],
+        distinct=distinct if isinstance(one, datasets.Dataset) else None,
+        roots=addresses_of(records),
+    )
 
 
 def split_of(dataset: DataObject, name: str, split: str) -> datasets.Dataset | datasets.IterableDataset:

@@ -1,58 +1,35 @@
 """Every kind of data set as one stream of records whose images are not yet decoded."""
 
-import difflib
 import hashlib
 import json
 import logging
-import os
-import tarfile
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import cv2
 import datasets
-import numpy as np
 import pyarrow as pa
-from datasets.exceptions import DatasetsError
 
-from hf_ssl.data.decode.access import Access, roots_of
+from hf_ssl.data.decode.access import Access
 from hf_ssl.data.decode.image_bytes import reason_of
 from hf_ssl.data.decode.unavailable import DATA_TIMEOUT
-from hf_ssl.data.sources.archive import pieces
-from hf_ssl.data.sources.columns import find_columns
-from hf_ssl.data.sources.files import (
-    INDEX_COLUMN,
-    folder_records,
-    images_of_split,
-    is_utf8,
-    list_folder,
-    parquet_records,
-    table_records,
-)
-from hf_ssl.data.sources.objects import (
-    DataObject,
-    addresses_of,
-    identity_of,
-    name_of_object,
-    records_of,
-    split_of,
-    undecoded,
-)
-from hf_ssl.data.sources.shapes import shapes
-from hf_ssl.data.sources.tar_bytes import is_tar
-from hf_ssl.data.sources.tars import tar_layout, tar_records
+from hf_ssl.data.sources.columns import Columns, find_columns
+from hf_ssl.data.sources.embedded import open_embedded
+from hf_ssl.data.sources.files import INDEX_COLUMN
+from hf_ssl.data.sources.listing import is_utf8
+from hf_ssl.data.sources.local import is_saved, open_local, open_saved
+from hf_ssl.data.sources.objects import DataObject, name_of_object, open_object
+from hf_ssl.data.sources.opened import EMBEDDED, Opened, attempt, no_images
+from hf_ssl.data.sources.remote import is_address, open_address, open_hub
+from hf_ssl.data.sources.resolve import Choice
+from hf_ssl.data.sources.texts import is_text, with_meaning
 from hf_ssl.errors import UserError
 
 _logger = logging.getLogger(__name__)
 
 DataLike = str | Path | DataObject
 """What `open_source` opens."""
-
-# What opening a data set raises when its files, its name, its config or the network are not as they should be.
-_OPENING_ERRORS = (DatasetsError, OSError, ValueError, RuntimeError, IndexError, tarfile.TarError)
 
 
 @dataclass(frozen=True)
@@ -67,9 +44,13 @@ class Source:
         image_column: Column of the images.
         labels: Every label column and its class names (empty where unknown); the main one first.
         num_images: Number of records; None if only reading them all would tell.
-        fingerprint: Hexadecimal; changes with data set, revision and split.
+        fingerprint: Hexadecimal; changes with names and sizes of local files, the commit of the Hub, split, image
+            column, and the settings that choose files and labels. Not with the label column: what uses it compares it.
         left_out: Pictures and folders in an image folder, all splits together, that are no records because they cannot
             be read, counted by reason.
+        understood: How a local data set is read: splits and classes with counts, and what is not read, in one line.
+            Empty for others.
+        files: Columns `name` and `size` (bytes) of the files of the split; None if they do not lie on this machine.
         access: Which paths of records may be read, and for how long that is tried.
     """
 
@@ -81,28 +62,14 @@ class Source:
     num_images: int | None
     fingerprint: str
     left_out: dict[str, int] = field(default_factory=dict)
+    understood: str = ""
+    files: pa.Table | None = field(default=None, repr=False, compare=False)
     access: Access = Access()
 
     @property
     def has_indices(self) -> bool:
         """Whether every record carries a stable number."""
         return INDEX_COLUMN in (self.records.features or {})
-
-
-@dataclass(frozen=True)
-class _Opened:
-    """Records as they come, their number if known, and what identifies their content (JSON).
-
-    `select` opens them again with some of their columns alone, where the others need not be read for that: those that
-    every record has, and those that are null where they are missing. `roots` are those of `Access`.
-    """
-
-    records: datasets.IterableDataset
-    num_images: int | None
-    identity: Any
-    select: Callable[[list[str], list[str]], datasets.IterableDataset] | None = None
-    left_out: dict[str, int] = field(default_factory=dict)
-    roots: tuple[str, ...] = ()
 
 
 def name_of(dataset: DataLike) -> str:
@@ -124,22 +91,33 @@ def open_source(
     image_column: str | None = None,
     label_column: str | None = None,
     index_column: str | None = None,
+    data_dir: str | None = None,
+    data_files: str | list[str] | dict[str, Any] | None = None,
+    drop_labels: bool | None = None,
     allow_paths: bool = False,
     data_timeout: float = DATA_TIMEOUT,
 ) -> Source:
     """Open one split of a data set as a stream of records.
 
     Args:
-        dataset: `shapes`, `digits`, a folder of images (class folders and split folders are recognised), a parquet or
-            webdataset tar file or a folder of them, or the id of a data set on the Hub, which is streamed. Also an
-            object of `datasets`: a `Dataset` (in memory or on the disk), an `IterableDataset`, or a dictionary of
-            splits. Labels, columns and order of an object are its own; format and transform are not used.
-        config: Config of a Hub data set.
+        dataset: `shapes`, `digits`, a folder or file that `datasets.load_dataset` reads (images, parquet, arrow, csv,
+            json, webdataset tars, zip archives of images) or that `save_to_disk` wrote, an address (`hf://`,
+            `https://`, `s3://`), or the id of a data set on the Hub, which is streamed. Splits and classes are those
+            of `load_dataset`. Also an object of `datasets`: a `Dataset` (in memory or on the disk), an
+            `IterableDataset`, or a dictionary of splits. Labels, columns and order of an object are its own; format
+            and transform are not used.
+        config: Config of a data set that has several, on the Hub or in the README.md of a folder.
         split: Name of the split.
         revision: Branch, tag or commit of a Hub data set.
         image_column: Column of the images; None: found by its type, else by its name.
-        label_column: Main label column; None: found by its type and name. A data set may have none.
+        label_column: Main label column; None: found by its type and name. A data set may have none. Each text of a
+            column of texts is a class.
         index_column: Column of integers that number the images; None: made for local files and embedded data sets.
+        data_dir: Folder in `dataset` that holds the data.
+        data_files: Patterns of the files, relative to `dataset`, or splits with their patterns, such as
+            `{"train": "photos/**"}`.
+        drop_labels: For a folder of images: True: folders are no classes; False: they always are; None: as `datasets`
+            finds.
         allow_paths: Read whatever file or address a record names. Else, in data from the Hub or an address, only what
             belongs to the data set; in data of this machine any file, but no address.
         data_timeout: Seconds for which it is tried again to read what cannot be read, at least 0.
@@ -148,58 +126,72 @@ def open_source(
         The opened source.
 
     Raises:
-        UserError: If the data set cannot be opened, is empty, or lacks the split or the column.
+        UserError: If the data set cannot be opened, is empty, can be read in two ways, or lacks the split or column.
     """
     name = name_of(dataset)
+    choice = Choice(config, revision, data_dir, data_files, drop_labels)
     if isinstance(dataset, str | Path):
-        opened = _open_name(name, config, split, revision)
+        opened = _open_name(name, split, choice)
     else:
-        for setting, value in (("dataset_config", config), ("dataset_revision", revision)):
+        for setting, value in _of_names(choice):
             if value is not None:
-                raise UserError(f"`{setting}` is for data sets on the Hub, but `dataset` is an object. Leave it out.")
-        opened = _open_object(dataset, name, split)
+                raise UserError(f"`{setting}` is for folders and the Hub, but `dataset` is an object. Leave it out.")
+        opened = open_object(dataset, name, split)
     source = _with_columns(opened, name, config, split, image_column, label_column, index_column)
-    return replace(source, access=Access(opened.roots, allow_paths, data_timeout))
+    source = replace(source, access=Access(opened.roots, allow_paths, data_timeout))
+    _tell(source.understood, bool(source.left_out))
+    return source
 
 
-def _open_name(name: str, config: str | None, split: str, revision: str | None) -> _Opened:
-    path = Path(name).expanduser()
+@lru_cache(maxsize=64)  # once for each data set, however often it is opened
+def _tell(understood: str, incomplete: bool) -> None:
+    if understood:
+        _logger.log(logging.WARNING if incomplete else logging.INFO, "%s", understood)
+
+
+def _of_names(choice: Choice) -> list[tuple[str, Any]]:
+    return [
+        ("dataset_config", choice.config),
+        ("dataset_revision", choice.revision),
+        ("data_dir", choice.data_dir),
+        ("data_files", choice.data_files),
+        ("drop_labels", choice.drop_labels),
+    ]
+
+
+def _open_name(name: str, split: str, choice: Choice) -> Opened:
     if not is_utf8(name):
         raise UserError(f"`dataset` must have a name in UTF-8, got {ascii(name)}. Rename the file or folder.")
-    if name in _EMBEDDED:
-        return _EMBEDDED[name](split)
+    if name in EMBEDDED:
+        _refuse(name, choice, "comes with the package")
+        return open_embedded(name, split)
+    if is_address(name):
+        return open_address(name, split, choice)
+    path = Path(name).expanduser()
     try:
         exists, is_folder, is_file = path.exists(), path.is_dir(), path.is_file()
     except OSError as error:
         raise UserError(f"`dataset` `{name}` cannot be opened: {reason_of(error)}. Check its path.") from None
-    if is_folder:
-        return _open_folder(name, path, config, split)
-    if is_file:
-        return _open_file(name, path, split)
+    if is_folder and is_saved(path):
+        _refuse(name, choice, "was written by `save_to_disk`")
+        return open_saved(name, path, split)
+    if is_folder or is_file:
+        return open_local(name, path, split, choice)
     if exists:
         raise UserError(f"`dataset` must be a folder or a regular file, but `{name}` is a pipe, socket or device.")
-    if name.startswith((".", "/", "~")) or name.count("/") > 1 or path.suffix in (".parquet", ".tar"):
+    if name.startswith((".", "/", "~")) or name.count("/") > 1 or path.suffix in (".parquet", ".tar", ".zip", ".csv"):
         raise UserError(f"`dataset` must exist, but there is no file or folder `{name}`.")
-    return _open_builder(name, split, path=name, name=config, revision=revision)
+    return open_hub(name, split, choice)
 
 
-def _open_object(dataset: DataObject, name: str, split: str) -> _Opened:
-    one = split_of(dataset, name, split)
-    if isinstance(one, datasets.Dataset) and not one.num_rows:
-        raise _no_images(name, split)
-    records, num_images = records_of(one)
-    identity = _attempt(name, lambda: identity_of(one))
-    return _Opened(
-        records,
-        num_images,
-        ["object", identity],
-        lambda needed, others: records_of(one, [*needed, *others])[0],
-        roots=addresses_of(records),
-    )
+def _refuse(name: str, choice: Choice, why: str) -> None:
+    for setting, value in _of_names(choice):
+        if value is not None and setting != "dataset_revision":
+            raise UserError(f"`{setting}` is for folders of files and the Hub, but `{name}` {why}. Leave it out.")
 
 
 def _with_columns(
-    opened: _Opened,
+    opened: Opened,
     dataset: str,
     config: str | None,
     split: str,
@@ -209,16 +201,22 @@ def _with_columns(
 ) -> Source:
     records, features = opened.records, opened.records.features
     if opened.num_images == 0:
-        raise _no_images(dataset, split)
+        raise no_images(dataset, split)
     if features is None:  # some formats declare no columns: the first rows show them
-        first_rows = _attempt(dataset, lambda: list(records.take(8)))
+        first_rows = attempt(dataset, lambda: list(records.take(8)))
         if not first_rows:
-            raise _no_images(dataset, split)
+            raise no_images(dataset, split)
         features = datasets.Dataset.from_list(first_rows).features
-    named = datasets.Features({name: feature for name, feature in features.items() if name != INDEX_COLUMN})
-    columns = find_columns(named, dataset, image_column, label_column, index_column)
+    stated = opened.features or {}
+    named = datasets.Features(
+        {name: stated.get(name, feature) for name, feature in features.items() if name != INDEX_COLUMN}
+    )
+    columns = find_columns(
+        named, dataset, image_column, label_column, index_column, opened.distinct, opened.num_images
+    )
     if opened.select is not None:
         records = opened.select([columns.image, *([index_column] if index_column else [])], list(columns.labels))
+    records = _without_texts(records, columns, opened)
     if index_column is not None:
         dropped = [INDEX_COLUMN] if INDEX_COLUMN in features else []
         records = records.remove_columns(dropped).rename_column(index_column, INDEX_COLUMN)
@@ -229,151 +227,26 @@ def _with_columns(
     if INDEX_COLUMN in features:
         kept[INDEX_COLUMN] = datasets.Value("int64")
     records = records.select_columns(list(kept)).cast(datasets.Features(kept))
-    if opened.num_images is None and not _attempt(dataset, lambda: list(records.take(1))):
-        raise _no_images(dataset, split)
-    identity = json.dumps([config, split, index_column, opened.identity])
+    if opened.num_images is None and not attempt(dataset, lambda: list(records.take(1))):
+        raise no_images(dataset, split)
+    main_label = next(iter(columns.labels), None)
+    identity = json.dumps([config, split, columns.image, index_column, opened.identity])
     fingerprint = hashlib.sha256(identity.encode()).hexdigest()[:32]
     known = (columns.image, columns.labels, opened.num_images)
-    return Source(dataset, split, records, *known, fingerprint, opened.left_out)
+    understood = opened.understood
+    if understood and opened.distinct is not None:  # a table; classes that are folders are told already
+        names = columns.labels[main_label] if main_label is not None else []
+        what = f"Labels: `{main_label}`" if main_label is not None else "No label column"
+        understood += f" {what}" + (f", {len(names):,} classes." if names else ".")
+    return Source(dataset, split, records, *known, fingerprint, opened.left_out, understood, opened.files)
 
 
-def _open_shapes(split: str) -> _Opened:
-    dataset = shapes(split)
-    return _of_table(dataset.data.table, dataset.features)
-
-
-def _open_digits(split: str) -> _Opened:
-    """scikit-learn's 8 x 8 handwritten digits; the last 360 of 1,797 are the test split."""
-    bounds = {"train": slice(None, -360), "test": slice(-360, None)}
-    if split not in bounds:
-        raise UserError(f"`digits` has no split `{split}`. It has: {', '.join(bounds)}.")
-    # Imported here: it takes most of a second, in every program and worker process, and only these images need it.
-    from sklearn.datasets import load_digits
-
-    pictures, labels = load_digits(return_X_y=True)
-    pictures = np.rint(pictures.reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)[bounds[split]]
-    images = [{"bytes": cv2.imencode(".png", picture)[1].tobytes(), "path": None} for picture in pictures]
-    names = [str(digit) for digit in range(10)]
-    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=names)})
-    return _of_table(
-        pa.table({"image": images, "label": labels[bounds[split]]}, schema=features.arrow_schema), features
+def _without_texts(records: datasets.IterableDataset, columns: Columns, opened: Opened) -> datasets.IterableDataset:
+    """Records whose labels are numbers and whose images are images, where they are texts."""
+    # Only what lies on this machine is read as tables, and its paths are relative to its folder.
+    image = (
+        columns.image if opened.distinct is not None and is_text((records.features or {}).get(columns.image)) else None
     )
-
-
-_EMBEDDED: dict[str, Callable[[str], _Opened]] = {"shapes": _open_shapes, "digits": _open_digits}
-
-
-def _of_table(table: pa.Table, features: datasets.Features) -> _Opened:
-    content = hashlib.sha256()
-    for batch in table.to_batches():
-        content.update(batch.serialize())
-    return _Opened(table_records(table, features), table.num_rows, content.hexdigest())
-
-
-def _open_folder(name: str, path: Path, config: str | None, split: str) -> _Opened:
-    contents = list_folder(path)
-    counts = contents.left_out
-    if contents.kind in ("parquet", "tar"):  # pictures beside them do not belong to the data
-        counts = {reason: count for reason, count in counts.items() if not reason.startswith("format")}
-    left_out = _listed(counts)
-    if contents.kind is None and left_out:
-        raise UserError(f"The folder `{name}` holds no images that can be read: {left_out}.{_help_for(left_out)}")
-    if contents.kind is None:
-        raise UserError(f"The folder `{name}` holds no images, parquet or tar files. Give the folder that holds them.")
-    if left_out:
-        _warn_of_left_out(name, left_out)
-    if contents.kind != "images":
-        return replace(_open_builder(name, split, path=str(path), name=config), left_out=counts)
-    images, classes, names = images_of_split(name, contents.images, split)
-    content = hashlib.sha256("\n".join(images).encode(errors="surrogateescape")).hexdigest()
-    records = folder_records(path, images, classes, names)
-    return _Opened(records, len(images), content, left_out=counts)
-
-
-@lru_cache(maxsize=64)  # once for each data set, however often it is opened
-def _warn_of_left_out(name: str, left_out: str) -> None:
-    _logger.warning("Left out of the folder `%s`: %s.%s", name, left_out, _help_for(left_out))
-
-
-def _listed(counts: dict[str, int]) -> str:
-    by_count = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-    return ", ".join(f"{count} {reason}" for reason, count in by_count)
-
-
-def _help_for(left_out: str) -> str:
-    if any(ending in left_out for ending in (".heic", ".heif", ".hif", ".jxl")):
-        return " HEIC and JPEG XL can be read after: pip install 'hf_ssl[formats]'"
-    return ""
-
-
-def _open_file(name: str, path: Path, split: str) -> _Opened:
-    kind = "webdataset" if is_tar(path.name) else {".parquet": "parquet"}.get(path.suffix)
-    if kind is None:
-        raise UserError(f"`dataset` must be a folder, a parquet or a tar file or a Hub id, got the file `{name}`.")
-    return _open_builder(name, split, path=kind, data_files={"train": [str(path)]})
-
-
-def _open_builder(dataset: str, split: str, **where: Any) -> _Opened:
-    """Open what `datasets` knows: the Hub, parquet and webdataset."""
-    builder = _attempt(dataset, lambda: datasets.load_dataset_builder(**where))
-    data_files = builder.config.data_files or {}
-    splits = [str(known) for known in (builder.info.splits or data_files)]
-    if splits and split not in splits:
-        raise UserError(f"`{dataset}` has no split `{split}`. It has: {', '.join(splits)}.")
-    files = list(data_files.get(split, []))
-    known = (builder.info.splits or {}).get(split)
-    if files and all(os.path.isfile(file) for file in files):
-        identity = [[os.path.basename(file), os.path.getsize(file)] for file in files]
-        if all(file.endswith(".parquet") for file in files):
-            records, num_images = parquet_records(files)
-            return _Opened(
-                records,
-                num_images,
-                identity,
-                lambda needed, labels: parquet_records(files, [*needed, *labels], optional=labels)[0],
-            )
-        if all(is_tar(file) and _is_empty_tar(file) for file in files):
-            raise _no_images(dataset, split)
-    else:
-        identity = [builder.hash, files]  # addresses with the commit
-    here = bool(files) and all(map(os.path.exists, files))
-    roots = () if here else roots_of(file for of_split in data_files.values() for file in of_split)
-    layout = _attempt(dataset, lambda: tar_layout(files)) if files and all(map(is_tar, files)) else None
-    if layout is not None:
-        return _Opened(
-            tar_records(files, layout),
-            known.num_examples if known else None,
-            identity,
-            lambda needed, labels: tar_records(files, layout, needed[0], [*needed, *labels]),
-            roots=roots,
-        )
-    records = _attempt(dataset, lambda: undecoded(builder.as_streaming_dataset(split=split)))
-    roots = (
-        ()
-        if files and all(map(os.path.exists, files))
-        else roots_of(file for of in data_files.values() for file in of)
-    )
-    return _Opened(records, known.num_examples if known else None, identity, roots=roots)
-
-
-def _no_images(dataset: str, split: str) -> UserError:
-    return UserError(f"Split `{split}` of `{dataset}` holds no images. Choose another split or data set.")
-
-
-def _is_empty_tar(path: str) -> bool:
-    try:
-        return next(pieces(path), None) is None
-    except OSError:
-        return False  # opening it as a data set says why
-
-
-def _attempt(name: str, open_: Callable[[], Any]) -> Any:
-    """Call `datasets` and say in one sentence what it could not do."""
-    try:
-        return open_()
-    except _OPENING_ERRORS as error:
-        here = [] if "/" in name else [path.name for path in Path().iterdir() if not path.name.startswith(".")]
-        close = difflib.get_close_matches(name, [*_EMBEDDED, *here], n=1)
-        hint = f" Did you mean `{close[0]}`?" if close else " Check the name, and the connection if it is on the Hub."
-        detail = (str(error).strip().splitlines() or [""])[0].rstrip(".")
-        raise UserError(f"`dataset` `{name}` cannot be opened: {type(error).__name__}: {detail}.{hint}") from error
+    if not columns.texts and image is None:
+        return records
+    return with_meaning(records, {name: columns.labels[name] for name in columns.texts}, image, opened.folder)

@@ -115,7 +115,7 @@ def test_splits_are_those_of_the_object():
         open_source(part)
     with pytest.raises(UserError, match="Split `train` of `in-memory data set` holds no images"):
         open_source(_dataset().select([]))
-    with pytest.raises(UserError, match="`dataset_revision` is for data sets on the Hub"):
+    with pytest.raises(UserError, match="`dataset_revision` is for folders and the Hub"):
         open_source(both, revision="main")
 
 

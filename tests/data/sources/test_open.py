@@ -16,9 +16,11 @@ from hf_ssl.data.decode.pictures import decode
 from hf_ssl.data.order.ordered import evaluation_batches
 from hf_ssl.data.settings import DataSettings
 from hf_ssl.data.sources import files as local
+from hf_ssl.data.sources import listing, remote
 from hf_ssl.data.sources import open as sources
 from hf_ssl.data.sources.files import INDEX_COLUMN
 from hf_ssl.data.sources.open import open_source
+from hf_ssl.data.sources.opened import Opened
 from hf_ssl.errors import UserError
 from hf_ssl.settings import descriptions_of
 
@@ -114,18 +116,17 @@ def test_single_parquet_file_under_any_name(tmp_path):
         open_source(str(tmp_path / "test-data.parquet"), split="test")
 
 
-def test_the_streaming_path_of_the_hub_on_a_local_folder(parquet_folder, monkeypatch):
+def test_the_streaming_path_of_the_hub_on_a_local_folder(parquet_folder):
     """The same calls as for a Hub id: the builder of `datasets`, streaming."""
-    monkeypatch.setattr(sources, "parquet_records", None)
-    monkeypatch.setattr(sources.os.path, "isfile", lambda path: False)
-    opened = sources._open_builder("org/pets", "train", path=str(parquet_folder), name=None, revision=None)
+    where = {"path": str(parquet_folder), "name": None, "revision": None}
+    opened = remote._streamed("org/pets", "train", where)
     source = sources._with_columns(opened, "org/pets", None, "train", None, None)
     assert source.num_images is None
     assert INDEX_COLUMN not in source.records.column_names
     assert [_number(record) for record in source.records] == list(range(16))
     assert [record["label"] for record in source.records] == [n % 2 for n in range(16)]
     with pytest.raises(ValueError, match="`org/pets` has no split `val`. It has: train, test"):
-        sources._open_builder("org/pets", "val", path=str(parquet_folder), name=None, revision=None)
+        remote._streamed("org/pets", "val", where)
 
 
 def test_a_named_column_numbers_the_images_of_a_stream(tmp_path, monkeypatch):
@@ -134,8 +135,7 @@ def test_a_named_column_numbers_the_images_of_a_stream(tmp_path, monkeypatch):
     datasets.Dataset.from_dict(rows).cast_column("image", datasets.Image()).to_parquet(tmp_path / "train.parquet")
     local = open_source(str(tmp_path), index_column="label")
     assert local.fingerprint != open_source(str(tmp_path)).fingerprint
-    monkeypatch.setattr(sources, "parquet_records", None)
-    monkeypatch.setattr(sources.os.path, "isfile", lambda path: False)
+    monkeypatch.setattr(sources, "open_local", lambda name, path, split, choice: remote.open_hub(name, split, choice))
     for source in (local, open_source(str(tmp_path), index_column="label")):
         assert source.has_indices and source.labels == {}
         assert [record[INDEX_COLUMN] for record in source.records] == numbers
@@ -180,10 +180,12 @@ def test_flat_folder_has_no_labels(tmp_path):
 
 
 def test_class_folders_nested_become_labels(tmp_path):
-    _write_images(tmp_path, ["cat/1.png", "cat/more/2.png", "dog/3.png", "ant/x/y/4.png"])
+    _write_images(tmp_path, ["pets/cat/1.png", "pets/cat/2.png", "pets/dog/3.png", "wild/ant/4.png"])
     source = open_source(str(tmp_path))
     assert source.labels == {"label": ["ant", "cat", "dog"]}
     assert {_number(record): record["label"] for record in source.records} == {0: 1, 1: 1, 2: 2, 3: 0}
+    _write_images(tmp_path, ["pets/cat/more/5.png"])
+    assert open_source(str(tmp_path)).labels == {}
 
 
 def test_images_beside_class_folders_have_no_labels(tmp_path):
@@ -202,9 +204,11 @@ def test_split_folders(tmp_path):
         open_source(str(tmp_path), split="test")
 
 
-def test_a_class_named_like_a_split_is_a_class(tmp_path):
+def test_a_class_named_like_a_split_is_a_class_when_chosen(tmp_path):
     _write_images(tmp_path, ["train/1.png", "plane/2.png", "car/3.png"])
-    assert open_source(str(tmp_path)).labels == {"label": ["car", "plane", "train"]}
+    with pytest.raises(UserError, match="can be read in two ways.*--data_files"):
+        open_source(str(tmp_path))
+    assert open_source(str(tmp_path), data_files="**").labels == {"label": ["car", "plane", "train"]}
 
 
 def test_linked_folders_are_read_once(tmp_path):
@@ -216,10 +220,10 @@ def test_linked_folders_are_read_once(tmp_path):
 
 
 def test_pictures_that_cannot_be_read_are_counted_and_named_once(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(local, "IMAGE_SUFFIXES", local.IMAGE_SUFFIXES - {".heic", ".jxl"})
+    monkeypatch.setattr(listing, "IMAGE_SUFFIXES", listing.IMAGE_SUFFIXES - {".heic", ".jxl"})
     _write_images(tmp_path, ["cat/1.png", "cat/2.ico", "dog/3.J2K", "dog/4.mpo", "dog/5.pfm"])
     healthy = open_source(str(tmp_path))
-    assert (healthy.left_out, healthy.num_images, caplog.text) == ({}, 5, "")
+    assert (healthy.left_out, healthy.num_images, caplog.text) == ({}, 5, "")  # what is complete is only told
     _write_images(tmp_path, ["a.HEIC", "cat/b.heic", "cat/c.svg", "dog/d.dng", "dog/e.txt", ".f.heic"])
     with open(os.fsencode(tmp_path / "cat") + b"/\xff.png", "wb") as file:
         file.write(_png(9))
@@ -234,7 +238,8 @@ def test_pictures_that_cannot_be_read_are_counted_and_named_once(tmp_path, monke
     assert [_number(record) for record in source.records] == [0, 1, 2, 3, 4]
     open_source(str(tmp_path))
     (line,) = [record.getMessage() for record in caplog.records]
-    assert line.startswith(f"Left out of the folder `{tmp_path}`: 2 format not supported: .heic, 1 format")
+    assert line.startswith(f"`{tmp_path}` is read as a folder of images: split train (5 images); 2 classes: cat (2),")
+    assert "Left out: 2 format not supported: .heic, 1 format" in line
     assert line.endswith("HEIC and JPEG XL can be read after: pip install 'hf_ssl[formats]'")
 
 
@@ -267,10 +272,10 @@ def test_pipes_and_links_in_a_folder_stop_nothing(tmp_path):
     (tmp_path / "d.png").symlink_to(tmp_path / "nowhere")
     (tmp_path / "e.png").symlink_to(tmp_path)
     source = open_source(str(tmp_path))
-    assert source.left_out == {"not a regular file": 2}
+    assert source.left_out == {"not a regular file": 3, "link loop": 1, "missing file": 1}
     batches = evaluation_batches(source, lambda picture: torch.tensor(picture.shape), 8)
-    assert [batch.row_ids.tolist() for batch in batches] == [[0, 4]]
-    assert batches.skipped == {"not a regular file": 1, "link loop": 1, "missing file": 1}
+    assert [batch.row_ids.tolist() for batch in batches] == [[0, 1]]
+    assert batches.skipped == {}
 
 
 def test_pictures_beside_parquet_files_are_no_part_of_the_data(parquet_folder, caplog):
@@ -366,7 +371,7 @@ def test_labels_out_of_range_and_missing_images_stop_nothing(tmp_path):
 def test_a_stream_that_declares_no_columns():
     records = datasets.IterableDataset.from_generator(_undeclared, gen_kwargs={"numbers": [3, 4, 5]})
     assert records.features is None
-    opened = sources._Opened(records, None, "undeclared")
+    opened = Opened(records, None, "undeclared")
     source = sources._with_columns(opened, "org/undeclared", None, "train", None, None)
     assert (source.image_column, source.labels) == ("img", {"label": []})
     assert [(_number(record, "img"), record["label"]) for record in source.records] == [(3, 1), (4, None), (5, 1)]
@@ -382,7 +387,7 @@ def test_labels_out_of_range_stop_no_stream_of_rows():
         {"img": datasets.Image(), "label": datasets.ClassLabel(names=["a"]), "note": datasets.Value("string")}
     )
     records = datasets.IterableDataset.from_generator(_undeclared, features, gen_kwargs={"numbers": [3, 4]})
-    source = sources._with_columns(sources._Opened(records, None, ""), "org/rows", None, "train", None, None)
+    source = sources._with_columns(Opened(records, None, ""), "org/rows", None, "train", None, None)
     assert source.labels == {"label": ["a"]}
     assert [record["label"] for record in source.records] == [1, None]
 
@@ -419,14 +424,14 @@ def test_wrong_columns_name_the_columns_found(parquet_folder, tmp_path):
 
 def test_wrong_data_sets_get_one_sentence(tmp_path, parquet_folder):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match="holds no images, parquet or tar files"):
+    with pytest.raises(ValueError, match="holds no images, parquet, arrow, csv, json, tar or zip files"):
         open_source(str(tmp_path / "empty"))
     with pytest.raises(ValueError, match="there is no file or folder `.*nowhere`"):
         open_source(str(tmp_path / "nowhere"))
     with pytest.raises(ValueError, match="there is no file or folder `nowhere.parquet`"):
         open_source("nowhere.parquet")
     (tmp_path / "notes.txt").write_text("x")
-    with pytest.raises(ValueError, match="must be a folder, a parquet or a tar file or a Hub id"):
+    with pytest.raises(ValueError, match="must be a folder, a parquet, arrow, csv, json, tar or zip file or a Hub id"):
         open_source(str(tmp_path / "notes.txt"))
     _write_parquet(tmp_path / "none.parquet", [])
     with pytest.raises(ValueError, match="Split `train` of .* holds no images"):
@@ -438,7 +443,9 @@ def test_wrong_data_sets_get_one_sentence(tmp_path, parquet_folder):
     with pytest.raises(ValueError, match="bad.parquet` cannot be read as parquet"):
         open_source(str(tmp_path / "bad.parquet"))
     (tmp_path / "bad.tar").write_bytes(b"this is no archive" * 100)
-    with pytest.raises(ValueError, match="bad.tar` is damaged, and nothing in it can be read"):
+    with pytest.raises(
+        ValueError, match="bad.tar` cannot be opened: OSError: .* is damaged, and nothing in it can be read"
+    ):
         open_source(str(tmp_path / "bad.tar"))
     with pytest.raises(ValueError, match="has no split `validation`. It has: train, test"):
         open_source(str(parquet_folder), split="validation")

@@ -1,0 +1,85 @@
+"""What every way of opening a data set gives, before its columns are chosen, and how failures become one sentence."""
+
+import difflib
+import os
+import tarfile
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pyarrow as pa
+from datasets.exceptions import DatasetGenerationError, DatasetsError
+
+from hf_ssl.errors import UserError
+
+# What opening a data set raises when its files, its name, its config or the network are not as they should be.
+_OPENING_ERRORS = (DatasetsError, OSError, ValueError, RuntimeError, IndexError, tarfile.TarError, pa.ArrowException)
+
+EMBEDDED = ("shapes", "digits")
+"""Names of the data sets that need no files."""
+
+
+@dataclass(frozen=True)
+class Opened:
+    """One split of a data set as its records come.
+
+    Args:
+        records: Every column.
+        num_images: Number of records, if known.
+        identity: What identifies their content (JSON).
+        select: Opens them again with some of their columns only, where the others need not be read for that: those
+            that every record has, and those that are null where they are missing.
+        left_out: What is no record because it cannot be read, counted by reason.
+        features: Columns and types that are stated beside the records, if other than theirs.
+        distinct: The different texts of a column, in all splits, sorted; None where only reading all would tell.
+        folder: Paths in a column of texts are relative to it.
+        understood: One line about splits and classes.
+        files: Columns `name` and `size` (bytes) of the files of the split, if they lie on this machine.
+        roots: Those of `Access`.
+    """
+
+    records: datasets.IterableDataset
+    num_images: int | None
+    identity: Any
+    select: Callable[[list[str], list[str]], datasets.IterableDataset] | None = None
+    left_out: dict[str, int] = field(default_factory=dict)
+    features: datasets.Features | None = None
+    distinct: Callable[[str], list[str]] | None = None
+    folder: str | None = None
+    understood: str = ""
+    files: pa.Table | None = None
+    roots: tuple[str, ...] = ()
+
+
+def no_images(dataset: str, split: str) -> UserError:
+    """The error for a split without records."""
+    return UserError(f"Split `{split}` of `{dataset}` holds no images. Choose another split or data set.")
+
+
+def no_split(dataset: str, split: str, has: list[str], more: str = "") -> UserError:
+    """The error for a split that is not there; `more` is a sentence about images that may be meant."""
+    combined = " One split is opened at a time, whole." if any(sign in split for sign in "[+") else ""
+    return UserError(f"`{dataset}` has no split `{split}`. It has: {', '.join(has)}.{combined}{more and ' ' + more}")
+
+
+def attempt(name: str, open_: Callable[[], Any]) -> Any:
+    """Call `datasets` and say in one sentence what it could not do.
+
+    Raises:
+        UserError: Names the data set and the reason.
+    """
+    try:
+        return open_()
+    except UserError:
+        raise
+    except _OPENING_ERRORS as error:
+        here = [] if "/" in name else [path.name for path in Path().iterdir() if not path.name.startswith(".")]
+        close = difflib.get_close_matches(name, [*EMBEDDED, *here], n=1)
+        hint = f" Did you mean `{close[0]}`?" if close else " Check the name, and the connection if it is on the Hub."
+        hint = "" if os.path.exists(os.path.expanduser(name)) else hint
+        cause = error.__cause__ if isinstance(error, DatasetGenerationError) else None
+        error = cause if isinstance(cause, Exception) else error
+        detail = (str(error).strip().splitlines() or [""])[0].rstrip(".")
+        raise UserError(f"`dataset` `{name}` cannot be opened: {type(error).__name__}: {detail}.{hint}") from error
