@@ -47,6 +47,7 @@ from hf_ssl.training.processes import (
     with_precision,
 )
 from hf_ssl.training.record import identity_of
+from hf_ssl.training.same_data import check_same_data, keep_listing
 
 
 @dataclass(frozen=True)
@@ -164,6 +165,10 @@ def _fine_tune(
     network, prepared = prepare(accelerator, model, _optimizer(classifier.module, settings, plan.learning_rate))
     optimizer: Any = prepared
     restored = Restored(step=0, seconds=0.0, position=None)
+    if checkpoint is not None:
+        check_same_data(checkpoint, former, run, source)
+    if accelerator.is_main_process:
+        keep_listing(source, Path(settings.output_dir))
     if checkpoint is not None:
         identity = identity_of(run)
         restored = load_checkpoint(accelerator, checkpoint, model=model, optimizer=optimizer, identity=identity)

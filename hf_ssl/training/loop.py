@@ -36,6 +36,7 @@ from hf_ssl.training.processes import (
 )
 from hf_ssl.training.record import Start, describe_run, identity_of
 from hf_ssl.training.recorder import Recorder
+from hf_ssl.training.same_data import check_same_data, keep_listing
 
 logger = logging.getLogger(__name__)
 
@@ -121,6 +122,10 @@ def _train(
     run = describe_run(model, source, data, settings, plan, accelerator.num_processes, accelerator.device, start)
     network, optimizer = _set_up(accelerator, model, settings, plan.learning_rate)
     restored = Restored(step=0, seconds=0.0, position=None)
+    if checkpoint is not None:
+        check_same_data(checkpoint, former, run, source)
+    if accelerator.is_main_process:
+        keep_listing(source, Path(settings.output_dir))
     if checkpoint is not None:
         restored = load_checkpoint(
             accelerator, checkpoint, model=model, optimizer=optimizer, identity=identity_of(run)

@@ -443,9 +443,7 @@ def test_wrong_data_sets_get_one_sentence(tmp_path, parquet_folder):
     with pytest.raises(ValueError, match="bad.parquet` cannot be read as parquet"):
         open_source(str(tmp_path / "bad.parquet"))
     (tmp_path / "bad.tar").write_bytes(b"this is no archive" * 100)
-    with pytest.raises(
-        ValueError, match="bad.tar` cannot be opened: OSError: .* is damaged, and nothing in it can"
-    ):
+    with pytest.raises(ValueError, match="bad.tar` cannot be opened: OSError: .* is damaged, and nothing in it can"):
         open_source(str(tmp_path / "bad.tar"))
     with pytest.raises(ValueError, match="has no split `validation`. It has: train, test"):
         open_source(str(parquet_folder), split="validation")

@@ -1,0 +1,55 @@
+"""Whether a run that goes on reads the data that it began with, and if not, what has changed."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from hf_ssl.data.settings import PLACES
+from hf_ssl.data.sources.identity import difference_from, write_listing
+from hf_ssl.data.sources.open import Source
+from hf_ssl.errors import UserError
+from hf_ssl.evaluation.references import read_json
+
+_LISTING = "data_files.json.gz"
+_CHOICES = ("dataset", "split", *PLACES, "index_column")  # settings of which one may explain other data
+
+
+def keep_listing(source: Source, output_dir: Path) -> None:
+    """Write the names and sizes of the files of a run's data set into its folder, once."""
+    if not (output_dir / _LISTING).exists():
+        write_listing(source, output_dir / _LISTING)
+
+
+def check_same_data(checkpoint: Path, then: Mapping[str, Any], run: Mapping[str, Any], source: Source) -> None:
+    """Refuse to go on with other images.
+
+    Args:
+        checkpoint: Named in the message; the folder of its run tells what the data were.
+        then: Identity of the checkpoint.
+        run: Content of `run.json` now.
+        source: The data set now.
+
+    Raises:
+        UserError: If its fingerprint is another. Names the first file that differs, else the settings that do.
+    """
+    if then.get("fingerprint") == run["data"]["fingerprint"]:
+        return
+    folder = checkpoint.parent.parent
+    found = difference_from(folder / _LISTING, source)
+    if found is None:
+        record = folder / "run.json"
+        before = read_json(record)["data"] if record.is_file() else {}
+        changed = [
+            f"`{name}` was {_shown(before.get(name))} and is {_shown(run['data'].get(name))} now"
+            for name in _CHOICES
+            if name in before and before[name] != run["data"].get(name)
+        ]
+        found = ", ".join(changed) or "it has other images, or another revision"
+    raise UserError(
+        f"The data set `{source.name}`, split `{source.split}`, is not the one of `{checkpoint}`: {found}. Give the "
+        "data that it was, or start another run in another `output_dir`."
+    )
+
+
+def _shown(value: Any) -> str:
+    return "not given" if value is None else f"`{value}`"
