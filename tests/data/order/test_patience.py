@@ -188,7 +188,7 @@ def test_a_parquet_file_that_changes_under_the_reader_stops_it_by_name(parquet, 
 def torch_of(image):
     import torch
 
-    return torch.zeros(3, image.height, image.width)
+    return torch.zeros(3, *image.shape[:2])
 
 
 def test_a_parquet_file_that_comes_back_is_read_on(parquet, no_pauses, monkeypatch):
