@@ -34,9 +34,8 @@ from hf_ssl.training.checkpoint import (
 )
 from hf_ssl.training.fit import drop_gradients
 from hf_ssl.training.loop import continue_record, forward_images
-from hf_ssl.training.monitor import check_tracker
 from hf_ssl.training.optimizers import set_learning_rate
-from hf_ssl.training.output import locked_output_dir, prepare_output_dir
+from hf_ssl.training.output import check_tracker, locked_output_dir, prepare_output_dir
 from hf_ssl.training.plan import Plan, make_plan
 from hf_ssl.training.processes import (
     average_batch_norm,

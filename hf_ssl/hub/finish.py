@@ -21,7 +21,7 @@ from hf_ssl.hub.model_card import write_model_card
 from hf_ssl.hub.publish import publish
 from hf_ssl.methods.base import SSLPreTrainedModel
 from hf_ssl.training.arguments import TrainingSettings
-from hf_ssl.training.monitor import KNN, open_knn
+from hf_ssl.training.watch.knn import KNN, open_knn
 
 logger = logging.getLogger(__name__)
 

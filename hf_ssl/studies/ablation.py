@@ -47,7 +47,7 @@ from hf_ssl.studies.settings import StudySettings, check_recipe
 from hf_ssl.training.arguments import TrainingSettings
 from hf_ssl.training.checkpoint import write_json
 from hf_ssl.training.loop import train
-from hf_ssl.training.monitor import KNN, open_knn
+from hf_ssl.training.watch.knn import KNN, open_knn
 
 logger = logging.getLogger(__name__)
 

@@ -21,10 +21,10 @@ from hf_ssl.dynamics.prediction import TrainingSetting, predict_training
 from hf_ssl.errors import UserError
 from hf_ssl.methods.base import SSLPreTrainedModel
 from hf_ssl.studies.ablation_grid import Cell
-from hf_ssl.training.alarm import LEAST_RANK, LEAST_RANK_RATIO, LEAST_SPREAD
 from hf_ssl.training.arguments import TrainingSettings
 from hf_ssl.training.batches import inputs_of, open_stream
-from hf_ssl.training.diagnosis import diagnose, linear_predictor
+from hf_ssl.training.watch.collapse import LEAST_RANK, LEAST_RANK_RATIO, LEAST_SPREAD
+from hf_ssl.training.watch.diagnosis import diagnose, linear_predictor
 
 Collapse = Literal["no", "dimensional", "complete"]
 Expected = Literal["no", "dimensional", "complete", "later", "open"]

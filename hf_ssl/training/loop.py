@@ -23,9 +23,8 @@ from hf_ssl.training.briefing import briefing
 from hf_ssl.training.checkpoint import Restored, find_checkpoint, identity_in, load_checkpoint
 from hf_ssl.training.fit import images_that_fit, trial_step
 from hf_ssl.training.limits import check_batch, check_disk, memory_errors_explained
-from hf_ssl.training.monitor import check_tracker, open_knn
 from hf_ssl.training.optimizers import build_optimizer, set_learning_rate
-from hf_ssl.training.output import locked_output_dir, prepare_output_dir
+from hf_ssl.training.output import check_tracker, locked_output_dir, prepare_output_dir
 from hf_ssl.training.plan import Plan, make_plan
 from hf_ssl.training.processes import (
     average_batch_norm,
@@ -37,6 +36,7 @@ from hf_ssl.training.processes import (
 from hf_ssl.training.record import Start, describe_run, identity_of
 from hf_ssl.training.recorder import Recorder
 from hf_ssl.training.same_data import check_same_data, keep_listing
+from hf_ssl.training.watch.knn import open_knn
 
 logger = logging.getLogger(__name__)
 

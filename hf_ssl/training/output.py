@@ -1,6 +1,7 @@
 """Folders of results: checked before any work is done; that of a run is used by one run at a time."""
 
 import errno
+import importlib.util
 import logging
 import os
 import tempfile
@@ -93,3 +94,13 @@ def locked_output_dir(settings: TrainingSettings) -> Iterator[None]:
 
 def _is_first_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
+
+
+def check_tracker(report_to: str) -> None:
+    """Refuse a tracker whose package is missing; Accelerate would ignore it silently.
+
+    Raises:
+        UserError: Names the package.
+    """
+    if report_to != "none" and importlib.util.find_spec(report_to) is None:
+        raise UserError(f"`report_to` {report_to} needs a package: `pip install {report_to}`.")

@@ -20,25 +20,19 @@ from hf_ssl.data.order.stream import Batch, TrainingStream
 from hf_ssl.figures.diagnostics import diagnosis_curves
 from hf_ssl.figures.metrics_log import read_metrics
 from hf_ssl.methods.base import SSLOutput, SSLPreTrainedModel
-from hf_ssl.training.alarm import CollapseAlarm, advice
 from hf_ssl.training.arguments import TrainingSettings
 from hf_ssl.training.briefing import SpeedCheck
 from hf_ssl.training.checkpoint import Restored, save_checkpoint, step_of, write_json
-from hf_ssl.training.diagnosis import diagnose, steps_between_diagnoses
-from hf_ssl.training.energy import EnergyMeter
-from hf_ssl.training.monitor import (
-    KNN,
-    Clock,
-    LossMonitor,
-    StopSignal,
-    any_process,
-    check_weights,
-    collapse_figures,
-    mean_figures,
-)
 from hf_ssl.training.plan import UNKNOWN_LENGTH, Plan
 from hf_ssl.training.processes import averaged_batch_norm
 from hf_ssl.training.record import MetricsLog, finish, flat_settings, identity_of
+from hf_ssl.training.watch.clock import Clock
+from hf_ssl.training.watch.collapse import CollapseAlarm, advice, collapse_figures
+from hf_ssl.training.watch.diagnosis import diagnose, steps_between_diagnoses
+from hf_ssl.training.watch.energy import EnergyMeter
+from hf_ssl.training.watch.knn import KNN
+from hf_ssl.training.watch.loss import LossMonitor, check_weights, mean_figures
+from hf_ssl.training.watch.signals import StopSignal, any_process
 
 logger = logging.getLogger(__name__)
 

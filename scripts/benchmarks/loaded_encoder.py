@@ -21,8 +21,8 @@ from hf_ssl.hub.export import export_run
 from hf_ssl.methods import METHODS
 from hf_ssl.training.arguments import TrainingSettings
 from hf_ssl.training.loop import train
-from hf_ssl.training.monitor import open_knn
 from hf_ssl.training.start import find_encoder
+from hf_ssl.training.watch.knn import open_knn
 
 FIRST_STEPS, STEPS, KNN_EVERY = 700, 100, 50
 SHOWN = (0, 50, 100)

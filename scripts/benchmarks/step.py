@@ -47,8 +47,8 @@ from hf_ssl.modules.losses import info_nce
 from hf_ssl.modules.momentum import update_target
 from hf_ssl.modules.queue import enqueue, random_queue
 from hf_ssl.training.arguments import TrainingSettings
-from hf_ssl.training.monitor import LossMonitor
 from hf_ssl.training.optimizers import build_optimizer, set_learning_rate
+from hf_ssl.training.watch.loss import LossMonitor
 
 # What a data set or a user has to say.
 MISSING_SETTINGS = {"memory_bank": {"bank_size": 50_000}, "contrastive_clustering": {"num_clusters": 10}}

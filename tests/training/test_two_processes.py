@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from test_diagnosis import batch, small_byol
 
-from hf_ssl.training.diagnosis import diagnose
+from hf_ssl.training.watch.diagnosis import diagnose
 
 PROGRAM = """
     import json, os, signal, sys
@@ -23,7 +23,7 @@ PROGRAM = """
     from hf_ssl.training import loop
     from hf_ssl.training.arguments import TrainingSettings
     from hf_ssl.training.checkpoint import complete_checkpoints
-    from hf_ssl.training.monitor import LossMonitor
+    from hf_ssl.training.watch.loss import LossMonitor
     from hf_ssl.training.processes import average_batch_norm, averaged_batch_norm, start_accelerator
 
     folder, number = Path(sys.argv[1]), int(os.environ["RANK"])
@@ -65,7 +65,7 @@ PROGRAM = """
     # A diagnosis of two halves of a batch.
     sys.path.insert(0, sys.argv[2])
     from test_diagnosis import batch, small_byol
-    from hf_ssl.training.diagnosis import diagnose
+    from hf_ssl.training.watch.diagnosis import diagnose
 
     found = diagnose(small_byol(), batch(slice(8 * number, 8 * number + 8)))
     seen["diagnosis"] = [found.figures, found.curves]
@@ -113,7 +113,7 @@ def test_two_processes_agree(tmp_path: Path):
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [*command, str(program), str(tmp_path), str(Path(__file__).parent)],
+        [*command, str(program), str(tmp_path), str(Path(__file__).parent / "watch")],
         env=environment,
         capture_output=True,
         text=True,

@@ -11,8 +11,8 @@ from hf_ssl.data.settings import DataSettings
 from hf_ssl.methods import METHODS
 from hf_ssl.training import recorder
 from hf_ssl.training.arguments import TrainingSettings
-from hf_ssl.training.energy import EnergyMeter
 from hf_ssl.training.loop import train
+from hf_ssl.training.watch.energy import EnergyMeter
 
 CPU = torch.device("cpu")
 

@@ -9,6 +9,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from torch import Tensor
+
+from hf_ssl.diagnostics import effective_rank, feature_std
+from hf_ssl.distributed import gather
+from hf_ssl.methods.base import SSLOutput
+
 # Quickstart runs that learn stay above 0.2, with a linear predictor above 0.08: there all projections share a large
 # mean. A BYOL without predictor falls to 0.03.
 LEAST_SPREAD = 0.06
@@ -20,9 +26,21 @@ LEAST_RANK = 2.0
 LEAST_RANK_RATIO = 0.15
 """... or below this fraction of what it was."""
 
+_ROWS_FOR_RANK = 1024  # the spectrum of more rows costs seconds and says the same
 _LINES = 4  # log lines that must agree: a dip is no collapse
 _SETTLING_STEPS = 100  # after the warm-up: where a network starts says nothing
 _RISE = 1.1  # over the lines that must agree: figures that rise are those of a start
+
+
+def collapse_figures(output: SSLOutput) -> dict[str, Tensor]:
+    """Spread of the projections and effective rank of the representations of one batch of all processes.
+
+    Takes the first view of each image. All processes must call it.
+    """
+    assert output.projections is not None and output.representations is not None
+    projections = gather(output.projections[:, 0].contiguous())
+    representations = gather(output.representations[:, 0].contiguous())[:_ROWS_FOR_RANK]
+    return {"feature_std": feature_std(projections), "effective_rank": effective_rank(representations)}
 
 
 @dataclass(frozen=True)

@@ -27,8 +27,8 @@ from hf_ssl.methods import METHODS
 from hf_ssl.methods.base import SSLOutput, SSLPreTrainedModel
 from hf_ssl.training.arguments import TrainingSettings
 from hf_ssl.training.checkpoint import complete_checkpoints
-from hf_ssl.training.diagnosis import diagnose, steps_between_diagnoses
 from hf_ssl.training.loop import train
+from hf_ssl.training.watch.diagnosis import diagnose, steps_between_diagnoses
 
 
 def small_byol(**values: Any) -> SSLPreTrainedModel:

@@ -1,0 +1,82 @@
+"""The loss of a run: its mean for the log, and the first one that is no number."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from hf_ssl.distributed import gather, mean_over_processes
+from hf_ssl.errors import UserError
+from hf_ssl.methods.base import SSLPreTrainedModel
+
+
+class LossMonitor:
+    """Mean loss since the last log line, and the first step with a loss that is no number, kept on the device.
+
+    Args:
+        device: Where losses live. Nothing is copied from it between two log lines.
+    """
+
+    def __init__(self, device: torch.device):
+        self._sum = torch.zeros((), device=device)
+        self._count = 0
+        self._first_bad = torch.full((1,), -1, dtype=torch.int64, device=device)
+
+    def add(self, loss: Tensor, step: int) -> None:
+        """Take the loss of one forward pass.
+
+        Args:
+            loss: Scalar.
+            step: Optimizer step that it belongs to, from 1.
+        """
+        loss = loss.detach().float()
+        self._sum += loss
+        self._count += 1
+        is_first = (self._first_bad < 0) & ~loss.isfinite()
+        self._first_bad = torch.where(is_first, step, self._first_bad)
+
+    def mean(self) -> Tensor:
+        """Mean loss since the last call on this process, a scalar."""
+        mean = self._sum / max(self._count, 1)
+        self._sum, self._count = torch.zeros_like(self._sum), 0
+        return mean
+
+    def check(self, last_good: Path | None) -> None:
+        """Stop all processes together if any had a loss that is not finite.
+
+        Raises:
+            UserError: Names step, process and the last checkpoint.
+        """
+        found = [(step, number) for number, step in enumerate(gather(self._first_bad).tolist()) if step >= 0]
+        if found:
+            step, number = min(found)
+            raise UserError(
+                f"The loss was not finite at step {step} on process {number}. {_advice(last_good)} Lower "
+                "`base_learning_rate`, or give `max_grad_norm`."
+            )
+
+
+def check_weights(model: SSLPreTrainedModel, step: int, last_good: Path | None) -> None:
+    """Refuse to save weights or buffers that are no numbers, on all processes together.
+
+    Raises:
+        UserError: If any process has some.
+    """
+    finite = [value.isfinite().all() for value in model.state_dict().values() if value.is_floating_point()]
+    bad = gather((~torch.stack(finite).all()).long()[None])
+    if bad.any():
+        raise UserError(
+            f"Weights were not finite after step {step} on process {int(bad.argmax())}. {_advice(last_good)} Lower "
+            "`base_learning_rate`, or give `max_grad_norm`."
+        )
+
+
+def _advice(last_good: Path | None) -> str:
+    return f"The last good checkpoint is `{last_good}`." if last_good else "No checkpoint was written before."
+
+
+def mean_figures(figures: Mapping[str, Tensor]) -> dict[str, float]:
+    """Mean of each scalar over processes, copied from the device at once."""
+    stacked = torch.stack([value.detach().float().reshape(()) for value in figures.values()])
+    return dict(zip(figures, mean_over_processes(stacked).tolist(), strict=True))
