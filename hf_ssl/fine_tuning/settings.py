@@ -123,6 +123,8 @@ class FineTuningSettings:
         for name in ("mixup", "cutmix"):
             if not getattr(self, name) >= 0:
                 raise UserError(f"`{name}` must be 0 or more, got {getattr(self, name)}.")
+        if (self.mixup or self.cutmix) and self.batch_size % 2:
+            raise UserError(f"`mixup` and `cutmix` need an even `batch_size`, got {self.batch_size}.")
         for name in ("eval_every", "image_size"):
             value = getattr(self, name)
             if value is not None and value < 1:

@@ -310,7 +310,15 @@ def _in_fresh_process(name: str, data: DataSettings, settings: BenchmarkSettings
 
 
 def _epoch(data: DataSettings, seed: int = 0) -> Iterator[chunks.Part]:
-    return itertools.takewhile(lambda part: part.size, _parts(data, seed))
+    """The records of one epoch, but for those of less than one turn of all lanes."""
+    ended = 0
+    for part in _parts(data, seed):
+        if part.size == 0:
+            ended += part.place.epoch == 0
+        elif part.place.epoch == 0:
+            yield part
+        if ended == MOST_LANES:
+            return
 
 
 def _parts(data: DataSettings, seed: int = 0) -> Iterator[chunks.Part]:

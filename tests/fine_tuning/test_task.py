@@ -141,7 +141,7 @@ PROGRAM = """
 
     folder, number = Path(sys.argv[1]), os.environ["RANK"]
     data = DataSettings(dataset="digits", num_workers=0, shuffle_window=100)
-    settings = FineTuningSettings(output_dir=str(folder / "run"), batch_size=7, num_steps=4, eval_every=2)
+    settings = FineTuningSettings(output_dir=str(folder / "run"), batch_size=14, num_steps=4, eval_every=2)
     classifier = open_classifier("random:test_resnet", [str(digit) for digit in range(10)], image_size=16)
     result = fine_tune(classifier, data.open(), data.open("test"), data, settings)
     sums = {name: float(value.double().sum()) for name, value in classifier.module.state_dict().items()}
@@ -161,5 +161,5 @@ def test_two_processes_agree_and_score_every_image_once(tmp_path):
     assert done.returncode == 0, done.stderr
     first, second = (json.loads((tmp_path / f"seen-{number}.json").read_text()) for number in (0, 1))
     assert first == second
-    assert sum(map(sum, first["confusion"])) == 360  # batches of 7 do not divide it
+    assert sum(map(sum, first["confusion"])) == 360  # batches of 14 do not divide it
     assert first["accuracy"] == pytest.approx(sum(row[i] for i, row in enumerate(first["confusion"])) / 360)

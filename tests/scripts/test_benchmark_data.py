@@ -28,7 +28,7 @@ def test_every_part_gives_rows_and_the_file_says_of_which_machine(folder, tmp_pa
     assert list(dict.fromkeys(row["part"] for row in rows)) == list(benchmark.PARTS)
     assert all(row["value"] > 0 for row in rows)
     memory = [row["what"] for row in rows if row["part"] == "memory"]
-    assert memory == ["1 x, 20 records", "3 x, 60 records"]
+    assert memory == ["1 x, 16 records", "3 x, 56 records"]
     printed = capsys.readouterr().out.splitlines()
     for line, row in zip(printed, rows, strict=True):
         assert line.startswith(row["part"]) and row["what"] in line and row["unit"] in line
