@@ -169,6 +169,7 @@ class Dealing:
         sizes = np.array([place[-1] - place[-2] for place in places])
         length = int(sizes.sum()) // self.lanes
         usable = length // self.share * self.share
+        moved = None
         while True:
             generator = np.random.default_rng([self.seed, start.epoch, FOR_SHARDS])
             order = generator.permutation(len(places))
@@ -176,7 +177,8 @@ class Dealing:
             shift = lane * length + int(generator.integers(sizes.sum()))
             first = start.window * self.lane_window
             own = _rows_between(places, order, sizes[order].cumsum(), shift + first, shift + usable)
-            for place, table in self.epoch(_at(records, own), start, self.lane_window):
+            moved = _at(records, own, moved)
+            for place, table in self.epoch(moved, start, self.lane_window):
                 yield self._window(lane, Place(place.epoch, place.window), table)
             start = Place(start.epoch + 1)
 
@@ -278,8 +280,10 @@ def placed_examples(records: datasets.IterableDataset) -> PlacedExamples | None:
     return inner if isinstance(inner, PlacedExamples) else None
 
 
-def _at(records: datasets.IterableDataset, places: list[tuple]) -> datasets.IterableDataset:
-    """The same columns of other places."""
+def _at(
+    records: datasets.IterableDataset, places: list[tuple], again: datasets.IterableDataset | None
+) -> datasets.IterableDataset:
+    """The same columns of other places, as tables; in what this has given before, since to make one takes a while."""
 
     def rebuilt(examples: Any) -> Any:
         if isinstance(examples, PlacedExamples):
@@ -288,8 +292,10 @@ def _at(records: datasets.IterableDataset, places: list[tuple]) -> datasets.Iter
         examples.ex_iterable = rebuilt(examples.ex_iterable)
         return examples
 
-    inner = rebuilt(records._ex_iterable)
-    return datasets.IterableDataset(inner, info=records.info.copy())
+    if again is None:
+        again = records.with_format("arrow")
+    again._ex_iterable = rebuilt(records._ex_iterable)
+    return again
 
 
 def _rows_between(

@@ -39,7 +39,9 @@ def patient_tables(
     """
     patience = Patience(source.name, source.access.timeout)
     as_tables = records._ex_iterable.iter_arrow is not None
-    if as_tables:  # the others come row by row, and each would become a table
+    formatting = records._formatting
+    # The others come row by row, and each would become a table.
+    if as_tables and not (formatting and formatting.is_table):
         epoch = records.epoch
         records = records.with_format("arrow")  # which forgets the epoch, and with it the order of the shards
         records.set_epoch(epoch)
@@ -73,6 +75,8 @@ def _without_outside(table: pa.Table, image_column: str, access: Access) -> pa.T
     """The table with `OUTSIDE` for the paths that must not be read."""
     if access.allow_paths or image_column not in table.column_names:
         return table
+    if all(chunk.field("bytes").null_count == 0 for chunk in table[image_column].chunks):
+        return table  # no path is read
     images = table[image_column].combine_chunks()
     if isinstance(images, pa.ChunkedArray):  # more than 2 GB
         images = pa.concat_arrays(images.chunks)
