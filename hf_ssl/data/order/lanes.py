@@ -265,14 +265,11 @@ class _Turns:
         return dealing.stream(dealing.records(), first, dealing.lane_window * dealing.lanes)
 
     def _leave_behind(self, stream: Iterator) -> None:
-        """Give lanes for which many windows of a stream wait another one."""
-        of_stream = [lane for lane in self._streams if self._streams[lane] is stream]
-        behind = {
-            lane: self._waiting[lane][0].start
-            for lane in of_stream
-            if sum(window.records is not None for window in self._waiting[lane]) >= _MOST_WAITING
-        }
-        if not behind:
+        """Give those for which windows of a stream wait another stream, once many wait for one of them."""
+        waiting = {lane: self._waiting[lane] for lane, own in self._streams.items() if own is stream}
+        most = max(sum(window.records is not None for window in windows) for windows in waiting.values())
+        behind = {lane: windows[0].start for lane, windows in waiting.items() if windows}
+        if most < _MOST_WAITING:
             return
         self._starts |= behind
         self._streams |= dict.fromkeys(behind, self._stream(behind.values()))
