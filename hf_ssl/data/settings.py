@@ -2,13 +2,12 @@
 
 import dataclasses
 import json
-import re
 import shlex
 from pathlib import Path
 from typing import Any, Literal
 
 from hf_ssl.data.decode.unavailable import DATA_TIMEOUT
-from hf_ssl.data.sources.open import DataLike, Source, name_of, open_source
+from hf_ssl.data.sources.open import DataLike, Source, name_of, open_source, read_data_files
 from hf_ssl.data.views.cpu import find_recipe
 from hf_ssl.data.views.recipes import ViewRecipe
 from hf_ssl.errors import UserError
@@ -46,7 +45,7 @@ class PlaceSettings:
 
     def validate_place(self) -> None:
         """Read `data_files`: JSON becomes its value, and what a run records must compare equal on resuming."""
-        self.data_files = _read_data_files(self.data_files)
+        self.data_files = read_data_files(self.data_files)
         check_least(self, data_timeout=0)
 
     def place_flags(self) -> list[str]:
@@ -75,33 +74,6 @@ OF_DATA = tuple(field.name for field in dataclasses.fields(PlaceSettings))  # py
 
 PLACES = tuple(name for name in OF_DATA if name not in ("data_timeout", "allow_paths"))
 """Those that decide what the images are."""
-
-
-def _read_data_files(value: Any) -> Any:
-    wrong = UserError(
-        "`data_files` must be a pattern, a list of patterns, or a JSON object of splits with patterns such as "
-        f'\'{{"train": "photos/**"}}\', got {json.dumps(value, default=str)}.'
-    )
-    if isinstance(value, str) and value.lstrip().startswith(("{", "[{", '["')):
-        try:
-            value = json.loads(value)
-        except json.JSONDecodeError:
-            raise wrong from None
-    if isinstance(value, list) and value and all(isinstance(one, dict) for one in value):
-        if not all(set(one) == {"split", "path"} for one in value):
-            raise wrong
-        value = {one["split"]: one["path"] for one in value}  # as the README of a data set has it
-    parts = list(value.values()) if isinstance(value, dict) else [] if value is None else [value]
-    for part in parts:
-        patterns = part if isinstance(part, list) else [part]
-        if not patterns or not all(isinstance(pattern, str) and pattern for pattern in patterns):
-            raise wrong
-    if value == {}:
-        raise wrong
-    for split in value if isinstance(value, dict) else []:
-        if not re.fullmatch(r"\w+(\.\w+)*", split):  # the rule of `datasets`
-            raise UserError(f"`data_files` must name splits by letters, digits and _, got `{split}`.")
-    return value
 
 
 @checked

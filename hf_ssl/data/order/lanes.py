@@ -31,6 +31,8 @@ FOR_SHARDS, FOR_WINDOW = 0, 1
 # records of all shards are dealt one by one.
 _MANY_SHARDS = 8
 
+_MOST_WAITING = 2  # windows that lanes which share a stream may be behind the first of them
+
 _TABLE_ROWS = 128  # rows that `datasets` hands over at once, or somewhat fewer, so that a window holds whole tables
 
 _IMAGE_TYPE = pa.struct({"bytes": pa.binary(), "path": pa.string()})
@@ -141,20 +143,21 @@ class Dealing:
         Args:
             starts: Lane -> the place whose window is the first. A process names all lanes that it owns.
         """
-        records = self._records()
+        records = self.records()
         placed = placed_examples(records)
         if placed is not None:
             return {lane: self._of_rows(records, placed, lane, start) for lane, start in starts.items()}
         if records.num_shards >= _MANY_SHARDS * self.lanes or records.num_shards % self.lanes == 0:
             return {lane: self._of_shards(records, lane, start) for lane, start in starts.items()}
-        turns = _Turns(self, records, starts)
+        turns = _Turns(self, starts)
         return {lane: turns.of(lane) for lane in starts}
 
     def shuffled(self, lane: int, place: Place, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         """Rows of a lane's window in training order."""
         return np.random.default_rng([self.seed, place.epoch, lane, place.window, FOR_WINDOW]).permutation(rows)
 
-    def _records(self) -> datasets.IterableDataset:
+    def records(self) -> datasets.IterableDataset:
+        """The records of the data set, with the columns that are needed; a new object each time."""
         columns = [self.source.image_column]
         if self.source.has_indices:
             columns.append(INDEX_COLUMN)
@@ -239,25 +242,46 @@ class Dealing:
 
 
 class _Turns:
-    """Lanes that take turns with the records of one stream, which is read once for all of them."""
+    """Lanes that take turns with the records of one stream, which is read once for all of them.
 
-    def __init__(self, dealing: Dealing, records: datasets.IterableDataset, starts: Mapping[int, Place]):
-        self._dealing, self._starts = dealing, starts
-        first = min(starts.values(), key=lambda place: place.order)
-        self._windows = dealing.stream(records, first, dealing.lane_window * dealing.lanes)
+    Bad images let a lane run ahead, a little more in each epoch. Windows that wait for lanes far behind would fill the
+    memory, so those are read once more when their turn comes.
+    """
+
+    def __init__(self, dealing: Dealing, starts: Mapping[int, Place]):
+        self._dealing, self._starts = dealing, dict(starts)
         self._waiting: dict[int, deque[Window]] = {lane: deque() for lane in starts}
+        self._streams = dict.fromkeys(starts, self._stream(starts.values()))
 
     def of(self, lane: int) -> Iterator[Window]:
         """The windows of one lane."""
         while True:
             while not self._waiting[lane]:
-                self._read_one()
+                self._leave_behind(self._streams[lane])
+                self._read_one(self._streams[lane])
             yield self._waiting[lane].popleft()
 
-    def _read_one(self) -> None:
-        place, records = next(self._windows)
+    def _stream(self, starts: Iterable[Place]) -> Iterator[tuple[Place, pa.RecordBatch | None]]:
+        first = min(starts, key=lambda place: place.order)
+        dealing = self._dealing
+        return dealing.stream(dealing.records(), first, dealing.lane_window * dealing.lanes)
+
+    def _leave_behind(self, stream: Iterator) -> None:
+        """Give those for which windows of a stream wait another stream, once many wait for one of them."""
+        waiting = {lane: self._waiting[lane] for lane, own in self._streams.items() if own is stream}
+        most = max(sum(window.records is not None for window in windows) for windows in waiting.values())
+        behind = {lane: windows[0].start for lane, windows in waiting.items() if windows}
+        if most < _MOST_WAITING:
+            return
+        self._starts |= behind
+        self._streams |= dict.fromkeys(behind, self._stream(behind.values()))
+        for lane in behind:
+            self._waiting[lane].clear()
+
+    def _read_one(self, stream: Iterator[tuple[Place, pa.RecordBatch | None]]) -> None:
+        place, records = next(stream)
         for lane, start in self._starts.items():
-            if place.order >= start.order:
+            if self._streams[lane] is stream and place.order >= start.order:
                 rows = np.arange(lane, 0 if records is None else records.num_rows, self._dealing.lanes)
                 self._waiting[lane].append(Window(place, records, self._dealing.shuffled(lane, place, rows)))
 

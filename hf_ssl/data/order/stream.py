@@ -232,17 +232,19 @@ class TrainingStream:
         epoch = min(one.epoch for one in lanes.values())
         row, ended = 0, []
         for part in chunk.parts:
-            self._named = (self._named + part.named)[:SHOWN]
+            self._named = list(dict.fromkeys(self._named + part.named))[:SHOWN]  # each epoch meets them again
             if part.size:
                 row = lanes[part.lane].arrive(part, chunk.views, row)
             elif not lanes[part.lane].end_epoch(self.share):
-                ended.append(lanes[part.lane])
+                ended.append(lanes[part.lane].last_epoch)
         self._judge(lanes, epoch_ended=bool(ended) or min(one.epoch for one in lanes.values()) > epoch)
         if ended:
-            usable = min(one.last_epoch for one in ended) * self._identity["lanes"]
+            fewest, num_lanes = min(ended), self._identity["lanes"]
+            of_lanes = f": of its {num_lanes} lanes, one has {fewest}, and a step takes {self.share} from each"
             raise UserError(
                 f"`batch_size` must not exceed the usable images of an epoch, but it is {self._batch_size} and an "
-                f"epoch of `{self.source.name}` has about {usable}. Lower `batch_size`."
+                f"epoch of `{self.source.name}` has about {fewest * num_lanes}{of_lanes * (num_lanes > 1)}. Lower "
+                f"`batch_size`{', or give fewer `lanes`' * (num_lanes > 1)}."
             )
 
     def _checked_indices(self, indices: list[int | None]) -> Tensor | None:

@@ -209,6 +209,8 @@ def parquet_records(
                     f"{', '.join(f'`{name}`' for name in schema.names)}. Rename its column, or take the file away."
                 )
     types = {name: next(s.field(name).type for s in schemas if name in s.names) for name in features}
+    for name in [name for name, feature in features.items() if _lacks_type(feature)]:
+        features[name], types[name] = _IMAGE_STRUCT, _IMAGE_TYPE
     read = partial(_read_row_groups, columns, types, features, stamps)
     return _numbered_records(read, places, features), rows
 
@@ -219,6 +221,12 @@ def _features_of(schema: pa.Schema, path: str) -> datasets.Features:
     except (ValueError, TypeError, LookupError, AttributeError) as error:  # whatever a damaged description leads to
         _logger.warning("`%s` is read without its description of the columns, which is damaged: %s", path, error)
         return datasets.Features.from_arrow_schema(schema.remove_metadata())
+
+
+def _lacks_type(feature: Any) -> bool:
+    """Whether it is that of images written without the type of a part, all of whose values are null."""
+    null = datasets.Value("null")
+    return isinstance(feature, dict) and set(feature) == set(_IMAGE_STRUCT) and null in feature.values()
 
 
 def _without_dictionaries(schema: pa.Schema) -> pa.Schema:

@@ -3,6 +3,8 @@
 import hashlib
 import json
 import logging
+import os
+import re
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -27,6 +29,8 @@ from hf_ssl.data.sources.texts import is_text, with_meaning
 from hf_ssl.errors import UserError
 
 _logger = logging.getLogger(__name__)
+
+_HERE = "file://"  # what follows is a path
 
 DataLike = str | Path | DataObject
 """What `open_source` opens."""
@@ -129,7 +133,7 @@ def open_source(
         UserError: If the data set cannot be opened, is empty, can be read in two ways, or lacks the split or column.
     """
     name = name_of(dataset)
-    choice = Choice(config, revision, data_dir, data_files, drop_labels)
+    choice = Choice(config, revision, data_dir, read_data_files(data_files), drop_labels)
     if isinstance(dataset, str | Path):
         opened = _open_name(name, split, choice)
     else:
@@ -141,6 +145,38 @@ def open_source(
     source = replace(source, access=Access(opened.roots, allow_paths, data_timeout))
     _tell(source.understood, bool(source.left_out))
     return source
+
+
+def read_data_files(value: Any) -> Any:
+    """Patterns, or splits with patterns, where they may also be given as JSON or as the README of a data set has them.
+
+    Raises:
+        UserError: If they are neither.
+    """
+    wrong = UserError(
+        "`data_files` must be a pattern, a list of patterns, or a JSON object of splits with patterns such as "
+        f'\'{{"train": "photos/**"}}\', got {json.dumps(value, default=str)}.'
+    )
+    if isinstance(value, str) and value.lstrip().startswith(("{", "[{", '["')):
+        try:
+            value = json.loads(value)
+        except json.JSONDecodeError:
+            raise wrong from None
+    if isinstance(value, list) and value and all(isinstance(one, dict) for one in value):
+        if not all(set(one) == {"split", "path"} for one in value):
+            raise wrong
+        value = {one["split"]: one["path"] for one in value}  # as the README of a data set has it
+    parts = list(value.values()) if isinstance(value, dict) else [] if value is None else [value]
+    for part in parts:
+        patterns = part if isinstance(part, list) else [part]
+        if not patterns or not all(isinstance(pattern, str) and pattern for pattern in patterns):
+            raise wrong
+    if value == {}:
+        raise wrong
+    for split in value if isinstance(value, dict) else []:
+        if not re.fullmatch(r"\w+(\.\w+)*", split):  # the rule of `datasets`
+            raise UserError(f"`data_files` must name splits by letters, digits and _, got `{split}`.")
+    return value
 
 
 @lru_cache(maxsize=64)  # once for each data set, however often it is opened
@@ -162,6 +198,8 @@ def _of_names(choice: Choice) -> list[tuple[str, Any]]:
 def _open_name(name: str, split: str, choice: Choice) -> Opened:
     if not is_utf8(name):
         raise UserError(f"`dataset` must have a name in UTF-8, got {ascii(name)}. Rename the file or folder.")
+    if name.startswith(_HERE) and os.path.exists(name.removeprefix(_HERE)):
+        name = name.removeprefix(_HERE)
     if name in EMBEDDED:
         _refuse(name, choice, "comes with the package")
         return open_embedded(name, split)

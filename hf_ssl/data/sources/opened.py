@@ -17,6 +17,8 @@ from hf_ssl.errors import UserError
 # What opening a data set raises when its files, its name, its config or the network are not as they should be.
 _OPENING_ERRORS = (DatasetsError, OSError, ValueError, RuntimeError, IndexError, tarfile.TarError, pa.ArrowException)
 
+_ALL_ENDINGS = " with any supported extension ["  # a list of hundreds follows
+
 EMBEDDED = ("shapes", "digits")
 """Names of the data sets that need no files."""
 
@@ -82,4 +84,5 @@ def attempt(name: str, open_: Callable[[], Any]) -> Any:
         cause = error.__cause__ if isinstance(error, DatasetGenerationError) else None
         error = cause if isinstance(cause, Exception) else error
         detail = (str(error).strip().splitlines() or [""])[0].rstrip(".")
+        detail = detail.partition(_ALL_ENDINGS)[0]
         raise UserError(f"`dataset` `{name}` cannot be opened: {type(error).__name__}: {detail}.{hint}") from error

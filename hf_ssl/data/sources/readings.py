@@ -20,6 +20,7 @@ from datasets.packaged_modules import _ALL_METADATA_FILENAMES
 from fsspec.utils import glob_translate
 
 from hf_ssl.data.sources.listing import is_image
+from hf_ssl.data.sources.patterns import format_of
 from hf_ssl.data.sources.resolve import Resolved, counted, help_for
 from hf_ssl.errors import UserError
 
@@ -259,6 +260,11 @@ def understood(name: str, resolved: Resolved, classes: Classes | None) -> str:
         parts.append(f"{_files(resolved.repeated, resolved)} that two patterns of a split match count once.")
     if resolved.module != "imagefolder" and any(map(is_image, resolved.aside)):
         parts.append(f"Not read: {sum(map(is_image, resolved.aside))} images beside the {resolved.module} files.")
+    tables = [file for file in resolved.aside if format_of(file) in ("csv", "json") and not _is_metadata(file)]
+    if resolved.module == "imagefolder" and tables:
+        what = "tables" if len(tables) > 1 else "table"
+        how = f"`--data_files '{tables[0]}'` reads images that it names"
+        parts.append(f"Not read: the {what} {_listed(tables)}; {how}.")
     left_out = counted(left_out_of(resolved))
     if left_out:
         parts.append(f"Left out: {left_out}.{help_for(left_out)}")

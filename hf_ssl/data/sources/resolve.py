@@ -231,7 +231,8 @@ def help_for(left_out: str) -> str:
 
 def _data_dir(name: str, folder: Path, data_dir: str) -> Path:
     place = folder / data_dir
-    if os.path.isabs(data_dir) or not place.is_dir():
+    outside = os.path.isabs(data_dir) or os.path.normpath(data_dir).split("/")[0] == ".."
+    if outside or not place.is_dir():
         folders = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
         raise UserError(
             f"`data_dir` must be a folder in `{name}`, relative to it, got `{data_dir}`. "
@@ -273,9 +274,7 @@ def _module(name: str, listing: Listing, splits: dict[str, list[str]]) -> tuple[
     lists = {}
     for split, files in splits.items():
         others = [file for file in files if not is_image(file)]
-        names = [
-            os.path.join(listing.folder, f) if f.endswith(".zip") else os.path.basename(f).lower() for f in others
-        ]
+        names = [_seen(os.path.join(listing.folder, file)) for file in others]
         # Only whether the images are most matters, and one that is of a format which `datasets` does not list counts.
         num_images = min(len(files) - len(others), len(others) + 1)
         lists[split] = DataFilesList(names + ["image.png"] * num_images, [])

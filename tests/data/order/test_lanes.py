@@ -185,6 +185,28 @@ def test_a_chunk_keeps_no_window_in_memory(tmp_path):
     assert sum(part.size for part in kept) == 16
 
 
+def test_a_lane_that_runs_ahead_fills_no_memory_and_the_others_miss_nothing(tmp_path):
+    with tarfile.open(tmp_path / "one.tar", "w") as archive:
+        for number in range(64):
+            _add(archive, f"{number:02}.png", bytes([number]) * 50_000)
+    dealing = Dealing(open_source(str(tmp_path / "one.tar")), SEED, 2, 1, 16)
+    starts = dict.fromkeys(range(2), Place())
+    expected = [image for _, (_, image, *_) in _read(dealing, 1, starts, 40)]
+    windows = dealing.windows(starts)
+    ahead, behind = (LaneReader(lane, windows[lane], dealing.lane_window, 0) for lane in (0, 1))
+
+    def images_of(reader, number):
+        parts = [part.records for part in reader.take(number) if part.records is not None]
+        return [image for records in parts for image in records["image"].to_pylist()]
+
+    found, before = images_of(behind, 3), pa.total_allocated_bytes()
+    for _ in range(5 * 4):
+        images_of(ahead, 8)
+    # An epoch has 3.2 MB, a window 0.8 MB.
+    assert pa.total_allocated_bytes() - before < 4e6
+    assert found + images_of(behind, 37) == expected
+
+
 def test_rows_of_a_single_shard_are_left_over_by_turns(tmp_path):
     images = [{"bytes": b"%d" % number, "path": None} for number in range(20)]
     features = datasets.Features({"image": datasets.Image()})

@@ -430,6 +430,29 @@ def test_too_few_images_for_a_batch_are_an_error_and_no_endless_loop(places):
         next(iter(_stream(places, "tar", batch_size=96, rank=95, world_size=96)))
 
 
+def test_a_lane_without_a_usable_image_is_named_with_what_helps(tmp_path):
+    for number in range(16):
+        (tmp_path / f"{number:02}.png").write_bytes(_png(number) if number else b"text")
+    source = open_source(str(tmp_path))
+    with pytest.raises(
+        ValueError, match="of its 16 lanes, one has 0, and a step takes 1 from each.*or give fewer `lanes`"
+    ):
+        for _ in TrainingStream(source, _Numbers(), 16, seed=0, lanes=16, max_skipped_ratio=1):
+            pass
+
+
+def test_a_bad_image_is_named_once(tmp_path):
+    for number in range(10):
+        (tmp_path / f"{number}.png").write_bytes(_png(number) if number else b"text")
+    stream = iter(TrainingStream(open_source(str(tmp_path)), _Numbers(), 1, seed=0, max_skipped_ratio=0.1))
+    while next(stream).epoch < 2:
+        pass
+    (tmp_path / "1.png").write_bytes(b"text")
+    with pytest.raises(ValueError, match=r"such as `[^`]*0.png` .not an image., `[^`]*1.png` .not an image.\. Repair"):
+        while next(stream).epoch < 9:
+            pass
+
+
 def test_a_data_set_without_a_usable_image_says_why(tmp_path):
     for number in range(20):
         (tmp_path / f"{number}.png").write_bytes(b"text")

@@ -76,6 +76,13 @@ def test_shards_of_other_order_and_types_are_read(tmp_path):
     assert _read(source) == (list(range(12)), [0, 1, 2] * 4)
 
 
+def test_raw_bytes_are_read_beside_images_that_were_written_without_the_type_of_a_path(tmp_path):
+    untyped = {"image": [{"bytes": _png(number), "path": None} for number in range(3)], "label": [0, 1, 2]}
+    raw = {"image": pa.array([_png(number) for number in range(3, 6)]), "label": [0, 1, 2]}
+    source = open_source(_write(tmp_path, untyped, raw, _labelled(range(6, 9))))
+    assert _read(source) == (list(range(9)), [0, 1, 2] * 3)
+
+
 def test_labels_that_are_no_numbers_in_one_shard_are_named_with_their_file(tmp_path):
     words = {"image": _images(range(3)), "label": ["cat", "dog", "cow"]}
     source = open_source(_write(tmp_path, _labelled(range(3)), words))

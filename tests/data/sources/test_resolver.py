@@ -347,6 +347,14 @@ def test_zip_archives_have_classes(tmp_path):
         open_source(str(tmp_path / "bad.zip"))
 
 
+@pytest.mark.parametrize("ending", ["tgz", "tbz2", "txz"])
+def test_short_endings_of_compressed_tars(ending, tmp_path):
+    with tarfile.open(tmp_path / f"a.{ending}", f"w:{ {'tgz': 'gz', 'tbz2': 'bz2', 'txz': 'xz'}[ending] }") as archive:
+        _images("in/a.png", "in/b.png")(tmp_path)
+        archive.add(tmp_path / "in", "in")
+    assert len(list(open_source(str(tmp_path / f"a.{ending}")).records)) == 2
+
+
 def test_endings_in_capitals(tmp_path):
     pq.write_table(_rows(range(5)).data.table, tmp_path / "TRAIN.PARQUET")
     _tar(tmp_path / "tars" / "A.TAR", range(3))
@@ -504,6 +512,10 @@ def test_what_was_understood_is_said_once(tmp_path, caplog):
     LAYOUTS["split folders"](tmp_path / "beside")
     (tmp_path / "beside" / "metadata.csv").write_text("file_name,label\ntrain/cat/0.png,1\n")
     assert "in no split: `metadata.csv`." in open_source(str(tmp_path / "beside")).understood
+    _images("a.png", "b.png")(tmp_path / "table")
+    (tmp_path / "table" / "table.csv").write_text("image,label\na.png,1\n")
+    line = open_source(str(tmp_path / "table")).understood
+    assert "Not read: the table `table.csv`; `--data_files 'table.csv'` reads images that it names." in line
     (tmp_path / "meta" / "train" / "metadata.csv").write_text("file_name\n0.png\n")
     (tmp_path / "meta" / "test" / "metadata.csv").write_text("file_name\n0.png\n")
     assert open_source(str(tmp_path / "meta")).understood.endswith("No label column.")
@@ -546,6 +558,7 @@ def test_wrong_choices_get_one_sentence(tmp_path):
     for choice, message in (
         ({"data_dir": "images"}, "`data_dir` must be a folder in .*, got `images`. It has: test, train"),
         ({"data_dir": str(tmp_path)}, "`data_dir` must be a folder in .*, relative to it"),
+        ({"data_dir": "train/../.."}, "`data_dir` must be a folder in .*, got `train/../..`"),
         ({"data_files": "valid/**"}, "`data_files` `valid/..` matches no image or data file"),
         ({"data_files": "a**b"}, "`data_files` must hold glob patterns|matches no image"),
         ({"data_files": "https://x.org/a.png"}, "`data_files` of a folder must lie on this machine"),
@@ -572,6 +585,8 @@ def test_wrong_choices_get_one_sentence(tmp_path):
     for wrong in ("{", [], '{"train": 3}', {"train": []}, {}, ""):
         with pytest.raises(UserError, match="`data_files` must be a pattern, a list of patterns, or a JSON object"):
             DataSettings(dataset=place, data_files=wrong)
+        with pytest.raises(UserError, match="`data_files` must be a pattern, a list of patterns, or a JSON object"):
+            open_source(place, data_files=wrong)
     (tmp_path / "set" / "README.md").write_text("---\nconfigs: 3\n---\n")
     with pytest.raises(UserError, match="README.md of .* cannot be read as a data set's"):
         open_source(place)
@@ -583,7 +598,10 @@ def test_wrong_choices_get_one_sentence(tmp_path):
         ("s3://bucket/train.parquet", "needs a package that reads `s3://`. Install it: pip install s3fs"),
         ("nothing://bucket/train.parquet", "must be at an address that fsspec knows"),
         ("https://localhost:1/folder", "must be a file at an http address"),
-        ("https://localhost:1/train.parquet", "cannot be opened"),
+        (
+            "https://localhost:1/train.parquet",
+            r"cannot be opened: .*train.parquet'\. Check the name",
+        ),
         ("hf://datasets/alone", "must have an address such as hf://datasets/uoft-cs/cifar10"),
         ("hf://datasets/org/x@main/a.parquet", "cannot be opened"),
     ],
@@ -605,6 +623,8 @@ def test_addresses_are_read_by_fsspec(tmp_path):
         source = open_source(place, split=split)
         assert len(list(source.records)) == number
         before = source.fingerprint
+    _images("classes/cat/a.png", "classes/dog/b.png")(tmp_path)
+    assert open_source(f"file://{tmp_path}/classes").labels == {"label": ["cat", "dog"]}
     _tar(tmp_path / "tars" / "a.tar", range(4))
     os.utime(tmp_path / "tars" / "a.tar", (1, 1))
     assert open_source(place).fingerprint != before
