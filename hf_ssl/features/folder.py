@@ -29,6 +29,7 @@ from hf_ssl.errors import UserError
 from hf_ssl.evaluation.encoders import Encoder
 from hf_ssl.evaluation.features import RowFeatures
 from hf_ssl.evaluation.references import read_json
+from hf_ssl.tokens import record_without_tokens
 from hf_ssl.training.output import make_folder
 
 RECORD = "features.json"
@@ -76,7 +77,7 @@ def describe(
     """
     return {
         "encoder": {"name": encoder.name, "seed": seed, "dim": encoder.dim, "fingerprint": encoder.fingerprint()},
-        "dataset": dict(dataset),
+        "dataset": record_without_tokens(dict(dataset)),  # as it is written, to compare with
         "labels": source.labels,
         "paths": True,
         "settings": asdict(settings),
@@ -93,7 +94,7 @@ def read_record(folder: Path) -> dict[str, Any] | None:
 def write_record(folder: Path, record: Mapping[str, Any]) -> None:
     """Write the record; at any time the folder holds the former one or this one."""
     with _replacing(folder / RECORD) as part:
-        part.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        part.write_text(json.dumps(record_without_tokens(record), indent=2) + "\n", encoding="utf-8")
 
 
 def begin_split(folder: Path, description: Mapping[str, Any], source: Source, *, overwrite: bool = False) -> set[int]:
