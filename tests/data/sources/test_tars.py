@@ -280,12 +280,24 @@ def test_members_with_odd_names_are_read_in_place(tmp_path):
             about = tarfile.TarInfo(f"link{kind.decode()}.png")
             about.type, about.linkname = kind, str(tmp_path / "secret.png")
             archive.addfile(about)
-    (folder / "zipped").mkdir()
-    with zipfile.ZipFile(folder / "zipped" / "photos.zip", "w") as archive:
-        for number, name in enumerate(["../../0.png", "/1.png", "x/../2.png", "3.png"]):
-            archive.writestr(name, _picture(number))
     before = sorted(map(str, tmp_path.rglob("*")))
     assert _read(folder / "train.tar") == ([0, 1, 2, 3], {})
-    numbers, skipped = _read(folder / "zipped")
-    assert sorted(numbers) == [0, 1, 2, 3] and not skipped
+    assert sorted(map(str, tmp_path.rglob("*"))) == before
+
+
+@pytest.mark.parametrize(
+    "names, levels", [(["/1.png", "x/../2.png", "3.png"], [1, 3]), (["../../0.png", "1.png"], [])]
+)
+def test_members_of_a_zip_that_lead_out_of_it_are_no_images(tmp_path, names, levels):
+    folder = tmp_path / "a" / "b"
+    folder.mkdir(parents=True)
+    with zipfile.ZipFile(folder / "photos.zip", "w") as archive:
+        for name in names:
+            archive.writestr(name, _picture(int(name[-5])))
+    before = sorted(map(str, tmp_path.rglob("*")))
+    if levels:
+        assert _read(folder) == (levels, {})
+    else:
+        with pytest.raises(UserError, match="zip files that `datasets` cannot read"):
+            _read(folder)
     assert sorted(map(str, tmp_path.rglob("*"))) == before
