@@ -86,9 +86,34 @@ def describe(
 
 
 def read_record(folder: Path) -> dict[str, Any] | None:
-    """The record of a folder; None if it has none."""
+    """The record of a folder; None if it has none.
+
+    Raises:
+        UserError: If it is not one that `describe` and `finish_split` made.
+    """
     path = folder / RECORD
-    return read_json(path) if path.is_file() else None
+    if not path.is_file():
+        return None
+    record = read_json(path)
+    if not _is_record(record):
+        raise UserError(f"`{path}` must be as `hf-ssl extract` writes it, and is not. Extract the features again.")
+    return record
+
+
+def _is_record(record: Mapping[str, Any]) -> bool:
+    """Whether a record, which may come from elsewhere, holds what is looked up in it, and no split that is a path."""
+    texts = {"encoder": ("name", "fingerprint"), "dataset": ("dataset",)}
+    try:
+        return (
+            all(isinstance(record[part][name], str) for part, names in texts.items() for name in names)
+            and isinstance(record["encoder"]["dim"], int)
+            and isinstance(record["labels"], dict)
+            and isinstance(record["settings"]["rows_per_shard"], int)
+            and not any({"/", "\\"} & set(split) for split in record["splits"])
+            and all(isinstance(rows, int) for about in record["splits"].values() for rows in about.get("shards", []))
+        )
+    except (KeyError, TypeError, AttributeError):
+        return False
 
 
 def write_record(folder: Path, record: Mapping[str, Any]) -> None:

@@ -1,6 +1,5 @@
 """What the README.md of a folder or a repository of the Hub states about its data."""
 
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from datasets.utils.metadata import MetadataConfigs
 from huggingface_hub import DatasetCard, DatasetCardData, HfApi
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, HTTPError  # pyright: ignore[reportPrivateImportUsage]
 
+from hf_ssl.data.decode.access import leads_outside
 from hf_ssl.errors import UserError
 
 
@@ -73,16 +73,20 @@ def check_inside(name: str, configs: Iterable[Mapping[str, Any]]) -> None:
         UserError: Names the first such path.
     """
     for params in configs:
-        named = [params["data_dir"]] if params.get("data_dir") else []
-        if params.get("data_files") is not None:
-            named += [path for paths in sanitize_patterns(params["data_files"]).values() for path in paths]
-        for path in map(str, named):
-            parts = os.path.normpath(path.replace("\\", "/"))
-            if "://" in path or "::" in path or os.path.isabs(parts) or parts.split("/")[0] in ("..", "~"):
+        for path in named_places(params):
+            if leads_outside(path):
                 raise UserError(
                     f"The README.md of `{name}` must name files of its own folder, got `{path}`. If you want these "
                     "files, name them yourself, by `dataset` or `data_files`."
                 )
+
+
+def named_places(params: Mapping[str, Any]) -> list[str]:
+    """`data_dir` and all patterns of `data_files` of a config, or of the arguments of `open_source`."""
+    named = [params["data_dir"]] if params.get("data_dir") else []
+    if params.get("data_files") is not None:
+        named += [path for paths in sanitize_patterns(params["data_files"]).values() for path in paths]
+    return list(map(str, named))
 
 
 def check_hub_card(name: str, revision: str | None) -> None:
