@@ -188,8 +188,6 @@ def test_two_processes_equal_one_with_the_whole_batch(ranks, single, case):
         difference = abs(found - wanted) / abs(wanted)
         told = f"loss of step {step}: {found:.6g} and {wanted:.6g} differ by {difference:.1e} of it"
         assert difference <= 1e-3, told
-            f"loss of step {step}: {found:.6g} and {wanted:.6g} differ by {difference:.1e} of it"
-        )
     outputs = torch.cat([first["outputs"][0], second["outputs"][0]])
     close("outputs", outputs, whole["outputs"][0], atol=1e-4, rtol=1e-3)
     # A gradient is the loss by a weight of about one: what is small beside the loss is rounding.
