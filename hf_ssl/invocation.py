@@ -10,11 +10,20 @@ from pathlib import Path
 
 import psutil
 
+from hf_ssl.tokens import without_tokens
+
 _CALL: ContextVar[str | None] = ContextVar("call", default=None)
 
 
 def command_line() -> str:
-    """What the user typed, but for folders of programs: a command line, or the call in Python that is under way."""
+    """What the user typed, but for folders of programs and secrets: a command line, or the call in Python under way.
+
+    Cards, records and errors repeat it.
+    """
+    return without_tokens(_command_line())
+
+
+def _command_line() -> str:
     call = _CALL.get()
     if call is not None:
         return call

@@ -17,7 +17,7 @@ Without --threshold the one that is used comes from the data: it is so high that
 image in 1,000 would be listed. If more than half of the images have a duplicate, give one.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -28,9 +28,12 @@ from numpy.typing import NDArray
 
 from hf_ssl.commands.command import Command
 from hf_ssl.commands.encoder_settings import check_output_file
+from hf_ssl.data.decode.access import is_address, leads_outside
 from hf_ssl.data.decode.pictures import SkippedImageError, decode
 from hf_ssl.data.order.rows import RowReader
+from hf_ssl.data.sources.card import named_places
 from hf_ssl.data.sources.open import Source, open_source
+from hf_ssl.data.sources.opened import EMBEDDED
 from hf_ssl.errors import UserError
 from hf_ssl.evaluation.encoders import Encoder, load_encoder
 from hf_ssl.features.duplicates import (
@@ -67,7 +70,8 @@ class SearchSettings:
         figure: Picture of what was found to write, such as neighbours.png.
         exact: Compare with every feature, although there is an index.
         encoder: Where the encoder of the features is, if it has moved.
-        dataset: Where the data set of the features is, if it has moved.
+        dataset: Where the data set of the features is, if it has moved. An address that the features name, and a
+            path that features on the Hub name, is opened only if you give it here.
         allow_paths: For pictures of what was found, read whatever file or address a record of the data set names.
         device: Where the encoder runs; `auto` is CUDA if there is a device.
     """
@@ -188,6 +192,7 @@ def _source_of(saved: SavedFeatures, settings: SearchSettings, *, is_other: bool
     name = about["dataset"] if is_other else settings.dataset or about["dataset"]
     # Never what the features say, which may come from anyone.
     about |= {"dataset": name, "allow_paths": settings.allow_paths}
+    _check_place(saved, about, is_named=settings.dataset is not None and not is_other)
     source = open_source(**about, split=saved.split)
     if source.fingerprint != saved.record["splits"][saved.split]["fingerprint"]:
         raise UserError(
@@ -195,6 +200,25 @@ def _source_of(saved: SavedFeatures, settings: SearchSettings, *, is_other: bool
             "`--dataset`, or leave out `--figure`."
         )
     return source
+
+
+def _check_place(saved: SavedFeatures, about: Mapping[str, Any], *, is_named: bool) -> None:
+    """Refuse what only the features say, which may come from anyone: addresses, and for features on the Hub paths."""
+    on_hub = not Path(saved.name).expanduser().is_dir()
+    name = str(about["dataset"])
+    if not is_named and name not in EMBEDDED and not name.startswith("hf://datasets/"):
+        is_path = leads_outside(name) or name.startswith(".") or Path(name).exists()
+        if is_address(name) or (on_hub and is_path):
+            raise UserError(
+                f"The features in `{saved.name}` are of `{name}`, which is opened only if you name it: features may "
+                "come from anyone. Name it by `--dataset`, or leave out `--figure`."
+            )
+    for file in named_places(about):
+        if is_address(file) or (on_hub and leads_outside(file)):
+            raise UserError(
+                f"The features in `{saved.name}` are of files at `{file}`, which are not opened: features may come "
+                "from anyone. Leave out `--figure`."
+            )
 
 
 def _neighbours(saved: SavedFeatures, found: Neighbours, query: int) -> list[dict[str, str | int | float | None]]:

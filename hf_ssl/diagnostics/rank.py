@@ -16,12 +16,15 @@ def effective_rank(features: Tensor) -> Tensor:
         features: (images, dim), at least two images.
 
     Returns:
-        Scalar in [1, min(dim, images - 1)], float32; 0 for features without any variance (complete collapse).
+        Scalar in [1, min(dim, images - 1)], float32; 0 for features without any variance (complete collapse), NaN if
+        any is not finite.
     """
     centred = features.double() - features.double().mean(dim=0)
     images, dim = centred.shape
     # The smaller of the two Gram matrices has the same nonzero eigenvalues, and eigvalsh is cheaper than an SVD.
     gram = centred.T @ centred if dim <= images else centred @ centred.T
+    if not gram.isfinite().all():
+        return torch.full((), torch.nan, device=features.device)
     eigenvalues = torch.linalg.eigvalsh(gram).clamp(min=0)
     total = eigenvalues.sum()
     # Rounding leaves a variance of about 1e-32 of the mean square in features that are all equal.

@@ -6,6 +6,7 @@ as it does there, and every image of Pillow is converted to RGB first.
 
 import hashlib
 import json
+import pickle
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -289,7 +290,7 @@ def _open_transformers(
         else:
             with _seeded(seed):
                 model, missing = AutoModel.from_config(config, dtype=torch.float32), []
-    except (OSError, ValueError, SafetensorError) as error:
+    except (OSError, ValueError, SafetensorError, pickle.UnpicklingError) as error:  # the last where weights hold code
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"transformers could not load the encoder `{name}`: {reason}") from error
     without_pooler = [key for key in missing if "pooler" not in key.split(".")]

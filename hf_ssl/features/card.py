@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from datasets.info import DatasetInfosDict
 from huggingface_hub import DatasetCard, DatasetCardData
 
+from hf_ssl.errors import UserError
 from hf_ssl.features.folder import has_paths
 from hf_ssl.hub.cards import is_edited, marked
 
@@ -50,6 +51,9 @@ def files_to_push(folder: Path, repo_id: str, command: str) -> dict[str, Path | 
         folder: What `hf-ssl extract` wrote.
         repo_id: Repository that the card's examples load; a card edited by hand is pushed as it is.
         command: The command that wrote the folder.
+
+    Raises:
+        UserError: If a file is a link that leads out of the folder.
     """
     files: dict[str, Path | bytes] = {"features.json": folder / "features.json", "README.md": folder / "README.md"}
     for split, about in _complete_splits(_record(folder)).items():
@@ -57,6 +61,11 @@ def files_to_push(folder: Path, repo_id: str, command: str) -> dict[str, Path | 
             files[path.relative_to(folder).as_posix()] = path
         if "index" in about:
             files[f"index/{split}.faiss"] = folder / "index" / f"{split}.faiss"
+    for path in files.values():
+        if isinstance(path, Path) and not path.resolve().is_relative_to(folder.resolve()):
+            raise UserError(
+                f"`{path}` is a link that leads out of its folder, and is not pushed. Copy the file there."
+            )
     if not is_edited(folder / "README.md"):
         files["README.md"] = render_feature_card(folder, command, repo_id).encode()
     return files

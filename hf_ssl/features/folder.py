@@ -29,6 +29,7 @@ from hf_ssl.errors import UserError
 from hf_ssl.evaluation.encoders import Encoder
 from hf_ssl.evaluation.features import RowFeatures
 from hf_ssl.evaluation.references import read_json
+from hf_ssl.tokens import record_without_tokens
 from hf_ssl.training.output import make_folder
 
 RECORD = "features.json"
@@ -76,7 +77,7 @@ def describe(
     """
     return {
         "encoder": {"name": encoder.name, "seed": seed, "dim": encoder.dim, "fingerprint": encoder.fingerprint()},
-        "dataset": dict(dataset),
+        "dataset": record_without_tokens(dict(dataset)),  # as it is written, to compare with
         "labels": source.labels,
         "paths": True,
         "settings": asdict(settings),
@@ -85,15 +86,40 @@ def describe(
 
 
 def read_record(folder: Path) -> dict[str, Any] | None:
-    """The record of a folder; None if it has none."""
+    """The record of a folder; None if it has none.
+
+    Raises:
+        UserError: If it is not one that `describe` and `finish_split` made.
+    """
     path = folder / RECORD
-    return read_json(path) if path.is_file() else None
+    if not path.is_file():
+        return None
+    record = read_json(path)
+    if not _is_record(record):
+        raise UserError(f"`{path}` must be as `hf-ssl extract` writes it, and is not. Extract the features again.")
+    return record
+
+
+def _is_record(record: Mapping[str, Any]) -> bool:
+    """Whether a record, which may come from elsewhere, holds what is looked up in it, and no split that is a path."""
+    texts = {"encoder": ("name", "fingerprint"), "dataset": ("dataset",)}
+    try:
+        return (
+            all(isinstance(record[part][name], str) for part, names in texts.items() for name in names)
+            and isinstance(record["encoder"]["dim"], int)
+            and isinstance(record["labels"], dict)
+            and isinstance(record["settings"]["rows_per_shard"], int)
+            and not any({"/", "\\"} & set(split) for split in record["splits"])
+            and all(isinstance(rows, int) for about in record["splits"].values() for rows in about.get("shards", []))
+        )
+    except (KeyError, TypeError, AttributeError):
+        return False
 
 
 def write_record(folder: Path, record: Mapping[str, Any]) -> None:
     """Write the record; at any time the folder holds the former one or this one."""
     with _replacing(folder / RECORD) as part:
-        part.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        part.write_text(json.dumps(record_without_tokens(record), indent=2) + "\n", encoding="utf-8")
 
 
 def begin_split(folder: Path, description: Mapping[str, Any], source: Source, *, overwrite: bool = False) -> set[int]:

@@ -1,11 +1,13 @@
 """`hf-ssl search`: images find themselves and their kind among the features of a folder; the same from Python."""
 
 import json
+import shutil
 from pathlib import Path
 
 import datasets
 import pytest
 import torch
+from hub_server import Repo
 from PIL import Image
 
 import hf_ssl
@@ -212,3 +214,69 @@ def test_wrong_input_of_a_comparison_is_named(photos, tmp_path, monkeypatch, cap
     Image.new("L", (8, 8)).save("one.png")
     assert search([*arguments, "--index", photos]) == 2
     assert message in capsys.readouterr().err
+
+
+def told(features, folder, **dataset):
+    """A copy of features whose record tells of another data set."""
+    shutil.copytree(features, folder)
+    record = json.loads((folder / "features.json").read_text())
+    record["dataset"] |= dataset
+    (folder / "features.json").write_text(json.dumps(record))
+    return record
+
+
+@pytest.mark.parametrize(
+    ("dataset", "only_on_hub"),
+    [
+        ({"dataset": "http://127.0.0.1:9/x.parquet"}, False),
+        ({"dataset": "s3://bucket/x.parquet"}, False),
+        ({"dataset": "file:///etc"}, False),
+        ({"dataset": "org/photos", "data_files": "http://127.0.0.1:9/x.parquet"}, False),
+        ({"dataset": "org/photos", "data_files": {"test": ["a.png", "zip://a.png::http://127.0.0.1:9/x.zip"]}}, False),
+        ({"dataset": "/etc"}, True),
+        ({"dataset": "photos"}, True),
+        ({"dataset": "org/photos", "data_files": "../../etc/*.png"}, True),
+        ({"dataset": "org/photos", "data_dir": "/etc"}, True),
+    ],
+)
+def test_features_from_elsewhere_open_no_place_that_their_record_names(
+    features, run, tmp_path, monkeypatch, online, dataset, only_on_hub
+):
+    def opened(dataset, **_):
+        raise hf_ssl.UserError(f"opened {dataset}")
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos").mkdir()
+    told(features, tmp_path / "features", **dataset)
+    if only_on_hub:
+        online.repos["datasets/org/features"] = repo = Repo()
+        files = {path: (tmp_path / "features" / path).read_bytes() for path in ("features.json", "index/test.faiss")}
+        repo.add("main", files)
+    monkeypatch.setattr("hf_ssl.commands.search.open_source", opened)
+    index = "org/features" if only_on_hub else "features"
+    with pytest.raises(hf_ssl.UserError, match=f"The features in `{index}` are of .*come from anyone. "):
+        hf_ssl.search(index=index, outliers=3, figure=tmp_path / "figure.png")
+    if set(dataset) == {"dataset"}:  # the user may name any
+        with pytest.raises(hf_ssl.UserError, match=f"opened {dataset['dataset']}"):
+            hf_ssl.search(index=index, outliers=3, figure=tmp_path / "figure.png", **dataset)
+    if only_on_hub:  # what lies in a folder here may name a folder here
+        with pytest.raises(hf_ssl.UserError, match=f"opened {dataset['dataset']}"):
+            hf_ssl.search(index="features", outliers=3, figure=tmp_path / "figure.png")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"splits": {"../../test": {"shards": [3]}}},
+        {"splits": {"test": {"shards": "many"}}},
+        {"splits": ["test"]},
+        {"encoder": "resnet18"},
+        {"labels": None},
+        {"dataset": {}},
+    ],
+)
+def test_a_record_that_extract_did_not_write_is_refused(features, tmp_path, change):
+    record = told(features, tmp_path / "features")
+    (tmp_path / "features" / "features.json").write_text(json.dumps(record | change))
+    with pytest.raises(hf_ssl.UserError, match=r"`.*features.json` must be as `hf-ssl extract` writes it"):
+        hf_ssl.search(index=str(tmp_path / "features"), outliers=3)

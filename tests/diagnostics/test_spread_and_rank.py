@@ -67,3 +67,11 @@ def test_effective_rank_is_bounded_and_the_same_on_both_sides_of_square(images: 
     p = spectrum / spectrum.sum()
     p = p[p > 0]
     assert rank == pytest.approx(float(np.exp(-(p * np.log(p)).sum())), rel=1e-4)
+
+
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf"), 1e200])
+def test_the_rank_of_features_that_are_no_numbers_is_none(wrong):
+    """A run that diverges ends with its loss, not in the linear algebra of a monitor."""
+    features = torch.randn(8, 4, dtype=torch.float64)
+    features[3, 1] = wrong
+    assert effective_rank(features).isnan()

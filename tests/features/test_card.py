@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 
@@ -11,6 +12,7 @@ import timm
 from huggingface_hub import DatasetCard
 
 from hf_ssl.data.sources.open import open_source
+from hf_ssl.errors import UserError
 from hf_ssl.evaluation.encoders import encoder_of
 from hf_ssl.features.card import files_to_push, render_feature_card, write_feature_card
 from hf_ssl.features.extract import extract_shards
@@ -43,7 +45,7 @@ def record_with(folder, tmp_path, **changes):
     copy = tmp_path / "copy"
     (copy / "data").mkdir(parents=True)
     for path in folder.glob("data/*"):
-        (copy / "data" / path.name).symlink_to(path)
+        shutil.copy(path, copy / "data")
     record = json.loads((folder / "features.json").read_text())
     for name, values in changes.items():
         record[name] |= values
@@ -151,3 +153,17 @@ def test_a_call_in_python_is_shown_as_one(folder):
     assert f"```bash\n{COMMAND}\n```" in render_feature_card(folder, COMMAND)
     call = "hf_ssl.extract_features(encoder='x', dataset=<Dataset>)"
     assert f"```python\n{call}\n```" in render_feature_card(folder, call)
+
+
+def test_a_link_that_leads_out_of_a_folder_is_not_pushed(folder, tmp_path):
+    copy = tmp_path / "features"
+    shutil.copytree(folder, copy)
+    (tmp_path / "secret").write_text("secret")
+    shard = sorted((copy / "data").iterdir())[0]
+    shard.rename(copy / "data" / "moved")
+    shard.symlink_to("moved")
+    assert files_to_push(copy, "org/features", COMMAND)[f"data/{shard.name}"] == shard
+    shard.unlink()
+    shard.symlink_to(tmp_path / "secret")
+    with pytest.raises(UserError, match=f"`{shard}` is a link that leads out of its folder"):
+        files_to_push(copy, "org/features", COMMAND)

@@ -123,12 +123,12 @@ def shuffled_keys() -> dict:
     return results
 
 
-def process(rank: int, folder: Path) -> None:
+def process(rank: int, folder: Path, cases: list[str]) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
     results = {"keys": shuffled_keys()}
     part = slice(rank * BATCH_SIZE, (rank + 1) * BATCH_SIZE)
-    for case in CASES:
+    for case in cases:
         model = make_model(case)
         synchronize_batch_norm(model)
         results[case] = run(model, DistributedDataParallel(model, broadcast_buffers=False), part)
@@ -137,11 +137,19 @@ def process(rank: int, folder: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def ranks(tmp_path_factory) -> list[dict]:
+def cases(request) -> list[str]:
+    """Those of the tests that were asked for: judging one method trains no other."""
+    own = [item for item in request.session.items if item.path == request.path and hasattr(item, "callspec")]
+    return list(dict.fromkeys(item.callspec.params["case"] for item in own))
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory, cases) -> list[dict]:
     folder = tmp_path_factory.mktemp("processes")
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     processes = [
-        subprocess.Popen([sys.executable, __file__, str(rank), str(folder)], env=environment) for rank in range(2)
+        subprocess.Popen([sys.executable, __file__, str(rank), str(folder), *cases], env=environment)
+        for rank in range(2)
     ]
     try:
         assert [process.wait(timeout=240) for process in processes] == [0, 0]
@@ -152,10 +160,10 @@ def ranks(tmp_path_factory) -> list[dict]:
 
 
 @pytest.fixture(scope="module")
-def single() -> dict[str, dict]:
+def single(cases) -> dict[str, dict]:
     torch.set_num_threads(1)
     results = {}
-    for case in CASES:
+    for case in cases:
         model = make_model(case)
         results[case] = run(model, model, slice(None))
     return results
@@ -176,18 +184,28 @@ def test_two_processes_equal_one_with_the_whole_batch(ranks, single, case):
     # MoCo splits BatchNorm into the same groups, the other methods synchronise it.
     first, second, whole = ranks[0][case], ranks[1][case], single[case]
     losses = [(a + b) / 2 for a, b in zip(first["losses"], second["losses"], strict=True)]
-    assert losses == pytest.approx(whole["losses"], rel=1e-3)
+    for step, (found, wanted) in enumerate(zip(losses, whole["losses"], strict=True), start=1):
+        difference = abs(found - wanted) / abs(wanted)
+        told = f"loss of step {step}: {found:.6g} and {wanted:.6g} differ by {difference:.1e} of it"
+        assert difference <= 1e-3, told
     outputs = torch.cat([first["outputs"][0], second["outputs"][0]])
-    torch.testing.assert_close(outputs, whole["outputs"][0], atol=1e-4, rtol=1e-3)
+    close("outputs", outputs, whole["outputs"][0], atol=1e-4, rtol=1e-3)
+    # A gradient is the loss by a weight of about one: what is small beside the loss is rounding.
+    small = 1e-4 * max(1.0, abs(whole["losses"][0]))
     for name, gradient in whole["gradient"].items():
-        torch.testing.assert_close(first["gradient"][name], gradient, atol=1e-4, rtol=1e-2, msg=name)
+        close(f"gradient of {name}", first["gradient"][name], gradient, atol=small, rtol=1e-2)
     for name, moved in whole["moved"].items():
-        torch.testing.assert_close(first["moved"][name], moved, atol=8e-5, rtol=2e-2, msg=name)
+        close(f"move of {name}", first["moved"][name], moved, atol=0.8 * small, rtol=2e-2)
     for name, tensor in whole["buffers"].items():
-        torch.testing.assert_close(first["buffers"][name], tensor, atol=2e-3, rtol=2e-2, msg=name)
+        close(name, first["buffers"][name], tensor, atol=2e-3, rtol=2e-2)
     for name, tensor in whole["statistics"].items():
         mean = (first["statistics"][name] + second["statistics"][name]) / 2
-        torch.testing.assert_close(mean, tensor, atol=2e-3, rtol=2e-2, msg=name)
+        close(name, mean, tensor, atol=2e-3, rtol=2e-2)
+
+
+def close(name: str, found: Tensor, wanted: Tensor, *, atol: float, rtol: float) -> None:
+    """Assert that tensors agree; a failure says by how much they do not."""
+    torch.testing.assert_close(found, wanted, atol=atol, rtol=rtol, msg=lambda numbers: f"{name}: {numbers}")
 
 
 def test_shuffled_keys_come_back_to_their_images(ranks):
@@ -201,4 +219,4 @@ def test_shuffled_keys_come_back_to_their_images(ranks):
 
 
 if __name__ == "__main__":
-    process(int(sys.argv[1]), Path(sys.argv[2]))
+    process(int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:])

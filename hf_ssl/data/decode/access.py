@@ -1,5 +1,6 @@
 """Which files and addresses a data set may make this program read, and for how long it is tried."""
 
+import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -10,6 +11,17 @@ from hf_ssl.data.decode.unavailable import DATA_TIMEOUT
 _ARCHIVES = frozenset(["zip", "tar", "gzip", "bz2", "xz", "lz4", "zstd"])  # what `datasets` opens inside of a file
 _OF_HUB = re.compile(r"hf://[^@]+@[^/]+/")
 _NOWHERE = "\0"  # no address begins so
+
+
+def is_address(path: str) -> bool:
+    """Whether a path or pattern is an address, such as `https://...` or `zip://a.png::https://...`."""
+    return "://" in path or "::" in path
+
+
+def leads_outside(path: str) -> bool:
+    """Whether a path or pattern, relative to a folder or repository, is an address or may lie outside of that."""
+    parts = os.path.normpath(path.replace("\\", "/"))
+    return is_address(path) or os.path.isabs(parts) or parts.split("/")[0] in ("..", "~")
 
 
 @dataclass(frozen=True)

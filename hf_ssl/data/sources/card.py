@@ -1,14 +1,19 @@
-"""What the README.md of a folder, such as a cloned repository of the Hub, states about its data."""
+"""What the README.md of a folder or a repository of the Hub states about its data."""
 
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import datasets.config
 import yaml
+from datasets.data_files import sanitize_patterns
 from datasets.exceptions import DatasetsError
 from datasets.info import DatasetInfosDict
 from datasets.utils.metadata import MetadataConfigs
-from huggingface_hub import DatasetCard, DatasetCardData
+from huggingface_hub import DatasetCard, DatasetCardData, HfApi
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, HTTPError  # pyright: ignore[reportPrivateImportUsage]
 
+from hf_ssl.data.decode.access import leads_outside
 from hf_ssl.errors import UserError
 
 
@@ -52,3 +57,56 @@ def choose_config(name: str, configs: MetadataConfigs, wanted: str | None) -> tu
     if configs and chosen is None:
         raise UserError(f"`{name}` has several configs: {', '.join(configs)}. Choose one by `dataset_config`.")
     return chosen, dict(configs[chosen]) if chosen is not None else {}
+
+
+def check_inside(name: str, configs: Iterable[Mapping[str, Any]]) -> None:
+    """Refuse configs of a README that name what does not belong to its folder or repository.
+
+    A README from elsewhere could so make this program read any folder of this machine, or fetch addresses of the
+    inner network.
+
+    Args:
+        name: What messages call the data set.
+        configs: Parameters of the configs, as `choose_config` gives them.
+
+    Raises:
+        UserError: Names the first such path.
+    """
+    for params in configs:
+        for path in named_places(params):
+            if leads_outside(path):
+                raise UserError(
+                    f"The README.md of `{name}` must name files of its own folder, got `{path}`. If you want these "
+                    "files, name them yourself, by `dataset` or `data_files`."
+                )
+
+
+def named_places(params: Mapping[str, Any]) -> list[str]:
+    """`data_dir` and all patterns of `data_files` of a config, or of the arguments of `open_source`."""
+    named = [params["data_dir"]] if params.get("data_dir") else []
+    if params.get("data_files") is not None:
+        named += [path for paths in sanitize_patterns(params["data_files"]).values() for path in paths]
+    return list(map(str, named))
+
+
+def check_hub_card(name: str, revision: str | None) -> None:
+    """Refuse what the README of a repository names outside of it, before `datasets` looks there.
+
+    Args:
+        name: Id of a data set on the Hub; whether there is one, `datasets` says.
+        revision: Its branch, tag or commit.
+
+    Raises:
+        UserError: See `check_inside`.
+    """
+    api = HfApi(endpoint=datasets.config.HF_ENDPOINT)
+    folders = set()
+    for file in ("README.md", ".huggingface.yaml"):
+        try:
+            path = api.hf_hub_download(name, file, repo_type="dataset", revision=revision)
+        except (EntryNotFoundError, HFValidationError, HfHubHTTPError, HTTPError, OSError):
+            continue  # there is none; or `datasets` fails in the same way, and that becomes the message
+        folders.add(Path(path).parent)
+    for folder in folders:
+        configs, _ = read_card(name, folder)
+        check_inside(name, configs.values())

@@ -27,6 +27,7 @@ from hf_ssl.data.sources.remote import is_address, open_address, open_hub
 from hf_ssl.data.sources.resolve import Choice
 from hf_ssl.data.sources.texts import is_text, with_meaning
 from hf_ssl.errors import UserError
+from hf_ssl.tokens import without_tokens
 
 _logger = logging.getLogger(__name__)
 
@@ -41,7 +42,7 @@ class Source:
     """A data set, opened.
 
     Args:
-        name: As the user typed it; of an object, what `name_of` says.
+        name: As the user typed it, an address without tokens and passwords; of an object, what `name_of` says.
         split: Name of the split.
         records: Rows with the undecoded image (`{"bytes": ..., "path": ...}`), the label columns as integers and,
             where the source has one, `INDEX_COLUMN`; in fixed order.
@@ -141,7 +142,8 @@ def open_source(
             if value is not None:
                 raise UserError(f"`{setting}` is for folders and the Hub, but `dataset` is an object. Leave it out.")
         opened = open_object(dataset, name, split)
-    source = _with_columns(opened, name, config, split, image_column, label_column, index_column)
+    shown = without_tokens(name) if is_address(name) else name  # it goes into records, cards and pictures
+    source = _with_columns(opened, shown, config, split, image_column, label_column, index_column)
     source = replace(source, access=Access(opened.roots, allow_paths, data_timeout))
     _tell(source.understood, bool(source.left_out))
     return source

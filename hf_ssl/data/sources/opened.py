@@ -2,6 +2,7 @@
 
 import difflib
 import os
+import pickle
 import tarfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from hf_ssl.errors import UserError
 
 # What opening a data set raises when its files, its name, its config or the network are not as they should be.
 _OPENING_ERRORS = (DatasetsError, OSError, ValueError, RuntimeError, IndexError, tarfile.TarError, pa.ArrowException)
+_OPENING_ERRORS += (pickle.UnpicklingError,)  # what PyTorch raises where it refuses to load code
 
 _ALL_ENDINGS = " with any supported extension ["  # a list of hundreds follows
 

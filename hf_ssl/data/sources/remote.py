@@ -11,6 +11,7 @@ from datasets.load import infer_module_for_data_files
 from datasets.packaged_modules import _ALL_ALLOWED_EXTENSIONS, _EXTENSION_TO_MODULE
 
 from hf_ssl.data.decode.access import roots_of
+from hf_ssl.data.sources.card import check_hub_card
 from hf_ssl.data.sources.objects import undecoded
 from hf_ssl.data.sources.opened import Opened, attempt, no_split
 from hf_ssl.data.sources.patterns import MODULES
@@ -31,8 +32,9 @@ def open_hub(name: str, split: str, choice: Choice) -> Opened:
     """Stream one split of a data set on the Hub.
 
     Raises:
-        UserError: If it cannot be opened or lacks the split.
+        UserError: If it cannot be opened or lacks the split, or if its README names files outside of it.
     """
+    check_hub_card(name, choice.revision)
     where: dict[str, Any] = {
         "path": name,
         "name": choice.config,

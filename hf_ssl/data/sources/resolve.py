@@ -23,7 +23,7 @@ from datasets.exceptions import DatasetsError
 from datasets.load import infer_module_for_data_files
 from datasets.packaged_modules import _ALL_METADATA_FILENAMES, _PACKAGED_DATASETS_MODULES
 
-from hf_ssl.data.sources.card import choose_config, read_card
+from hf_ssl.data.sources.card import check_inside, choose_config, read_card
 from hf_ssl.data.sources.listing import Listing, is_image, list_folder, suffix_of
 from hf_ssl.data.sources.patterns import MODULES, Match, format_of, is_of
 from hf_ssl.data.sources.tar_bytes import is_tar
@@ -114,10 +114,13 @@ def resolve_folder(name: str, folder: Path, choice: Choice) -> Resolved:
         choice: What the user says about it.
 
     Raises:
-        UserError: If there are no data files, or no config, folder or files as the user named them.
+        UserError: If there are no data files, or no config, folder or files as the user named them, or if the README
+            names files outside of the folder.
     """
     configs, infos = read_card(name, folder)
     config, params = choose_config(name, configs, choice.config)
+    if choice.data_files is None and not choice.data_dir:
+        check_inside(name, [params])
     place = folder
     data_dir = choice.data_dir or (params.get("data_dir") if choice.data_files is None else None)
     if data_dir:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 import pyarrow as pa
 from datasets.builder import Key
 from datasets.features.features import cast_to_python_objects
@@ -145,11 +146,14 @@ def _features_of(path: str, by_last_dot: bool) -> datasets.Features:
 
 
 def _decoded(field: str, data: bytes) -> Any:
+    """What `datasets` makes of a field; none of its decoders loads a pickle, which could run code."""
     decode = WebDataset.DECODERS.get(field.split(".")[-1].lower())
     if decode is None:
         return data
     try:
-        return decode(data)
+        value = decode(data)
+        # The arrays of an npz are read only when they are asked for.
+        return dict(value) if isinstance(value, np.lib.npyio.NpzFile) else value
     except Exception:  # noqa: BLE001 - whatever a broken field makes of numpy, json or pickle; it is then text or null
         return data.decode(errors="replace").strip() if decode is int else None
 

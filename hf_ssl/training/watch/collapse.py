@@ -118,7 +118,7 @@ class CollapseAlarm:
 
 def _stays_below(values: list[float], limit: float) -> bool:
     last = values[-_LINES:]
-    return len(last) == _LINES and max(last) < limit and last[-1] < _RISE * last[0]
+    return len(last) == _LINES and max(last) < limit and last[-1] <= _RISE * last[0]  # both may be zero
 
 
 def advice(collapse: Collapse, run: Mapping[str, Any]) -> str:

@@ -1,6 +1,7 @@
 """A data set can make the program read only what belongs to it: no address of the inner network, no picture beside."""
 
 import io
+import json
 import threading
 import time
 import zipfile
@@ -288,3 +289,63 @@ def test_an_image_of_the_hub_that_fails_is_tried_again_in_the_worker(hub, monkey
         DataUnavailableError, match=r"^`hf://datasets/org/photos@\w+/train/3.png` could not be read within"
     ):
         Counter(len(batch.row_ids) for batch in batches)
+
+
+def readme(**config):
+    """A README whose only config is this one."""
+    return "---\n" + json.dumps({"configs": [{"config_name": "default", **config}]}) + "\n---\n"
+
+
+# `{outside}` is a folder beside the data set, `{server}` an address of the inner network.
+ELSEWHERE = [
+    {"data_files": "../outside/*.png"},
+    {"data_files": [{"split": "train", "path": ["train/*.png", "{outside}/*.png"]}]},
+    {"data_files": "train/../../outside/*.png"},
+    {"data_files": "{server}"},
+    {"data_files": "simplecache::{server}"},
+    {"data_files": "file://{outside}/5.png"},
+    {"data_dir": "../outside"},
+    {"data_dir": "{outside}"},
+]
+
+
+@pytest.fixture(params=ELSEWHERE, ids=lambda config: json.dumps(config))
+def elsewhere(request, tmp_path, inner_network):
+    """A README that names files outside of its repository."""
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "outside" / "5.png").write_bytes(png(5))
+    text = json.dumps(request.param)
+    text = text.replace("{outside}", str(tmp_path / "outside")).replace("{server}", address(inner_network))
+    return readme(**json.loads(text))
+
+
+def test_the_readme_of_a_folder_names_nothing_outside_of_it(tmp_path, inner_network, elsewhere):
+    folder = tmp_path / "cloned"
+    (folder / "train").mkdir(parents=True)
+    (folder / "train" / "3.png").write_bytes(png(3))
+    (folder / "README.md").write_text(elsewhere)
+    with pytest.raises(UserError, match=r"The README.md of `.*cloned` must name files of its own folder"):
+        open_source(str(folder))
+    assert inner_network.requests == 0
+    # Who asks for files may ask for any.
+    assert seen(open_source(str(folder), data_files="../outside/*.png")) == ([5], {})
+    assert seen(open_source(str(folder), data_files="train/*.png")) == ([3], {})
+
+
+def test_the_readme_of_a_repository_on_the_hub_names_nothing_outside_of_it(inner_network, hub, elsewhere):
+    hub({"README.md": elsewhere.encode(), "train/3.png": png(3)})
+    with pytest.raises(UserError, match="The README.md of `org/photos` must name files of its own folder"):
+        open_source("org/photos")
+    assert inner_network.requests == 0
+
+
+def test_a_readme_names_files_inside(tmp_path, hub):
+    text = readme(data_files=[{"split": "train", "path": "./train/*.png"}], data_dir="a/b")
+    for place in ("a/b/train/3.png", "train/5.png"):
+        (tmp_path / place).parent.mkdir(parents=True)
+        (tmp_path / place).write_bytes(png(int(place[-5])))
+    (tmp_path / "README.md").write_text(text)
+    assert seen(open_source(str(tmp_path))) == ([3], {})
+    text = readme(data_files=[{"split": "train", "path": "train/*.png"}])
+    hub({"README.md": text.encode(), "train/3.png": png(3), "other/5.png": png(5)})
+    assert seen(open_source("org/photos")) == ([3], {})

@@ -1,12 +1,18 @@
 """Webdataset tars: as `datasets` reads them where they are whole, with a count of what is lost where they are not."""
 
+import gzip
 import io
 import json
+import os
+import pickle
 import tarfile
+import zipfile
 from collections import Counter
 
 import datasets
+import numpy as np
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -217,3 +223,81 @@ def test_whatever_happens_to_a_tar_it_is_read_or_counted(tmp_path, data):
         if isinstance(piece, Member):
             assert len(piece.read()) == piece.size
     assert sum(isinstance(piece, Member) for piece in found) == 12 or any(isinstance(p, Damage) for p in found) or size
+
+
+class _Pickled:
+    """What a pickle makes of it runs code: here it makes a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.mark.parametrize("packed", ["", ".gz"])  # ours; and that of `datasets`, which reads what is packed
+def test_no_pickle_of_a_tar_is_loaded(tmp_path, packed):
+    (tmp_path / "data").mkdir()
+    made = tmp_path / "made"
+    pickled = pickle.dumps(_Pickled(made))
+    array, arrays, weights = io.BytesIO(), io.BytesIO(), io.BytesIO()
+    np.save(array, np.array([_Pickled(made)], object), allow_pickle=True)
+    np.savez(arrays, a=np.array([_Pickled(made)], object))
+    torch.save({"a": _Pickled(made)}, weights)
+    fields = {"npy": array.getvalue(), "npz": arrays.getvalue(), "pth": weights.getvalue()}
+    fields |= dict.fromkeys(("pyd", "pickle", "pkl", "pt", "pth.tar", "joblib"), pickled)
+    for field, data in fields.items():
+        members = []
+        for number in range(3):
+            label = (f"{number}.{field}", data), (f"{number}.cls", b"1")
+            members += [(f"{number}.png", _picture(number)), *label]
+        if packed:
+            members.append(("9.txt.gz", gzip.compress(b"packed")))
+        path = _write(tmp_path / "data" / "train.tar", members)
+        try:
+            numbers, skipped = _read(path)
+        except UserError:
+            assert packed  # `datasets` refuses them
+        else:
+            assert numbers == [0, 1, 2] and not skipped, field
+        assert not made.exists(), field
+    with pytest.raises(FileExistsError):  # it would have
+        made.mkdir()
+        pickle.loads(pickled)
+
+
+def test_members_with_odd_names_are_read_in_place(tmp_path):
+    """Paths of members are names: nothing is written, and links are not followed."""
+    (tmp_path / "secret.png").write_bytes(_picture(99))
+    folder = tmp_path / "a" / "b"
+    folder.mkdir(parents=True)
+    with tarfile.open(folder / "train.tar", "w") as archive:
+        for number, name in enumerate(["../../0.png", "/1.png", "x/../2.png", "3.png"]):
+            about = tarfile.TarInfo(name)
+            about.size = len(_picture(number))
+            archive.addfile(about, io.BytesIO(_picture(number)))
+        for kind in (tarfile.SYMTYPE, tarfile.LNKTYPE):
+            about = tarfile.TarInfo(f"link{kind.decode()}.png")
+            about.type, about.linkname = kind, str(tmp_path / "secret.png")
+            archive.addfile(about)
+    before = sorted(map(str, tmp_path.rglob("*")))
+    assert _read(folder / "train.tar") == ([0, 1, 2, 3], {})
+    assert sorted(map(str, tmp_path.rglob("*"))) == before
+
+
+@pytest.mark.parametrize(
+    "names, levels", [(["/1.png", "x/../2.png", "3.png"], [1, 3]), (["../../0.png", "1.png"], [])]
+)
+def test_members_of_a_zip_that_lead_out_of_it_are_no_images(tmp_path, names, levels):
+    folder = tmp_path / "a" / "b"
+    folder.mkdir(parents=True)
+    with zipfile.ZipFile(folder / "photos.zip", "w") as archive:
+        for name in names:
+            archive.writestr(name, _picture(int(name[-5])))
+    before = sorted(map(str, tmp_path.rglob("*")))
+    if levels:
+        assert _read(folder) == (levels, {})
+    else:
+        with pytest.raises(UserError, match="zip files that `datasets` cannot read"):
+            _read(folder)
+    assert sorted(map(str, tmp_path.rglob("*"))) == before

@@ -35,6 +35,17 @@ def test_complete_collapse_is_reported_once():
     assert "0.03" in collapse.seen
 
 
+def test_spread_and_rank_of_exactly_zero_are_a_collapse():
+    """Identical images, or a network that is dead, from the start or later."""
+    for spreads, step in (([0.0] * 20, 100), ([0.5, 0.2] + [0.0] * 18, 120)):
+        (collapse,) = listen(spreads, RANKS)
+        assert (collapse.kind, collapse.step) == ("complete", step)
+        assert "0.00" in collapse.seen
+    (collapse,) = listen(HEALTHY, [12.0, 6.0] + [0.0] * 18)
+    assert (collapse.kind, collapse.step) == ("dimensional", 120)
+    assert listen([float("nan")] * 20, [float("nan")] * 20) == []  # what ends a run then is its loss
+
+
 def test_dimensional_collapse_is_reported_once():
     (collapse,) = listen(HEALTHY, [17, 9, 5, 3] + [1.4] * 16)
     assert (collapse.kind, collapse.step) == ("dimensional", 160)
