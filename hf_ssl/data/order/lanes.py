@@ -307,7 +307,7 @@ def placed_examples(records: datasets.IterableDataset) -> PlacedExamples | None:
 def _at(
     records: datasets.IterableDataset, places: list[tuple], again: datasets.IterableDataset | None
 ) -> datasets.IterableDataset:
-    """The same columns of other places, as tables; in what this has given before, since to make one takes a while."""
+    """The same columns of other places; in what this has given before, since to make one takes a while."""
 
     def rebuilt(examples: Any) -> Any:
         if isinstance(examples, PlacedExamples):
@@ -317,7 +317,8 @@ def _at(
         return examples
 
     if again is None:
-        again = records.with_format("arrow")
+        # Others come row by row, such as those with a column that was renamed.
+        again = records.with_format("arrow" if records._ex_iterable.iter_arrow else None)
     again._ex_iterable = rebuilt(records._ex_iterable)
     return again
 
