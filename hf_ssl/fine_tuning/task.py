@@ -24,14 +24,8 @@ from hf_ssl.fine_tuning.classifier import Classifier, Score, choose_trained, sco
 from hf_ssl.fine_tuning.record import VIEW_RECIPE, FineTuningRecorder, describe_run
 from hf_ssl.fine_tuning.settings import FineTuningSettings
 from hf_ssl.methods.base import SSLOutput
-from hf_ssl.training.checkpoint import (
-    Restored,
-    find_checkpoint,
-    identity_in,
-    load_checkpoint,
-    random_state,
-    set_random_state,
-)
+from hf_ssl.training.checkpoint import Restored, identity_in, load_checkpoint, random_state, set_random_state
+from hf_ssl.training.find import find_checkpoint
 from hf_ssl.training.fit import drop_gradients
 from hf_ssl.training.loop import continue_record, forward_images
 from hf_ssl.training.optimizers import set_learning_rate

@@ -6,30 +6,31 @@ the buffers that differ from the first process's, such as local BatchNorm statis
 """
 
 import json
-import logging
 import os
 import random
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.utils import gather_object, set_seed
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from hf_ssl.data.order.stream import merged_positions
 from hf_ssl.distributed import rank, world_size
 from hf_ssl.errors import UserError
+from hf_ssl.training.files import flush, refusal_of_storage, storage_error, write_json
+from hf_ssl.training.find import checkpoint_folder, complete_checkpoints, remove
+from hf_ssl.training.integrity import STATE, file_facts, read_state, sealed
+from hf_ssl.training.limits import check_room
 
-logger = logging.getLogger(__name__)
-
-_STATE = "state.json"
 _MAY_DIFFER = {"num_processes", "images_per_device"}  # of an identity: the images of each step stay the same
 
 
@@ -48,65 +49,6 @@ class Restored:
     position: dict[str, Any] | None
 
 
-def checkpoint_folder(output_dir: Path, step: int) -> Path:
-    """Where the checkpoint of a step lies."""
-    return output_dir / "checkpoints" / f"step-{step:06d}"
-
-
-def step_of(checkpoint: Path) -> int:
-    """Optimizer steps done when a checkpoint was written."""
-    return int(checkpoint.name.removeprefix("step-"))
-
-
-def complete_checkpoints(output_dir: Path) -> list[Path]:
-    """The usable checkpoints of a run, oldest first."""
-    found = [path for path in (output_dir / "checkpoints").glob("step-*") if path.name[5:].isdigit()]
-    return sorted((path for path in found if is_complete(path)), key=step_of)
-
-
-def is_complete(checkpoint: Path) -> bool:
-    """Whether every file of a checkpoint is there, with the size that it had when it was written."""
-    try:
-        files = json.loads((checkpoint / _STATE).read_text())["files"]
-        return all((checkpoint / name).stat().st_size == size for name, size in files.items())
-    except (OSError, ValueError, KeyError):
-        return False
-
-
-def find_checkpoint(output_dir: Path, resume: str | None) -> Path | None:
-    """The checkpoint that a run starts from.
-
-    Args:
-        output_dir: Folder of the run.
-        resume: `auto`, the folder of a checkpoint, the folder of a run (its newest), or None.
-
-    Returns:
-        None to start from the beginning.
-
-    Raises:
-        UserError: If `resume` names no complete checkpoint, or newer ones than it lie in `output_dir`.
-    """
-    if resume is None:
-        return None
-    own = complete_checkpoints(output_dir)
-    if resume == "auto":
-        if not own:
-            logger.info("No checkpoint in `%s`: training starts from the beginning.", output_dir)
-        return own[-1] if own else None
-    chosen = Path(resume)
-    if not is_complete(chosen):
-        chosen = next(reversed(complete_checkpoints(chosen)), chosen)
-    if not is_complete(chosen):
-        raise UserError(f"`resume` must be `auto` or the folder of a complete checkpoint, got `{resume}`.")
-    newer = [path for path in own if step_of(path) > step_of(chosen)]
-    if newer:
-        raise UserError(
-            f"`{output_dir}` holds checkpoints after step {step_of(chosen)}, such as `{newer[-1]}`. Delete them, or "
-            "resume into another `output_dir`."
-        )
-    return chosen
-
-
 def save_checkpoint(
     accelerator: Accelerator,
     output_dir: Path,
@@ -118,6 +60,8 @@ def save_checkpoint(
     position: Mapping[str, Any],
     identity: Mapping[str, Any],
     keep: int,
+    record: Mapping[str, Any] | None = None,
+    losses: tuple[float, float] = (0.0, 0),
 ) -> Path:
     """Write a checkpoint; all processes must call this after the same step.
 
@@ -129,37 +73,85 @@ def save_checkpoint(
         step: Optimizer steps done.
         seconds: Seconds of training so far.
         position: Place of this process in the stream, after the last batch used.
-        identity: What a resumed run must share with this one; see `check_identity`.
+        identity: What a resumed run must share with this one; see `agreed_changes`.
         keep: Newest checkpoints to keep, at least 1.
+        record: Content of `run.json`, from which a damaged one is made again.
+        losses: Sum and number of the losses of this process since the last log line.
 
     Returns:
         The checkpoint's folder.
+
+    Raises:
+        UserError: If the disk has no room or refuses a file, on all processes. The older checkpoints are left.
     """
     final = checkpoint_folder(output_dir, step)
     partial = final.with_name(f".{final.name}.partial")
-    if accelerator.is_main_process:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-    accelerator.wait_for_everyone()
-    process_state = {
+    own = {
         "position": json.dumps(position),
         "random": random_state(accelerator.device),
         "buffers": _own_buffers(model),
+        "losses": list(losses),
     }
-    torch.save(process_state, partial / _process_file(rank()))
-    _flush(partial / _process_file(rank()))
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
+    state = {"step": step, "seconds": seconds, "identity": identity, "record": record}
+
+    def begin() -> None:
+        check_room(output_dir, [model.state_dict(), optimizer.state_dict()])
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+
+    def complete() -> None:
         weights = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
         save_file(weights, partial / "model.safetensors")
         scaler = accelerator.scaler.state_dict() if accelerator.scaler else None
-        torch.save({"optimizer": optimizer.state_dict(), "scaler": scaler}, partial / "optimizer.pt")
-        state = {"step": step, "seconds": seconds, "identity": identity}
+        _write(partial / "optimizer.pt", {"optimizer": optimizer.state_dict(), "scaler": scaler})
         _complete(partial, final, state)
+
+    is_main = accelerator.is_main_process
+    try:
+        for work in (
+            begin if is_main else None,
+            lambda: _write(partial / _process_file(rank()), own),
+            complete if is_main else None,
+        ):
+            _on_all(work, output_dir, step)
+    except UserError:
+        if is_main:
+            shutil.rmtree(partial, ignore_errors=True)
+        raise
+    if is_main:
         for old in complete_checkpoints(output_dir)[:-keep]:
-            shutil.rmtree(old)
+            remove(old)
     accelerator.wait_for_everyone()
     return final
+
+
+def _on_all(work: Callable[[], None] | None, output_dir: Path, step: int) -> None:
+    """Do a part of the writing, and raise on all processes what the disk refuses to any of them."""
+    refusal = None
+    try:
+        if work is not None:
+            work()
+    except Exception as error:
+        cause = storage_error(error)
+        if cause is None and not isinstance(error, UserError):
+            raise
+        newest = complete_checkpoints(output_dir)[-1:]
+        way_on = (
+            f"the last good checkpoint is `{newest[0]}`, from which the same command with `--resume auto` continues."
+            if newest
+            else "no checkpoint was written before."
+        )
+        what = f"The checkpoint of step {step} in `{output_dir}`"
+        refusal = str(error) if cause is None else refusal_of_storage(what, cause, way_on)
+    refusals = [one for one in gather_object([refusal]) if one is not None]  # also waits for everyone
+    if refusals:
+        raise UserError(refusals[0])
+
+
+def _write(path: Path, content: Any) -> None:
+    with path.open("wb") as file:  # given a path, torch would hide what the disk says
+        torch.save(content, file)
+    flush(path)
 
 
 def _complete(partial: Path, final: Path, state: dict[str, Any]) -> None:
@@ -169,14 +161,12 @@ def _complete(partial: Path, final: Path, state: dict[str, Any]) -> None:
             f"The state of process {missing[0]} did not arrive in `{partial}`. `output_dir` must be on a file system "
             "that all machines share."
         )
-    for name in ("model.safetensors", "optimizer.pt"):
-        _flush(partial / name)
-    state["files"] = {path.name: path.stat().st_size for path in sorted(partial.iterdir())}
-    write_json(partial / _STATE, state)
-    _flush(partial)
+    flush(partial / "model.safetensors")
+    write_json(partial / STATE, sealed(json.loads(json.dumps({**state, "files": file_facts(partial)}))))
+    flush(partial)
     shutil.rmtree(final, ignore_errors=True)  # an incomplete folder of the same name
     os.replace(partial, final)
-    _flush(final.parent)
+    flush(final.parent)
 
 
 def load_checkpoint(
@@ -197,15 +187,12 @@ def load_checkpoint(
     Raises:
         UserError: If the checkpoint belongs to another method, data set or other settings.
     """
-    state = json.loads((checkpoint / _STATE).read_text())
+    state = read_state(checkpoint)
     check_identity(checkpoint, state["identity"], identity, command_of(checkpoint))
     num_processes = state["identity"]["num_processes"]
-    states = [
-        torch.load(checkpoint / _process_file(number), map_location="cpu", weights_only=True)
-        for number in range(num_processes)
-    ]
+    states = [_loaded(checkpoint / _process_file(number)) for number in range(num_processes)]
     process_state = states[rank() % num_processes]
-    shared = torch.load(checkpoint / "optimizer.pt", map_location="cpu", weights_only=True)
+    shared = _loaded(checkpoint / "optimizer.pt")
     model.load_state_dict(load_file(checkpoint / "model.safetensors"))
     buffers = dict(model.named_buffers())
     with torch.no_grad():
@@ -224,7 +211,7 @@ def load_checkpoint(
 
 def identity_in(checkpoint: Path) -> dict[str, Any]:
     """What `save_checkpoint` was given as the identity of the run."""
-    return json.loads((checkpoint / _STATE).read_text())["identity"]
+    return read_state(checkpoint)["identity"]
 
 
 def command_of(checkpoint: Path) -> str | None:
@@ -287,12 +274,12 @@ def set_random_state(state: Mapping[str, Any], device: torch.device) -> None:
     random.setstate((version, tuple(internal), gauss))
 
 
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a JSON file that is always either the old or the new one."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(content, indent=2) + "\n")
-    _flush(partial)
-    os.replace(partial, path)
+def _loaded(path: Path) -> Any:
+    """What `_write` wrote; checkpoints of versions without checksums are not known to be whole."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, UnpicklingError, EOFError, ValueError, KeyError) as error:
+        raise UserError(f"`{path}` is damaged: it cannot be loaded. Resume from another checkpoint.") from error
 
 
 @torch.no_grad()
@@ -309,11 +296,3 @@ def _own_buffers(model: nn.Module) -> dict[str, Tensor]:
 
 def _process_file(number: int) -> str:
     return f"process-{number:05d}.pt"
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -20,7 +20,8 @@ from hf_ssl.modules.batch_norm import synchronize_batch_norm
 from hf_ssl.training.arguments import TrainingSettings
 from hf_ssl.training.batches import inputs_of, open_stream
 from hf_ssl.training.briefing import briefing
-from hf_ssl.training.checkpoint import Restored, find_checkpoint, identity_in, load_checkpoint
+from hf_ssl.training.checkpoint import Restored, identity_in, load_checkpoint
+from hf_ssl.training.find import find_checkpoint
 from hf_ssl.training.fit import images_that_fit, trial_step
 from hf_ssl.training.limits import check_batch, check_disk, memory_errors_explained
 from hf_ssl.training.optimizers import build_optimizer, set_learning_rate

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import logging
 import os
 import platform
 import subprocess
@@ -22,7 +23,10 @@ from hf_ssl.invocation import command_line
 from hf_ssl.methods.base import SSLConfig, SSLPreTrainedModel
 from hf_ssl.tokens import record_without_tokens
 from hf_ssl.training.arguments import TrainingSettings
+from hf_ssl.training.files import storage_errors_explained
 from hf_ssl.training.plan import Plan
+
+logger = logging.getLogger(__name__)
 
 _PACKAGES = ("torch", "transformers", "timm", "accelerate", "datasets", "huggingface_hub")
 _INHERITED = {field.name for field in dataclasses.fields(PreTrainedConfig)}
@@ -144,28 +148,38 @@ class MetricsLog:
 
     Args:
         path: The file; made with the first line.
-        step: Lines after this step are removed: the run resumes from there. 0 empties the file.
+        step: Lines after this step are removed, and those that cannot be read: the run resumes from there. 0 empties
+            the file.
+
+    Raises:
+        UserError: If the disk refuses to write.
     """
 
     def __init__(self, path: Path, step: int):
         self.path = path
         if path.exists():
-            kept = [line for line in path.read_text().splitlines() if _step_of(line) <= step and step > 0]
-            partial = path.with_name(f".{path.name}.partial")
-            partial.write_text("".join(f"{line}\n" for line in kept))
-            os.replace(partial, path)
+            with storage_errors_explained(path):
+                # What a disk has damaged may be no text at all.
+                lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+                kept = [line for line in lines if _step_of(line) <= step and step > 0]
+                partial = path.with_name(f".{path.name}.partial")
+                partial.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+                os.replace(partial, path)
+            damaged = sum(_step_of(line) == float("inf") for line in lines[:-1])  # a kill may cut the last one
+            if damaged and step > 0:
+                logger.warning("%d damaged lines of `%s` are left out.", damaged, path)
 
     def append(self, values: Mapping[str, Any]) -> None:
         """Add one line."""
-        with self.path.open("a") as file:
+        with storage_errors_explained(self.path), self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(values) + "\n")
 
 
 def _step_of(line: str) -> float:
     try:
-        return json.loads(line)["step"]
+        return float(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):
-        return float("inf")  # a line that a kill cut off
+        return float("inf")  # a line that a kill cut off, or a disk damaged
 
 
 def flat_settings(run: Mapping[str, Any]) -> dict[str, str | int | float | bool]:

@@ -11,7 +11,7 @@ from transformers import PreTrainedConfig
 from hf_ssl.errors import UserError
 from hf_ssl.evaluation.references import hub_file, read_json
 from hf_ssl.methods.base import SSLPreTrainedModel
-from hf_ssl.training.checkpoint import complete_checkpoints
+from hf_ssl.training.find import complete_checkpoints
 from hf_ssl.training.origin import commit_of, hub_record, local_record, sha256_of, training_of
 from hf_ssl.training.weights import WEIGHTS, differences, fitted_weights, of_part, read_weights
 

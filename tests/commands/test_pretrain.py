@@ -23,7 +23,7 @@ from PIL import Image
 from hf_ssl import commands
 from hf_ssl.data.order.stream import merged_positions
 from hf_ssl.methods import METHODS
-from hf_ssl.training.checkpoint import complete_checkpoints
+from hf_ssl.training.find import complete_checkpoints
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "pretrain.py"
 NUM_IMAGES = 230
