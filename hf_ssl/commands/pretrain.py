@@ -67,7 +67,7 @@ GROUPS = {
         "cpu",
     ),
     "checkpoints and log": (
-        *("checkpoint_every", "keep_checkpoints", "resume", "log_every", "diagnostics_every", "on_collapse"),
+        *("checkpoint_every", "keep_checkpoints", "resume", "change", "log_every", "diagnostics_every", "on_collapse"),
         "report_to",
     ),
     "evaluation": ("knn_every", "knn_split", "knn_images"),

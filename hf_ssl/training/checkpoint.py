@@ -9,7 +9,7 @@ import json
 import os
 import random
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
@@ -26,12 +26,11 @@ from torch import Tensor, nn
 from hf_ssl.data.order.stream import merged_positions
 from hf_ssl.distributed import rank, world_size
 from hf_ssl.errors import UserError
+from hf_ssl.training.changes import agreed_changes
 from hf_ssl.training.files import flush, refusal_of_storage, storage_error, write_json
 from hf_ssl.training.find import checkpoint_folder, complete_checkpoints, remove
 from hf_ssl.training.integrity import STATE, file_facts, read_state, sealed
 from hf_ssl.training.limits import check_room
-
-_MAY_DIFFER = {"num_processes", "images_per_device"}  # of an identity: the images of each step stay the same
 
 
 @dataclass(frozen=True)
@@ -42,11 +41,15 @@ class Restored:
         step: Optimizer steps done.
         seconds: Seconds of training so far.
         position: Places of all lanes in the stream; None for its beginning.
+        losses: Sum and number of this process's losses since the last log line, and the forward passes of a step.
+        changes: Settings that changed, with those that changed before; see `agreed_changes`.
     """
 
     step: int
     seconds: float
     position: dict[str, Any] | None
+    losses: tuple[float, float, int] = (0.0, 0, 1)
+    changes: tuple[dict[str, Any], ...] = ()
 
 
 def save_checkpoint(
@@ -61,7 +64,7 @@ def save_checkpoint(
     identity: Mapping[str, Any],
     keep: int,
     record: Mapping[str, Any] | None = None,
-    losses: tuple[float, float] = (0.0, 0),
+    losses: tuple[float, float, int] = (0.0, 0, 1),
 ) -> Path:
     """Write a checkpoint; all processes must call this after the same step.
 
@@ -76,7 +79,7 @@ def save_checkpoint(
         identity: What a resumed run must share with this one; see `agreed_changes`.
         keep: Newest checkpoints to keep, at least 1.
         record: Content of `run.json`, from which a damaged one is made again.
-        losses: Sum and number of the losses of this process since the last log line.
+        losses: Sum and number of the losses of this process since the last log line, and the forward passes of a step.
 
     Returns:
         The checkpoint's folder.
@@ -170,7 +173,14 @@ def _complete(partial: Path, final: Path, state: dict[str, Any]) -> None:
 
 
 def load_checkpoint(
-    accelerator: Accelerator, checkpoint: Path, *, model: nn.Module, optimizer: Any, identity: Mapping[str, Any]
+    accelerator: Accelerator,
+    checkpoint: Path,
+    *,
+    model: nn.Module,
+    optimizer: Any,
+    identity: Mapping[str, Any],
+    change: Sequence[str] | None = None,
+    defaults: Mapping[str, Any] | None = None,
 ) -> Restored:
     """Load the state of a checkpoint into this process, also one that another number of processes has written.
 
@@ -183,35 +193,90 @@ def load_checkpoint(
         model: The method, without wrapper, on its device.
         optimizer: The prepared optimizer.
         identity: What the checkpoint must share with this run.
+        change: Settings that are to change.
+        defaults: See `agreed_changes`.
 
     Raises:
         UserError: If the checkpoint belongs to another method, data set or other settings.
     """
     state = read_state(checkpoint)
-    check_identity(checkpoint, state["identity"], identity, command_of(checkpoint))
+    changes = agreed_changes(
+        checkpoint,
+        state["identity"],
+        identity,
+        step=state["step"],
+        change=change or (),
+        defaults=defaults,
+        command=command_of(checkpoint),
+    )
     num_processes = state["identity"]["num_processes"]
     states = [_loaded(checkpoint / _process_file(number)) for number in range(num_processes)]
     process_state = states[rank() % num_processes]
     shared = _loaded(checkpoint / "optimizer.pt")
-    model.load_state_dict(load_file(checkpoint / "model.safetensors"))
-    buffers = dict(model.named_buffers())
-    with torch.no_grad():
-        for name, value in process_state["buffers"].items():
-            buffers[name].copy_(value)
-    optimizer.load_state_dict(shared["optimizer"])
+    _load_weights(model, checkpoint, process_state["buffers"])
+    _load_optimizer(optimizer, checkpoint, shared["optimizer"], has_changed=bool(changes))
     if accelerator.scaler and shared["scaler"]:
         accelerator.scaler.load_state_dict(shared["scaler"])
     if num_processes == world_size():
         set_random_state(process_state["random"], accelerator.device)
     else:  # two processes with one state would draw alike: each begins anew, as at the start of the run
         set_seed(identity["seed"] + state["step"], device_specific=True)
-    position = merged_positions(json.loads(one["position"]) for one in states)
-    return Restored(state["step"], state["seconds"], position)
+    return Restored(
+        step=state["step"],
+        seconds=state["seconds"],
+        position=merged_positions(json.loads(one["position"]) for one in states),
+        losses=_losses_of([one.get("losses", (0.0, 0, 1)) for one in states]),
+        changes=(*record_in(checkpoint).get("changes", ()), *changes),
+    )
+
+
+def _load_weights(model: nn.Module, checkpoint: Path, own_buffers: Mapping[str, Tensor]) -> None:
+    saved, wanted = load_file(checkpoint / "model.safetensors"), model.state_dict()
+    for name in sorted(saved.keys() | wanted.keys()):
+        if name not in saved or name not in wanted or saved[name].shape != wanted[name].shape:
+            raise UserError(
+                f"`{checkpoint}` holds other weights than this run, such as `{name}`. A setting on which the names "
+                "or sizes of weights depend cannot change within a run: resume with what it was."
+            )
+    model.load_state_dict(saved)
+    buffers = dict(model.named_buffers())
+    with torch.no_grad():
+        for name, value in own_buffers.items():
+            buffers[name].copy_(value)
+
+
+def _load_optimizer(optimizer: Any, checkpoint: Path, saved: dict[str, Any], has_changed: bool) -> None:
+    """Load an optimizer's state; its options are those of this run, if settings have changed."""
+    own = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
+    try:
+        optimizer.load_state_dict(saved)
+    except ValueError as error:
+        raise UserError(
+            f"The optimizer of `{checkpoint}` sorts the weights into other groups. A setting on which they depend "
+            "cannot change within a run: resume with what it was."
+        ) from error
+    if has_changed:
+        for group, options in zip(optimizer.param_groups, own, strict=True):
+            group.update(options)
+
+
+def _losses_of(losses: list[Sequence[float]]) -> tuple[float, float, int]:
+    """What this process goes on with of the losses of all former ones: its own, or their mean."""
+    if len(losses) == world_size():
+        total, count, passes = losses[rank()]
+    else:
+        total, count, passes = (sum(column) / len(losses) for column in zip(*losses, strict=True))
+    return total, count, int(passes)
 
 
 def identity_in(checkpoint: Path) -> dict[str, Any]:
     """What `save_checkpoint` was given as the identity of the run."""
     return read_state(checkpoint)["identity"]
+
+
+def record_in(checkpoint: Path) -> dict[str, Any]:
+    """The `run.json` of the run when a checkpoint was written; empty in those of older versions."""
+    return read_state(checkpoint).get("record") or {}
 
 
 def command_of(checkpoint: Path) -> str | None:
@@ -220,36 +285,7 @@ def command_of(checkpoint: Path) -> str | None:
     try:
         return json.loads(record.read_text())["command"]
     except (OSError, ValueError, KeyError, TypeError):
-        return None  # it only helps an error message
-
-
-def check_identity(
-    checkpoint: Path, then: Mapping[str, Any], now: Mapping[str, Any], command: str | None = None
-) -> None:
-    """Refuse to continue with anything that would make the resumed run another one.
-
-    Args:
-        checkpoint: Named in the message.
-        then: Method and settings of the checkpoint.
-        now: Those of this run.
-        command: What started the run of the checkpoint, for the message.
-
-    Raises:
-        UserError: If they differ; names the first difference and the cure.
-    """
-    now = json.loads(json.dumps(now))
-    cure = "Resume with what it was, or start another run in another `output_dir`."
-    if command is not None:
-        cure += f" The run was started by `{command}`."
-    if then["method"] != now["method"]:
-        raise UserError(f"`{checkpoint}` is of method `{then['method']}`, this run trains `{now['method']}`. {cure}")
-    changed = [
-        f"`{name}` was `{then.get(name)}` and is `{now.get(name)}` now"
-        for name in sorted((then.keys() | now.keys()) - _MAY_DIFFER)
-        if then.get(name) != now.get(name)
-    ]
-    if changed:
-        raise UserError(f"These settings changed since `{checkpoint}` was written: {', '.join(changed)}. {cure}")
+        return record_in(checkpoint).get("command")
 
 
 def random_state(device: torch.device) -> dict[str, Any]:

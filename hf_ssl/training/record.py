@@ -19,16 +19,20 @@ from transformers import PreTrainedConfig
 import hf_ssl
 from hf_ssl.data.settings import DataSettings
 from hf_ssl.data.sources.open import Source
+from hf_ssl.errors import UserError
+from hf_ssl.evaluation.references import read_json
 from hf_ssl.invocation import command_line
 from hf_ssl.methods.base import SSLConfig, SSLPreTrainedModel
 from hf_ssl.tokens import record_without_tokens
 from hf_ssl.training.arguments import TrainingSettings
+from hf_ssl.training.checkpoint import record_in
 from hf_ssl.training.files import storage_errors_explained
 from hf_ssl.training.plan import Plan
 
 logger = logging.getLogger(__name__)
 
 _PACKAGES = ("torch", "transformers", "timm", "accelerate", "datasets", "huggingface_hub")
+_PARTS = ("config", "data", "training", "progress")
 _INHERITED = {field.name for field in dataclasses.fields(PreTrainedConfig)}
 
 # Settings that may change when a run resumes: its weights do not depend on them.
@@ -39,6 +43,7 @@ _FREE = {
     "checkpoint_every",
     "keep_checkpoints",
     "resume",
+    "change",
     "report_to",
     "knn_every",
     "diagnostics_every",
@@ -91,7 +96,8 @@ def describe_run(
 ) -> dict[str, Any]:
     """The content of `run.json` at the start of a run; it is published, so tokens in addresses are not in it."""
     training = dataclasses.asdict(settings)
-    del training["recipe"]
+    for name in ("recipe", "change"):  # what has changed is in `changes`
+        del training[name]
     record = {
         "method": method_of(model),
         "recipe": settings.recipe,
@@ -141,6 +147,30 @@ def identity_of(run: Mapping[str, Any]) -> dict[str, Any]:
     steps = {name: run["training"][name] for name in ("num_steps", "warmup_steps")}
     data = {name: run["data"][name] for name in _EXACT_DATA}
     return {"method": run["method"], **run["config"], **training, **steps, **data}
+
+
+def former_record(output_dir: Path, checkpoint: Path) -> dict[str, Any]:
+    """The `run.json` of the run that goes on; where it is damaged or gone, what its checkpoint kept of it.
+
+    Args:
+        output_dir: Folder of the run.
+        checkpoint: Where it goes on.
+
+    Returns:
+        The content; empty if a run in another folder begins it.
+    """
+    path = output_dir / "run.json"
+    if path.exists():
+        try:
+            record = read_json(path)
+            if all(isinstance(record.get(name), dict) for name in _PARTS):
+                return record
+            reason = f"it lacks {', '.join(f'`{name}`' for name in _PARTS if not isinstance(record.get(name), dict))}"
+        except (UserError, OSError) as error:
+            reason = str(error)
+        logger.warning("`%s` is damaged and made again from `%s`: %s", path, checkpoint, reason)
+    is_own = checkpoint.resolve().parent.parent == output_dir.resolve()
+    return record_in(checkpoint) if path.exists() or is_own else {}
 
 
 class MetricsLog:

@@ -81,7 +81,7 @@ class Recorder:
         self.position = restored.position
         self.last_step = (restored.step, restored.position)  # that is finished, and what it had read
         self.skipped: Counter[str] = Counter()
-        self.losses = LossMonitor(accelerator.device)
+        self.losses = LossMonitor(accelerator.device, accelerator.gradient_accumulation_steps, restored.losses)
         self.clock = Clock(restored.seconds)
         self.energy = EnergyMeter(accelerator.device, accelerator.is_local_main_process)
         self.former_energy = {name: run["progress"][name] for name in _ENERGY if name in run["progress"]}
@@ -303,6 +303,8 @@ class Recorder:
             position=self.position or {},
             identity=identity_of(self.run),
             keep=self.settings.keep_checkpoints,
+            record=self.run,
+            losses=self.losses.since_last_line(step),
         )
         self._write_run(step)
         if self.on_checkpoint is not None and not last:

@@ -19,8 +19,8 @@ from torch import nn
 from hf_ssl.errors import UserError
 from hf_ssl.training import checkpoint as module
 from hf_ssl.training import find, limits
+from hf_ssl.training.changes import agreed_changes
 from hf_ssl.training.checkpoint import (
-    check_identity,
     command_of,
     load_checkpoint,
     random_state,
@@ -322,9 +322,9 @@ def test_resume_takes_a_checkpoint_or_the_folder_of_a_run(run, tmp_path: Path):
 )
 def test_another_run_is_refused(change: dict, message: str):
     then = json.loads(json.dumps(IDENTITY))
-    check_identity(Path("step-000005"), then, IDENTITY | {"num_processes": 2, "images_per_device": 4})
+    agreed_changes(Path("step-000005"), then, IDENTITY | {"num_processes": 2, "images_per_device": 4})
     with pytest.raises(ValueError, match=message) as caught:
-        check_identity(Path("step-000005"), then, IDENTITY | change)
+        agreed_changes(Path("step-000005"), then, IDENTITY | change)
     assert "another `output_dir`" in str(caught.value)
 
 
@@ -335,4 +335,4 @@ def test_the_refusal_names_the_command_that_started_the_run(tmp_path: Path):
     (tmp_path / "run.json").write_text('{"command": "hf-ssl pretrain --max_hours 2"}')
     then = json.loads(json.dumps(IDENTITY))
     with pytest.raises(ValueError, match="The run was started by `hf-ssl pretrain --max_hours 2`"):
-        check_identity(checkpoint, then, IDENTITY | {"batch_size": 16}, command_of(checkpoint))
+        agreed_changes(checkpoint, then, IDENTITY | {"batch_size": 16}, command=command_of(checkpoint))

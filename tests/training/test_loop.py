@@ -266,7 +266,7 @@ def test_resume_without_checkpoint_starts_and_says_so(digits, tmp_path: Path, ca
     ("change", "message"),
     [
         ({"seed": 1}, "`seed` was `0`"),
-        ({"num_steps": 9}, "`num_steps` was `6`"),
+        ({"num_steps": 5}, "`num_steps` was `6`"),
         ({"base_learning_rate": 0.1}, "`base_learning_rate` was|`learning_rate` was"),
         ({"method": "byol"}, "is of method `directpred`, this run trains `byol`"),
         ({"rho": 0.5}, "`rho` was `0.3`"),
