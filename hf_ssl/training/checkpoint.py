@@ -282,10 +282,12 @@ def record_in(checkpoint: Path) -> dict[str, Any]:
 def command_of(checkpoint: Path) -> str | None:
     """The command that started the run of a checkpoint, if its record tells."""
     record = checkpoint.parent.parent / "run.json"
-    try:
-        return json.loads(record.read_text())["command"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return record_in(checkpoint).get("command")
+    for read in (lambda: json.loads(record.read_text())["command"], lambda: record_in(checkpoint)["command"]):
+        try:
+            return read()
+        except (OSError, ValueError, KeyError, TypeError):
+            continue  # it only helps an error message
+    return None
 
 
 def random_state(device: torch.device) -> dict[str, Any]:

@@ -86,9 +86,7 @@ def test_a_setting_that_is_named_changes(digits, tmp_path: Path, caplog: pytest.
     run = tmp_path / "run"
     train(new_model(), digits, DATA, settings(run, checkpoint_every=6))
     new = {"num_steps": 8, "weight_decay": 0.5, "base_learning_rate": 1e-9, "log_every": 1}
-    with pytest.raises(
-        UserError, match="`weight_decay` was `0.0001` and is `0.5` now.*`--change base_learning"
-    ):
+    with pytest.raises(UserError, match="`weight_decay` was `0.0001` and is `0.5` now.*`--change base_learning"):
         train(new_model(), digits, DATA, settings(run, resume="auto", **new))
     caplog.set_level("INFO", "hf_ssl")
     named = ["weight_decay", "base_learning_rate", "num_steps"]
