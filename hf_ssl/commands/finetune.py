@@ -34,7 +34,7 @@ from hf_ssl.hub.access import check_push_access
 from hf_ssl.hub.names import check_license
 from hf_ssl.invocation import command_line
 from hf_ssl.settings import checked
-from hf_ssl.training.output import prepare_output_dir
+from hf_ssl.training.output import locked_output_dir, prepare_output_dir
 
 logger = logging.getLogger(__name__)
 
@@ -129,7 +129,20 @@ def run(settings: FineTuneSettings) -> FineTuneResult:
     if own.label_fraction < 1:
         subset = labelled_subset(source, names, own.label_fraction, own.seed, show_progress=_is_first())
         source, counts, fraction = subset.source, subset.counts, subset.fraction
-    result = fine_tune(classifier, source, test, data, own, counts, fraction)
+    with locked_output_dir(own.training):  # until the export is done: it writes into the same folder
+        result = fine_tune(classifier, source, test, data, own, counts, fraction)
+        return _finished(result, classifier, source, test, data, own)
+
+
+def _finished(
+    result: FineTuningResult,
+    classifier: Classifier,
+    source: Source,
+    test: Source | None,
+    data: DataSettings,
+    own: FineTuningSettings,
+) -> FineTuneResult:
+    """Export and publish what was trained to its end, and say how the run ended."""
     stopped_by = result.signal if result.is_main_process else 0
     if stopped_by:
         logger.warning(

@@ -35,8 +35,9 @@ from hf_ssl.invocation import called_as
 from hf_ssl.methods import METHODS
 from hf_ssl.methods.base import SSLPreTrainedModel
 from hf_ssl.training.arguments import TrainingSettings
-from hf_ssl.training.checkpoint import complete_checkpoints
+from hf_ssl.training.find import complete_checkpoints
 from hf_ssl.training.loop import TrainingResult, train
+from hf_ssl.training.output import locked_output_dir, prepare_output_dir
 from hf_ssl.training.plan import UNKNOWN_LENGTH
 from hf_ssl.training.start import EncoderStart, MethodStart
 
@@ -66,7 +67,7 @@ GROUPS = {
         "cpu",
     ),
     "checkpoints and log": (
-        *("checkpoint_every", "keep_checkpoints", "resume", "log_every", "diagnostics_every", "on_collapse"),
+        *("checkpoint_every", "keep_checkpoints", "resume", "change", "log_every", "diagnostics_every", "on_collapse"),
         "report_to",
     ),
     "evaluation": ("knn_every", "knn_split", "knn_images"),
@@ -182,6 +183,13 @@ def run(given: Mapping[str, Any]) -> PretrainResult:
     )
     if request.start is not None and not resumed:
         _load(request.start, model)
+    prepare_output_dir(training)
+    with locked_output_dir(training):  # until the export is done: it writes into the same folder
+        return _train_and_export(request, model)
+
+
+def _train_and_export(request: Request, model: SSLPreTrainedModel) -> PretrainResult:
+    training = request.training
     publisher = _publisher(training)
     result = train(
         model,

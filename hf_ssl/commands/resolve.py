@@ -22,7 +22,7 @@ from hf_ssl.methods import METHODS
 from hf_ssl.methods.base import SSLConfig, SSLPreTrainedModel, check_method_class
 from hf_ssl.settings import as_declared, refuse_unknown, wrong_value
 from hf_ssl.training.arguments import ALTERNATIVES, TrainingSettings
-from hf_ssl.training.checkpoint import write_json
+from hf_ssl.training.files import write_json
 from hf_ssl.training.output import prepare_output_dir
 from hf_ssl.training.recipe import Choice, choose_recipe
 from hf_ssl.training.start import EncoderStart, MethodStart, check_encoder, find_encoder, find_method, with_image_size

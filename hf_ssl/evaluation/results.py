@@ -1,8 +1,10 @@
 """Results as a table to read, and as the file that lies beside an encoder and that its model card shows."""
 
 import json
+import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,13 @@ from hf_ssl.evaluation.comparison import BASELINES, Comparison
 from hf_ssl.evaluation.protocols import BEST_EPOCH, metric_of, title_of
 from hf_ssl.figures.accuracy import accuracy_bars
 from hf_ssl.tokens import record_without_tokens
+
+try:
+    import fcntl
+except ImportError:  # Windows has no such locks
+    fcntl = None
+
+logger = logging.getLogger(__name__)
 
 Table = dict[str, dict[str, dict[str, float]]]
 """Measurement -> name of the encoder -> label column -> value, 1 at best."""
@@ -77,7 +86,8 @@ def draw_table(table: Table, chance: Mapping[str, float], title: str) -> Figure:
 def update_results(path: Path, entries: Sequence[Mapping[str, Any]]) -> None:
     """Add entries to a `results.json`, each in the place of an older one of the same measurement.
 
-    The file is replaced as a whole, so that a process killed in between leaves the old or the new one.
+    The file is replaced as a whole, so that a process killed in between leaves the old or the new one. Processes that
+    add to it at the same time wait for each other.
 
     Args:
         path: The file; made, with its folder, if missing.
@@ -87,18 +97,36 @@ def update_results(path: Path, entries: Sequence[Mapping[str, Any]]) -> None:
     Raises:
         UserError: If the file exists and holds no results.
     """
-    results = _read(path)
-    for entry in record_without_tokens(list(entries)):  # a command may name an address with a password
-        key = _key(entry)
-        places = [place for place, old in enumerate(results) if _key(old) == key]
-        if places:
-            results[places[0]] = dict(entry)
-        else:
-            results.append(dict(entry))
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps({"results": results}, indent=2) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    with _locked(path.parent):
+        results = _read(path)
+        for entry in record_without_tokens(list(entries)):  # a command may name an address with a password
+            key = _key(entry)
+            places = [place for place, old in enumerate(results) if _key(old) == key]
+            if places:
+                results[places[0]] = dict(entry)
+            else:
+                results.append(dict(entry))
+        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        temporary.write_text(json.dumps({"results": results}, indent=2) + "\n", encoding="utf-8")
+        temporary.replace(path)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Wait for others that write into a folder; the lock is on the folder, so that no file is left in it."""
+    if fcntl is None:
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        except OSError as error:  # some network file systems cannot lock a folder
+            logger.warning("`%s` cannot be locked (%s): evaluate one at a time there.", folder, error.strerror)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def heading_of(comparison: Comparison, dataset: str, split: str, train_split: str) -> str:

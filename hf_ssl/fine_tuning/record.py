@@ -66,7 +66,7 @@ def describe_run(
         **{name: given.pop(name) for name in names},
     }
     evaluation = {"test_split": None if test is None else test.split, "eval_every": given.pop("eval_every")}
-    for name in ("test_split", "image_size", "model_args", "license"):
+    for name in ("test_split", "image_size", "model_args", "license", "change"):
         del given[name]
     parameters = list(classifier.module.parameters())
     record = {

@@ -57,7 +57,11 @@ class FineTuningSettings:
         checkpoint_every: Optimizer steps between two checkpoints; the last step always writes one.
         keep_checkpoints: Number of newest checkpoints that are kept.
         resume: `auto` for the newest checkpoint of `output_dir` (from the beginning if there is none), or the folder
-            of a checkpoint.
+            of a checkpoint, or the name of one of this run's, such as `step-000500`. More steps or epochs than the run
+            had are taken at once; see `change` for other settings.
+        change: Names of settings that are to have another value from here on, when a run is resumed, such as
+            `base_learning_rate max_grad_norm`; the values are given as always. Without this a changed setting is
+            refused.
         report_to: Tracker that receives the log beside `metrics.jsonl`.
         push_to_hub: Publish the classifier to the Hugging Face Hub at the end.
         repo_id: Hub repository, such as `org/directpred-r50-flowers`.
@@ -97,6 +101,7 @@ class FineTuningSettings:
     checkpoint_every: int = 500
     keep_checkpoints: int = 2
     resume: str | None = None
+    change: list[str] | None = None
     report_to: Literal["none", "tensorboard", "trackio", "wandb"] = "none"
     push_to_hub: bool = False
     repo_id: str | None = None

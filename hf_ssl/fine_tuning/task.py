@@ -24,14 +24,9 @@ from hf_ssl.fine_tuning.classifier import Classifier, Score, choose_trained, sco
 from hf_ssl.fine_tuning.record import VIEW_RECIPE, FineTuningRecorder, describe_run
 from hf_ssl.fine_tuning.settings import FineTuningSettings
 from hf_ssl.methods.base import SSLOutput
-from hf_ssl.training.checkpoint import (
-    Restored,
-    find_checkpoint,
-    identity_in,
-    load_checkpoint,
-    random_state,
-    set_random_state,
-)
+from hf_ssl.training.changes import defaults_of, plan_going_on
+from hf_ssl.training.checkpoint import Restored, identity_in, load_checkpoint, random_state, set_random_state
+from hf_ssl.training.find import find_checkpoint
 from hf_ssl.training.fit import drop_gradients
 from hf_ssl.training.loop import continue_record, forward_images
 from hf_ssl.training.optimizers import set_learning_rate
@@ -45,7 +40,7 @@ from hf_ssl.training.processes import (
     start_accelerator,
     with_precision,
 )
-from hf_ssl.training.record import identity_of
+from hf_ssl.training.record import former_record, identity_of
 from hf_ssl.training.same_data import check_same_data, keep_listing
 
 
@@ -154,7 +149,10 @@ def _fine_tune(
     accelerator = start_accelerator(training)
     checkpoint = find_checkpoint(Path(settings.output_dir), settings.resume)
     former = {} if checkpoint is None else identity_in(checkpoint)
+    former_run = {} if checkpoint is None else former_record(Path(settings.output_dir), checkpoint)
     plan = make_plan(source, training, accelerator.num_processes, former.get("lanes"))
+    if checkpoint is not None:
+        plan = plan_going_on(plan, former, settings.change or ())
     set_seed(settings.seed, device_specific=True)
     choose_trained(classifier.module, settings.train)
     run = describe_run(classifier, source, test, data, settings, plan, accelerator, counts, fraction_reached)
@@ -169,9 +167,16 @@ def _fine_tune(
     if accelerator.is_main_process:
         keep_listing(source, Path(settings.output_dir))
     if checkpoint is not None:
-        identity = identity_of(run)
-        restored = load_checkpoint(accelerator, checkpoint, model=model, optimizer=optimizer, identity=identity)
-        continue_record(run, Path(settings.output_dir), restored, plan.num_steps)
+        restored = load_checkpoint(
+            accelerator,
+            checkpoint,
+            model=model,
+            optimizer=optimizer,
+            identity=identity_of(run),
+            change=settings.change,
+            defaults=defaults_of(DataSettings, FineTuningSettings),
+        )
+        continue_record(run, former_run, settings.output_dir, restored, plan.num_steps)
     stream = None
     if restored.step < plan.num_steps:
         check, trial = _check_of(settings), _trial_of(model, classifier, settings)

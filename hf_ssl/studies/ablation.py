@@ -45,7 +45,7 @@ from hf_ssl.studies.many_runs import (
 )
 from hf_ssl.studies.settings import StudySettings, check_recipe
 from hf_ssl.training.arguments import TrainingSettings
-from hf_ssl.training.checkpoint import write_json
+from hf_ssl.training.files import write_json
 from hf_ssl.training.loop import train
 from hf_ssl.training.watch.knn import KNN, open_knn
 

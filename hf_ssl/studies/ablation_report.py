@@ -7,7 +7,7 @@ from pathlib import Path
 from hf_ssl.figures.ablation import AblationRow, ablation_chart
 from hf_ssl.studies.ablation_theory import Measured, Run, by_cell
 from hf_ssl.studies.many_runs import mean_text
-from hf_ssl.training.checkpoint import write_json
+from hf_ssl.training.files import write_json
 
 OUTCOMES = {
     "no": "survives",

@@ -14,7 +14,7 @@ from hf_ssl.errors import UserError
 from hf_ssl.evaluation.references import read_json
 from hf_ssl.studies.settings import StudySettings
 from hf_ssl.training.arguments import TrainingSettings
-from hf_ssl.training.checkpoint import write_json
+from hf_ssl.training.files import write_json
 from hf_ssl.training.output import make_folder
 
 

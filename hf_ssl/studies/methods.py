@@ -42,7 +42,7 @@ from hf_ssl.studies.many_runs import (
 from hf_ssl.studies.methods_report import RANDOM, VARIANTS, MethodRun, line_of, table_of, write_report
 from hf_ssl.studies.settings import StudySettings, check_recipe, chosen_names
 from hf_ssl.training.arguments import TrainingSettings
-from hf_ssl.training.checkpoint import write_json
+from hf_ssl.training.files import write_json
 from hf_ssl.training.loop import train
 from hf_ssl.training.plan import make_plan
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from hf_ssl.figures.method_study import MethodRow, method_chart
 from hf_ssl.studies.many_runs import mean_text
-from hf_ssl.training.checkpoint import write_json
+from hf_ssl.training.files import write_json
 
 RANDOM = "random"
 

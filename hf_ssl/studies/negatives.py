@@ -59,7 +59,7 @@ from hf_ssl.studies.negatives_measures import (
 from hf_ssl.studies.negatives_report import HEAD, folder_of, line_of, write_report
 from hf_ssl.studies.settings import StudySettings, check_recipe, chosen_names
 from hf_ssl.training.arguments import TrainingSettings
-from hf_ssl.training.checkpoint import write_json
+from hf_ssl.training.files import write_json
 from hf_ssl.training.loop import train
 
 logger = logging.getLogger(__name__)

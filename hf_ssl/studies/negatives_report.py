@@ -7,7 +7,7 @@ from hf_ssl.figures.negatives import matching_curves
 from hf_ssl.figures.oracle_study import StudyRow, plane, study_chart
 from hf_ssl.studies.many_runs import mean_text
 from hf_ssl.studies.negatives_measures import CONTRASTIVE, Measured, Run, by_method, claims_of, values_of
-from hf_ssl.training.checkpoint import write_json
+from hf_ssl.training.files import write_json
 
 _COLUMNS = {
     "linear": ("linear", 100, 1),

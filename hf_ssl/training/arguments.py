@@ -63,7 +63,11 @@ class TrainingSettings:
         checkpoint_every: Optimizer steps between two checkpoints; the last step always writes one.
         keep_checkpoints: Number of newest checkpoints that are kept.
         resume: `auto` for the newest checkpoint of `output_dir` (from the beginning if there is none), or the folder
-            of a checkpoint.
+            of a checkpoint, or the name of one of this run's, such as `step-000500`. More steps or epochs than the run
+            had are taken at once; see `change` for other settings.
+        change: Names of settings that are to have another value from here on, when a run is resumed, such as
+            `base_learning_rate max_grad_norm`; the values are given as always. Without this a changed setting is
+            refused.
         report_to: Tracker that receives the log beside `metrics.jsonl`.
         knn_every: Optimizer steps between two k-NN evaluations; 0 for none.
         knn_split: Labelled split that k-NN classifies, with the training split as its memory; at the end of a run
@@ -114,6 +118,7 @@ class TrainingSettings:
     checkpoint_every: int = 500
     keep_checkpoints: int = 2
     resume: str | None = None
+    change: list[str] | None = None
     report_to: Literal["none", "tensorboard", "trackio", "wandb"] = "none"
     knn_every: int = 0
     knn_split: str | None = None
@@ -130,6 +135,8 @@ class TrainingSettings:
         if not self.output_dir:
             raise UserError("`output_dir` is needed: the folder of this run, such as `runs/first`.")
         self._check_numbers()
+        if self.change and self.resume is None:
+            raise UserError("`change` is for a run that goes on. Give `--resume auto` too, or leave `change` out.")
         for one, other in ALTERNATIVES:
             if getattr(self, one) is not None and getattr(self, other) is not None:
                 raise UserError(f"`{one}` and `{other}` exclude each other. Give one of them.")

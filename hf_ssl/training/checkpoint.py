@@ -6,31 +6,31 @@ the buffers that differ from the first process's, such as local BatchNorm statis
 """
 
 import json
-import logging
 import os
 import random
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.utils import gather_object, set_seed
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from hf_ssl.data.order.stream import merged_positions
 from hf_ssl.distributed import rank, world_size
 from hf_ssl.errors import UserError
-
-logger = logging.getLogger(__name__)
-
-_STATE = "state.json"
-_MAY_DIFFER = {"num_processes", "images_per_device"}  # of an identity: the images of each step stay the same
+from hf_ssl.training.changes import agreed_changes
+from hf_ssl.training.files import flush, refusal_of_storage, storage_error, write_json
+from hf_ssl.training.find import checkpoint_folder, complete_checkpoints, remove
+from hf_ssl.training.integrity import STATE, file_facts, read_state, sealed
+from hf_ssl.training.limits import check_room
 
 
 @dataclass(frozen=True)
@@ -41,70 +41,15 @@ class Restored:
         step: Optimizer steps done.
         seconds: Seconds of training so far.
         position: Places of all lanes in the stream; None for its beginning.
+        losses: Sum and number of this process's losses since the last log line, and the forward passes of a step.
+        changes: Settings that changed, with those that changed before; see `agreed_changes`.
     """
 
     step: int
     seconds: float
     position: dict[str, Any] | None
-
-
-def checkpoint_folder(output_dir: Path, step: int) -> Path:
-    """Where the checkpoint of a step lies."""
-    return output_dir / "checkpoints" / f"step-{step:06d}"
-
-
-def step_of(checkpoint: Path) -> int:
-    """Optimizer steps done when a checkpoint was written."""
-    return int(checkpoint.name.removeprefix("step-"))
-
-
-def complete_checkpoints(output_dir: Path) -> list[Path]:
-    """The usable checkpoints of a run, oldest first."""
-    found = [path for path in (output_dir / "checkpoints").glob("step-*") if path.name[5:].isdigit()]
-    return sorted((path for path in found if is_complete(path)), key=step_of)
-
-
-def is_complete(checkpoint: Path) -> bool:
-    """Whether every file of a checkpoint is there, with the size that it had when it was written."""
-    try:
-        files = json.loads((checkpoint / _STATE).read_text())["files"]
-        return all((checkpoint / name).stat().st_size == size for name, size in files.items())
-    except (OSError, ValueError, KeyError):
-        return False
-
-
-def find_checkpoint(output_dir: Path, resume: str | None) -> Path | None:
-    """The checkpoint that a run starts from.
-
-    Args:
-        output_dir: Folder of the run.
-        resume: `auto`, the folder of a checkpoint, the folder of a run (its newest), or None.
-
-    Returns:
-        None to start from the beginning.
-
-    Raises:
-        UserError: If `resume` names no complete checkpoint, or newer ones than it lie in `output_dir`.
-    """
-    if resume is None:
-        return None
-    own = complete_checkpoints(output_dir)
-    if resume == "auto":
-        if not own:
-            logger.info("No checkpoint in `%s`: training starts from the beginning.", output_dir)
-        return own[-1] if own else None
-    chosen = Path(resume)
-    if not is_complete(chosen):
-        chosen = next(reversed(complete_checkpoints(chosen)), chosen)
-    if not is_complete(chosen):
-        raise UserError(f"`resume` must be `auto` or the folder of a complete checkpoint, got `{resume}`.")
-    newer = [path for path in own if step_of(path) > step_of(chosen)]
-    if newer:
-        raise UserError(
-            f"`{output_dir}` holds checkpoints after step {step_of(chosen)}, such as `{newer[-1]}`. Delete them, or "
-            "resume into another `output_dir`."
-        )
-    return chosen
+    losses: tuple[float, float, int] = (0.0, 0, 1)
+    changes: tuple[dict[str, Any], ...] = ()
 
 
 def save_checkpoint(
@@ -118,6 +63,8 @@ def save_checkpoint(
     position: Mapping[str, Any],
     identity: Mapping[str, Any],
     keep: int,
+    record: Mapping[str, Any] | None = None,
+    losses: tuple[float, float, int] = (0.0, 0, 1),
 ) -> Path:
     """Write a checkpoint; all processes must call this after the same step.
 
@@ -129,37 +76,85 @@ def save_checkpoint(
         step: Optimizer steps done.
         seconds: Seconds of training so far.
         position: Place of this process in the stream, after the last batch used.
-        identity: What a resumed run must share with this one; see `check_identity`.
+        identity: What a resumed run must share with this one; see `agreed_changes`.
         keep: Newest checkpoints to keep, at least 1.
+        record: Content of `run.json`, from which a damaged one is made again.
+        losses: Sum and number of the losses of this process since the last log line, and the forward passes of a step.
 
     Returns:
         The checkpoint's folder.
+
+    Raises:
+        UserError: If the disk has no room or refuses a file, on all processes. The older checkpoints are left.
     """
     final = checkpoint_folder(output_dir, step)
     partial = final.with_name(f".{final.name}.partial")
-    if accelerator.is_main_process:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-    accelerator.wait_for_everyone()
-    process_state = {
+    own = {
         "position": json.dumps(position),
         "random": random_state(accelerator.device),
         "buffers": _own_buffers(model),
+        "losses": list(losses),
     }
-    torch.save(process_state, partial / _process_file(rank()))
-    _flush(partial / _process_file(rank()))
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
+    state = {"step": step, "seconds": seconds, "identity": identity, "record": record}
+
+    def begin() -> None:
+        check_room(output_dir, [model.state_dict(), optimizer.state_dict()])
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+
+    def complete() -> None:
         weights = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
         save_file(weights, partial / "model.safetensors")
         scaler = accelerator.scaler.state_dict() if accelerator.scaler else None
-        torch.save({"optimizer": optimizer.state_dict(), "scaler": scaler}, partial / "optimizer.pt")
-        state = {"step": step, "seconds": seconds, "identity": identity}
+        _write(partial / "optimizer.pt", {"optimizer": optimizer.state_dict(), "scaler": scaler})
         _complete(partial, final, state)
+
+    is_main = accelerator.is_main_process
+    try:
+        for work in (
+            begin if is_main else None,
+            lambda: _write(partial / _process_file(rank()), own),
+            complete if is_main else None,
+        ):
+            _on_all(work, output_dir, step)
+    except UserError:
+        if is_main:
+            shutil.rmtree(partial, ignore_errors=True)
+        raise
+    if is_main:
         for old in complete_checkpoints(output_dir)[:-keep]:
-            shutil.rmtree(old)
+            remove(old)
     accelerator.wait_for_everyone()
     return final
+
+
+def _on_all(work: Callable[[], None] | None, output_dir: Path, step: int) -> None:
+    """Do a part of the writing, and raise on all processes what the disk refuses to any of them."""
+    refusal = None
+    try:
+        if work is not None:
+            work()
+    except Exception as error:
+        cause = storage_error(error)
+        if cause is None and not isinstance(error, UserError):
+            raise
+        newest = complete_checkpoints(output_dir)[-1:]
+        way_on = (
+            f"the last good checkpoint is `{newest[0]}`, from which the same command with `--resume auto` continues."
+            if newest
+            else "no checkpoint was written before."
+        )
+        what = f"The checkpoint of step {step} in `{output_dir}`"
+        refusal = str(error) if cause is None else refusal_of_storage(what, cause, way_on)
+    refusals = [one for one in gather_object([refusal]) if one is not None]  # also waits for everyone
+    if refusals:
+        raise UserError(refusals[0])
+
+
+def _write(path: Path, content: Any) -> None:
+    with path.open("wb") as file:  # given a path, torch would hide what the disk says
+        torch.save(content, file)
+    flush(path)
 
 
 def _complete(partial: Path, final: Path, state: dict[str, Any]) -> None:
@@ -169,18 +164,23 @@ def _complete(partial: Path, final: Path, state: dict[str, Any]) -> None:
             f"The state of process {missing[0]} did not arrive in `{partial}`. `output_dir` must be on a file system "
             "that all machines share."
         )
-    for name in ("model.safetensors", "optimizer.pt"):
-        _flush(partial / name)
-    state["files"] = {path.name: path.stat().st_size for path in sorted(partial.iterdir())}
-    write_json(partial / _STATE, state)
-    _flush(partial)
+    flush(partial / "model.safetensors")
+    write_json(partial / STATE, sealed(json.loads(json.dumps({**state, "files": file_facts(partial)}))))
+    flush(partial)
     shutil.rmtree(final, ignore_errors=True)  # an incomplete folder of the same name
     os.replace(partial, final)
-    _flush(final.parent)
+    flush(final.parent)
 
 
 def load_checkpoint(
-    accelerator: Accelerator, checkpoint: Path, *, model: nn.Module, optimizer: Any, identity: Mapping[str, Any]
+    accelerator: Accelerator,
+    checkpoint: Path,
+    *,
+    model: nn.Module,
+    optimizer: Any,
+    identity: Mapping[str, Any],
+    change: Sequence[str] | None = None,
+    defaults: Mapping[str, Any] | None = None,
 ) -> Restored:
     """Load the state of a checkpoint into this process, also one that another number of processes has written.
 
@@ -193,76 +193,101 @@ def load_checkpoint(
         model: The method, without wrapper, on its device.
         optimizer: The prepared optimizer.
         identity: What the checkpoint must share with this run.
+        change: Settings that are to change.
+        defaults: See `agreed_changes`.
 
     Raises:
         UserError: If the checkpoint belongs to another method, data set or other settings.
     """
-    state = json.loads((checkpoint / _STATE).read_text())
-    check_identity(checkpoint, state["identity"], identity, command_of(checkpoint))
+    state = read_state(checkpoint)
+    changes = agreed_changes(
+        checkpoint,
+        state["identity"],
+        identity,
+        step=state["step"],
+        change=change or (),
+        defaults=defaults,
+        command=command_of(checkpoint),
+    )
     num_processes = state["identity"]["num_processes"]
-    states = [
-        torch.load(checkpoint / _process_file(number), map_location="cpu", weights_only=True)
-        for number in range(num_processes)
-    ]
+    states = [_loaded(checkpoint / _process_file(number)) for number in range(num_processes)]
     process_state = states[rank() % num_processes]
-    shared = torch.load(checkpoint / "optimizer.pt", map_location="cpu", weights_only=True)
-    model.load_state_dict(load_file(checkpoint / "model.safetensors"))
-    buffers = dict(model.named_buffers())
-    with torch.no_grad():
-        for name, value in process_state["buffers"].items():
-            buffers[name].copy_(value)
-    optimizer.load_state_dict(shared["optimizer"])
+    shared = _loaded(checkpoint / "optimizer.pt")
+    _load_weights(model, checkpoint, process_state["buffers"])
+    _load_optimizer(optimizer, checkpoint, shared["optimizer"], has_changed=bool(changes))
     if accelerator.scaler and shared["scaler"]:
         accelerator.scaler.load_state_dict(shared["scaler"])
     if num_processes == world_size():
         set_random_state(process_state["random"], accelerator.device)
     else:  # two processes with one state would draw alike: each begins anew, as at the start of the run
         set_seed(identity["seed"] + state["step"], device_specific=True)
-    position = merged_positions(json.loads(one["position"]) for one in states)
-    return Restored(state["step"], state["seconds"], position)
+    return Restored(
+        step=state["step"],
+        seconds=state["seconds"],
+        position=merged_positions(json.loads(one["position"]) for one in states),
+        losses=_losses_of([one.get("losses", (0.0, 0, 1)) for one in states]),
+        changes=(*record_in(checkpoint).get("changes", ()), *changes),
+    )
+
+
+def _load_weights(model: nn.Module, checkpoint: Path, own_buffers: Mapping[str, Tensor]) -> None:
+    saved, wanted = load_file(checkpoint / "model.safetensors"), model.state_dict()
+    for name in sorted(saved.keys() | wanted.keys()):
+        if name not in saved or name not in wanted or saved[name].shape != wanted[name].shape:
+            raise UserError(
+                f"`{checkpoint}` holds other weights than this run, such as `{name}`. A setting on which the names "
+                "or sizes of weights depend cannot change within a run: resume with what it was."
+            )
+    model.load_state_dict(saved)
+    buffers = dict(model.named_buffers())
+    with torch.no_grad():
+        for name, value in own_buffers.items():
+            buffers[name].copy_(value)
+
+
+def _load_optimizer(optimizer: Any, checkpoint: Path, saved: dict[str, Any], has_changed: bool) -> None:
+    """Load an optimizer's state; its options are those of this run, if settings have changed."""
+    own = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
+    try:
+        optimizer.load_state_dict(saved)
+    except ValueError as error:
+        raise UserError(
+            f"The optimizer of `{checkpoint}` sorts the weights into other groups. A setting on which they depend "
+            "cannot change within a run: resume with what it was."
+        ) from error
+    if has_changed:
+        for group, options in zip(optimizer.param_groups, own, strict=True):
+            group.update(options)
+
+
+def _losses_of(losses: list[Sequence[float]]) -> tuple[float, float, int]:
+    """What this process goes on with of the losses of all former ones: its own, or their mean."""
+    if len(losses) == world_size():
+        total, count, passes = losses[rank()]
+    else:
+        total, count, passes = (sum(column) / len(losses) for column in zip(*losses, strict=True))
+    return total, count, int(passes)
 
 
 def identity_in(checkpoint: Path) -> dict[str, Any]:
     """What `save_checkpoint` was given as the identity of the run."""
-    return json.loads((checkpoint / _STATE).read_text())["identity"]
+    return read_state(checkpoint)["identity"]
+
+
+def record_in(checkpoint: Path) -> dict[str, Any]:
+    """The `run.json` of the run when a checkpoint was written; empty in those of older versions."""
+    return read_state(checkpoint).get("record") or {}
 
 
 def command_of(checkpoint: Path) -> str | None:
     """The command that started the run of a checkpoint, if its record tells."""
     record = checkpoint.parent.parent / "run.json"
-    try:
-        return json.loads(record.read_text())["command"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None  # it only helps an error message
-
-
-def check_identity(
-    checkpoint: Path, then: Mapping[str, Any], now: Mapping[str, Any], command: str | None = None
-) -> None:
-    """Refuse to continue with anything that would make the resumed run another one.
-
-    Args:
-        checkpoint: Named in the message.
-        then: Method and settings of the checkpoint.
-        now: Those of this run.
-        command: What started the run of the checkpoint, for the message.
-
-    Raises:
-        UserError: If they differ; names the first difference and the cure.
-    """
-    now = json.loads(json.dumps(now))
-    cure = "Resume with what it was, or start another run in another `output_dir`."
-    if command is not None:
-        cure += f" The run was started by `{command}`."
-    if then["method"] != now["method"]:
-        raise UserError(f"`{checkpoint}` is of method `{then['method']}`, this run trains `{now['method']}`. {cure}")
-    changed = [
-        f"`{name}` was `{then.get(name)}` and is `{now.get(name)}` now"
-        for name in sorted((then.keys() | now.keys()) - _MAY_DIFFER)
-        if then.get(name) != now.get(name)
-    ]
-    if changed:
-        raise UserError(f"These settings changed since `{checkpoint}` was written: {', '.join(changed)}. {cure}")
+    for read in (lambda: json.loads(record.read_text())["command"], lambda: record_in(checkpoint)["command"]):
+        try:
+            return read()
+        except (OSError, ValueError, KeyError, TypeError):
+            continue  # it only helps an error message
+    return None
 
 
 def random_state(device: torch.device) -> dict[str, Any]:
@@ -287,12 +312,12 @@ def set_random_state(state: Mapping[str, Any], device: torch.device) -> None:
     random.setstate((version, tuple(internal), gauss))
 
 
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a JSON file that is always either the old or the new one."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(content, indent=2) + "\n")
-    _flush(partial)
-    os.replace(partial, path)
+def _loaded(path: Path) -> Any:
+    """What `_write` wrote; checkpoints of versions without checksums are not known to be whole."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, UnpicklingError, EOFError, ValueError, KeyError) as error:
+        raise UserError(f"`{path}` is damaged: it cannot be loaded. Resume from another checkpoint.") from error
 
 
 @torch.no_grad()
@@ -309,11 +334,3 @@ def _own_buffers(model: nn.Module) -> dict[str, Tensor]:
 
 def _process_file(number: int) -> str:
     return f"process-{number:05d}.pt"
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

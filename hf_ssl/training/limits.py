@@ -1,12 +1,14 @@
 """What a machine must offer a run: checked before it begins, and explained when it runs out."""
 
+import errno
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from hf_ssl.errors import UserError
@@ -78,6 +80,31 @@ def check_disk(model: nn.Module, settings: TrainingSettings) -> None:
             f"{settings.keep_checkpoints} checkpoints and the export, but its disk has {free / 2**30:.1f} GiB free. "
             "Give another folder, or lower `keep_checkpoints`."
         )
+
+
+def check_room(output_dir: Path, states: list[Mapping[str, Any]]) -> None:
+    """Refuse to begin a checkpoint for which the disk has no room.
+
+    Args:
+        output_dir: Folder of the run.
+        states: What is to be written; nested, with tensors in it.
+
+    Raises:
+        OSError: Says what is needed and what there is.
+    """
+    needed = sum(_tensor_bytes(state) for state in states)
+    free = shutil.disk_usage(output_dir).free
+    if free < needed:
+        told = f"it needs {needed / 2**20:,.1f} MiB, and {free / 2**20:,.1f} MiB are free"
+        raise OSError(errno.ENOSPC, told)
+
+
+def _tensor_bytes(state: Any) -> int:
+    if isinstance(state, Tensor):
+        return state.numel() * state.element_size()
+    if isinstance(state, Mapping):
+        return sum(map(_tensor_bytes, state.values()))
+    return sum(map(_tensor_bytes, state)) if isinstance(state, list | tuple) else 0
 
 
 @contextmanager

@@ -14,13 +14,14 @@ from torch import nn
 from hf_ssl.data.settings import DataSettings
 from hf_ssl.data.sources.open import Source
 from hf_ssl.data.views.device import Normalize
-from hf_ssl.evaluation.references import read_json
 from hf_ssl.methods.base import SSLOutput, SSLPreTrainedModel
 from hf_ssl.modules.batch_norm import synchronize_batch_norm
 from hf_ssl.training.arguments import TrainingSettings
 from hf_ssl.training.batches import inputs_of, open_stream
 from hf_ssl.training.briefing import briefing
-from hf_ssl.training.checkpoint import Restored, find_checkpoint, identity_in, load_checkpoint
+from hf_ssl.training.changes import change_text, defaults_of, plan_going_on
+from hf_ssl.training.checkpoint import Restored, identity_in, load_checkpoint, record_in
+from hf_ssl.training.find import find_checkpoint
 from hf_ssl.training.fit import images_that_fit, trial_step
 from hf_ssl.training.limits import check_batch, check_disk, memory_errors_explained
 from hf_ssl.training.optimizers import build_optimizer, set_learning_rate
@@ -33,7 +34,7 @@ from hf_ssl.training.processes import (
     start_accelerator,
     with_precision,
 )
-from hf_ssl.training.record import Start, describe_run, identity_of
+from hf_ssl.training.record import Start, describe_run, former_record, identity_of
 from hf_ssl.training.recorder import Recorder
 from hf_ssl.training.same_data import check_same_data, keep_listing
 from hf_ssl.training.watch.knn import open_knn
@@ -116,9 +117,11 @@ def _train(
     accelerator = start_accelerator(settings)
     checkpoint = find_checkpoint(Path(settings.output_dir), settings.resume)
     former = {} if checkpoint is None else identity_in(checkpoint)
+    former_run = {} if checkpoint is None else former_record(Path(settings.output_dir), checkpoint)
     plan = make_plan(source, settings, accelerator.num_processes, former.get("lanes"))
-    if checkpoint is not None and settings.max_hours is not None:
-        plan = plan_of_record(plan, Path(settings.output_dir))
+    if checkpoint is not None:
+        plan = plan_of_record(plan, record_in(checkpoint) or former_run, settings)
+        plan = plan_going_on(plan, former, settings.change or ())
     run = describe_run(model, source, data, settings, plan, accelerator.num_processes, accelerator.device, start)
     network, optimizer = _set_up(accelerator, model, settings, plan.learning_rate)
     restored = Restored(step=0, seconds=0.0, position=None)
@@ -128,9 +131,15 @@ def _train(
         keep_listing(source, Path(settings.output_dir))
     if checkpoint is not None:
         restored = load_checkpoint(
-            accelerator, checkpoint, model=model, optimizer=optimizer, identity=identity_of(run)
+            accelerator,
+            checkpoint,
+            model=model,
+            optimizer=optimizer,
+            identity=identity_of(run),
+            change=settings.change,
+            defaults=defaults_of(type(model.config), DataSettings, TrainingSettings),
         )
-        continue_record(run, Path(settings.output_dir), restored, plan.num_steps)
+        continue_record(run, former_run, settings.output_dir, restored, plan.num_steps)
     stream, images = None, 0
     if restored.step < plan.num_steps:
         check_disk(model, settings)
@@ -223,11 +232,11 @@ def forward_images(
     return images
 
 
-def plan_of_record(plan: Plan, output_dir: Path) -> Plan:
+def plan_of_record(plan: Plan, former_run: Mapping[str, Any], settings: TrainingSettings) -> Plan:
     """The plan with the length that the run was given when its first steps had been measured, if they had."""
-    record = output_dir / "run.json"
-    training = read_json(record)["training"] if record.exists() else {}
-    if not training.get("fits_hours"):
+    training = former_run.get("training", {})
+    fitted = settings.max_hours is not None and training.get("fits_hours")
+    if not fitted or "max_hours" in (settings.change or ()):
         return plan
     return replace(plan, num_steps=training["num_steps"], warmup_steps=training["warmup_steps"], fits_hours=True)
 
@@ -252,14 +261,19 @@ def _set_up(
     return prepare(accelerator, model, build_optimizer(model, settings, learning_rate))
 
 
-def continue_record(run: dict[str, Any], output_dir: Path, restored: Restored, num_steps: int) -> None:
-    """Take over what `run.json` knows about the part of the run that is done."""
-    path = output_dir / "run.json"
-    if path.exists():
-        former = read_json(path)
-        kept = ("command", "started", "skipped", "progress", "collapse")
-        run |= {name: former[name] for name in kept if name in former}
-        run["finished"] = former.get("finished") if restored.step == num_steps else None
+def continue_record(
+    run: dict[str, Any], former_run: Mapping[str, Any], output_dir: str, restored: Restored, num_steps: int
+) -> None:
+    """Take over what the record knows about the part of the run that is done, and note what changes from here on."""
+    kept = ("command", "started", "skipped", "progress", "collapse")
+    run |= {name: former_run[name] for name in kept if name in former_run}
+    if former_run:
+        run["finished"] = former_run.get("finished") if restored.step == num_steps else None
+    if restored.changes:
+        run["changes"] = list(restored.changes)
+    for one in restored.changes:
+        if one["step"] == restored.step:
+            logger.info(change_text(one))
     if restored.step == num_steps:
         logger.info("The run in `%s` has already finished: nothing is left to train.", output_dir)
     else:

@@ -11,6 +11,8 @@ from pathlib import Path
 
 from hf_ssl.errors import UserError
 from hf_ssl.training.arguments import TrainingSettings
+from hf_ssl.training.files import storage_errors_explained
+from hf_ssl.training.find import remove_leftovers
 
 try:
     import fcntl
@@ -20,6 +22,7 @@ except ImportError:  # Windows has no such locks
 logger = logging.getLogger(__name__)
 
 _LOCK = ".lock"
+_held: set[Path] = set()  # by this process: to open and close the file again would let go of it
 
 
 def prepare_output_dir(settings: TrainingSettings) -> None:
@@ -62,9 +65,9 @@ def make_folder(folder: Path, setting: str, cure: str = "Give another folder.") 
 
 def _holds_no_step(folder: Path) -> bool:
     """Whether a folder is empty, or what is left of a run that was refused before its first log line."""
+    names = (_LOCK, "run.json", "recipe.json", ".run.json.partial", ".recipe.json.partial")
     return all(
-        path.name in (_LOCK, "run.json", "recipe.json") or (path.name == "metrics.jsonl" and path.stat().st_size == 0)
-        for path in folder.iterdir()
+        path.name in names or (path.name == "metrics.jsonl" and path.stat().st_size == 0) for path in folder.iterdir()
     )
 
 
@@ -73,14 +76,24 @@ def locked_output_dir(settings: TrainingSettings) -> Iterator[None]:
     """Refuse a folder in which another run is still at work, such as one whose launcher alone was killed.
 
     The lock is the operating system's: it ends with the process, however that ends, and its workers do not inherit it.
+    A command holds it until it has exported; within it, training asks again and gets it. What a killed process has
+    left half written is removed first.
 
     Raises:
         UserError: If another process holds the lock.
     """
-    if not _is_first_process() or fcntl is None:
+    folder = Path(settings.output_dir)
+    key = folder.resolve()
+    if not _is_first_process() or key in _held:
         yield
         return
-    with (Path(settings.output_dir) / _LOCK).open("a") as file:
+    if fcntl is None:
+        remove_leftovers(folder)
+        yield
+        return
+    with storage_errors_explained(folder / _LOCK):
+        file = (folder / _LOCK).open("a")
+    with file:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -89,7 +102,12 @@ def locked_output_dir(settings: TrainingSettings) -> Iterator[None]:
                     f"Another process still trains in `{settings.output_dir}`. Wait for it or end it, then resume."
                 ) from None
             logger.warning("`%s` is on a file system without locks: start one run at a time there.", file.name)
-        yield
+        _held.add(key)
+        try:
+            remove_leftovers(folder)
+            yield
+        finally:
+            _held.remove(key)
 
 
 def _is_first_process() -> bool:

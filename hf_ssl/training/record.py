@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import logging
 import os
 import platform
 import subprocess
@@ -18,13 +19,20 @@ from transformers import PreTrainedConfig
 import hf_ssl
 from hf_ssl.data.settings import DataSettings
 from hf_ssl.data.sources.open import Source
+from hf_ssl.errors import UserError
+from hf_ssl.evaluation.references import read_json
 from hf_ssl.invocation import command_line
 from hf_ssl.methods.base import SSLConfig, SSLPreTrainedModel
 from hf_ssl.tokens import record_without_tokens
 from hf_ssl.training.arguments import TrainingSettings
+from hf_ssl.training.checkpoint import record_in
+from hf_ssl.training.files import storage_errors_explained
 from hf_ssl.training.plan import Plan
 
+logger = logging.getLogger(__name__)
+
 _PACKAGES = ("torch", "transformers", "timm", "accelerate", "datasets", "huggingface_hub")
+_PARTS = ("config", "data", "training", "progress")
 _INHERITED = {field.name for field in dataclasses.fields(PreTrainedConfig)}
 
 # Settings that may change when a run resumes: its weights do not depend on them.
@@ -35,6 +43,7 @@ _FREE = {
     "checkpoint_every",
     "keep_checkpoints",
     "resume",
+    "change",
     "report_to",
     "knn_every",
     "diagnostics_every",
@@ -87,7 +96,8 @@ def describe_run(
 ) -> dict[str, Any]:
     """The content of `run.json` at the start of a run; it is published, so tokens in addresses are not in it."""
     training = dataclasses.asdict(settings)
-    del training["recipe"]
+    for name in ("recipe", "change"):  # what has changed is in `changes`
+        del training[name]
     record = {
         "method": method_of(model),
         "recipe": settings.recipe,
@@ -139,33 +149,67 @@ def identity_of(run: Mapping[str, Any]) -> dict[str, Any]:
     return {"method": run["method"], **run["config"], **training, **steps, **data}
 
 
+def former_record(output_dir: Path, checkpoint: Path) -> dict[str, Any]:
+    """The `run.json` of the run that goes on; where it is damaged or gone, what its checkpoint kept of it.
+
+    Args:
+        output_dir: Folder of the run.
+        checkpoint: Where it goes on.
+
+    Returns:
+        The content; empty if a run in another folder begins it.
+    """
+    path = output_dir / "run.json"
+    if path.exists():
+        try:
+            record = read_json(path)
+            if all(isinstance(record.get(name), dict) for name in _PARTS):
+                return record
+            reason = f"it lacks {', '.join(f'`{name}`' for name in _PARTS if not isinstance(record.get(name), dict))}"
+        except (UserError, OSError) as error:
+            reason = str(error)
+        logger.warning("`%s` is damaged and made again from `%s`: %s", path, checkpoint, reason)
+    is_own = checkpoint.resolve().parent.parent == output_dir.resolve()
+    return record_in(checkpoint) if path.exists() or is_own else {}
+
+
 class MetricsLog:
     """`metrics.jsonl`: one JSON object a line.
 
     Args:
         path: The file; made with the first line.
-        step: Lines after this step are removed: the run resumes from there. 0 empties the file.
+        step: Lines after this step are removed, and those that cannot be read: the run resumes from there. 0 empties
+            the file.
+
+    Raises:
+        UserError: If the disk refuses to write.
     """
 
     def __init__(self, path: Path, step: int):
         self.path = path
         if path.exists():
-            kept = [line for line in path.read_text().splitlines() if _step_of(line) <= step and step > 0]
-            partial = path.with_name(f".{path.name}.partial")
-            partial.write_text("".join(f"{line}\n" for line in kept))
-            os.replace(partial, path)
+            with storage_errors_explained(path):
+                # What a disk has damaged may be no text at all.
+                lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+                kept = [line for line in lines if _step_of(line) <= step and step > 0]
+                partial = path.with_name(f".{path.name}.partial")
+                partial.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+                os.replace(partial, path)
+            damaged = sum(_step_of(line) == float("inf") for line in lines[:-1])  # a kill may cut the last one
+            if damaged and step > 0:
+                logger.warning("%d damaged lines of `%s` are left out.", damaged, path)
 
     def append(self, values: Mapping[str, Any]) -> None:
         """Add one line."""
-        with self.path.open("a") as file:
+        with storage_errors_explained(self.path), self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(values) + "\n")
 
 
 def _step_of(line: str) -> float:
     try:
-        return json.loads(line)["step"]
+        return float(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):
-        return float("inf")  # a line that a kill cut off
+        return float("inf")  # a line that a kill cut off, or a disk damaged
 
 
 def flat_settings(run: Mapping[str, Any]) -> dict[str, str | int | float | bool]:

@@ -22,7 +22,9 @@ from hf_ssl.figures.metrics_log import read_metrics
 from hf_ssl.methods.base import SSLOutput, SSLPreTrainedModel
 from hf_ssl.training.arguments import TrainingSettings
 from hf_ssl.training.briefing import SpeedCheck
-from hf_ssl.training.checkpoint import Restored, save_checkpoint, step_of, write_json
+from hf_ssl.training.checkpoint import Restored, save_checkpoint
+from hf_ssl.training.files import storage_errors_explained, write_json
+from hf_ssl.training.find import step_of
 from hf_ssl.training.plan import UNKNOWN_LENGTH, Plan
 from hf_ssl.training.processes import averaged_batch_norm
 from hf_ssl.training.record import MetricsLog, finish, flat_settings, identity_of
@@ -79,7 +81,7 @@ class Recorder:
         self.position = restored.position
         self.last_step = (restored.step, restored.position)  # that is finished, and what it had read
         self.skipped: Counter[str] = Counter()
-        self.losses = LossMonitor(accelerator.device)
+        self.losses = LossMonitor(accelerator.device, accelerator.gradient_accumulation_steps, restored.losses)
         self.clock = Clock(restored.seconds)
         self.energy = EnergyMeter(accelerator.device, accelerator.is_local_main_process)
         self.former_energy = {name: run["progress"][name] for name in _ENERGY if name in run["progress"]}
@@ -249,7 +251,7 @@ class Recorder:
         if self.accelerator.is_main_process:
             # A resumed run remembers what it was, and what it has already reported.
             for line in self.former_lines:
-                if "feature_std" in line:
+                if "feature_std" in line and "effective_rank" in line:
                     self.alarm.add(line["step"], root * line["feature_std"], line["effective_rank"])
             self.former_lines = []
             collapse = self.alarm.add(figures["step"], root * figures["feature_std"], figures["effective_rank"])
@@ -301,6 +303,8 @@ class Recorder:
             position=self.position or {},
             identity=identity_of(self.run),
             keep=self.settings.keep_checkpoints,
+            record=self.run,
+            losses=self.losses.since_last_line(step),
         )
         self._write_run(step)
         if self.on_checkpoint is not None and not last:
@@ -325,7 +329,8 @@ class Recorder:
             **self._energy_on_all(),
         }
         if self.accelerator.is_main_process:
-            write_json(self.output_dir / "run.json", self.run)
+            with storage_errors_explained(self.output_dir / "run.json"):
+                write_json(self.output_dir / "run.json", self.run)
 
     def _energy_on_all(self) -> dict[str, Any]:
         """Energy of all processes, those before a resume included; empty where no machine tells."""

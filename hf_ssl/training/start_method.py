@@ -11,7 +11,8 @@ from transformers import PreTrainedConfig
 from hf_ssl.errors import UserError
 from hf_ssl.evaluation.references import hub_file, read_json
 from hf_ssl.methods.base import SSLPreTrainedModel
-from hf_ssl.training.checkpoint import complete_checkpoints
+from hf_ssl.training.find import complete_checkpoints
+from hf_ssl.training.integrity import damage_of
 from hf_ssl.training.origin import commit_of, hub_record, local_record, sha256_of, training_of
 from hf_ssl.training.weights import WEIGHTS, differences, fitted_weights, of_part, read_weights
 
@@ -147,6 +148,9 @@ def _local_method(reference: str, path: Path) -> MethodStart:
             f"The folder `{reference}` holds no method: it has no `pretraining` folder and no checkpoint, and "
             "no method was saved to it. Give the folder of a run."
         )
+    damage = damage_of(checkpoints[-1])
+    if damage is not None:
+        raise UserError(f"`{checkpoints[-1]}`, the newest checkpoint of `{reference}`, is damaged: {damage}.")
     config = {**record["config"], "model_type": f"hf_ssl_{record['method']}"}
     origin = _origin_of_method(reference, config, "run", None, checkpoints[-1] / WEIGHTS, record)
     return MethodStart(config["model_type"], config, checkpoints[-1], origin, record.get("base_model"))

@@ -21,9 +21,10 @@ import torch
 from PIL import Image
 
 from hf_ssl import commands
+from hf_ssl.commands import pretrain as pretrain_command
 from hf_ssl.data.order.stream import merged_positions
 from hf_ssl.methods import METHODS
-from hf_ssl.training.checkpoint import complete_checkpoints
+from hf_ssl.training.find import complete_checkpoints
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "pretrain.py"
 NUM_IMAGES = 230
@@ -231,6 +232,24 @@ def test_a_finished_run_is_exported_again_if_its_encoder_is_gone(
     assert main([*arguments, "--resume", "auto"]) == 0
     assert (encoder / "model.safetensors").read_bytes() == weights
     assert str(encoder) in capsys.readouterr().out
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such locks")
+def test_no_other_run_takes_the_folder_while_it_is_exported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    attempt = "import fcntl, sys; fcntl.lockf(open(sys.argv[1], 'a'), fcntl.LOCK_EX | fcntl.LOCK_NB)"
+    attempts = []
+
+    def try_to_lock(*_):
+        command = [sys.executable, "-S", "-c", attempt, str(tmp_path / "run" / ".lock")]
+        attempts.append(subprocess.run(command, capture_output=True, check=False).returncode)
+        return tmp_path / "run" / "encoder", None
+
+    monkeypatch.setattr("hf_ssl.commands.pretrain.finish_run", try_to_lock)
+    few = {"architecture": "test_resnet", "image_size": 16, "num_steps": 1, "batch_size": 8, "num_workers": 0}
+    pretrain_command.run({"method": "simsiam", "dataset": "digits", "output_dir": str(tmp_path / "run"), **few})
+    assert len(attempts) == 1 and attempts[0] != 0
+    try_to_lock()
+    assert attempts[1] == 0
 
 
 def test_a_run_that_is_stopped_before_its_length_is_known(parquet: Path, tmp_path: Path, capsys, monkeypatch):

@@ -1,6 +1,7 @@
 """The file of results: what is replaced, what stays, and the table to read."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -21,6 +22,19 @@ def test_the_same_measurement_is_replaced_and_others_stay(tmp_path):
     update_results(path, [entry(0.4, split="validation"), entry(0.5), entry(0.6, dataset_config="large")])
     assert values_of(path) == [0.5, 0.2, 0.3, 0.4, 0.6]
     assert [file.name for file in path.parent.iterdir()] == ["results.json"]
+
+
+def test_evaluations_at_the_same_time_keep_all_results(tmp_path):
+    path = tmp_path / "results.json"
+
+    def evaluate(number: int) -> None:
+        for step in range(20):
+            update_results(path, [entry(0.1, label=f"{number} {step}")])
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(evaluate, range(4)))
+    assert len(values_of(path)) == 80
+    assert [file.name for file in tmp_path.iterdir()] == ["results.json"]
 
 
 def test_a_file_of_something_else_is_left_alone(tmp_path):

@@ -100,8 +100,24 @@ def test_resume_is_exact(tmp_path, monkeypatch, values):
 
 def test_other_settings_are_refused_on_resume(tmp_path):
     run(tmp_path, num_steps=3)
-    with pytest.raises(ValueError, match="`train` was `full` and is `linear` now"):
+    with pytest.raises(ValueError, match="`train` was `full` and is `linear` now.*`train` cannot change within a run"):
         run(tmp_path, num_steps=3, train="linear", resume="auto")
+
+
+def test_more_steps_and_a_changed_setting_after_the_end(tmp_path):
+    run(tmp_path, num_steps=3)
+    new = {"num_steps": 5, "label_smoothing": 0.1, "weight_decay": 0.5, "resume": "auto"}
+    with pytest.raises(ValueError, match=r"`label_smoothing` was `0.0` and is `0.1` now.*`--change label_smoothing"):
+        run(tmp_path, **new)
+    *_, result = run(tmp_path, **new, change=["label_smoothing", "weight_decay"])
+    assert result.step == 5 and result.score is not None
+    changes = json.loads((tmp_path / "run.json").read_text())["changes"]
+    assert [(one["step"], one["name"]) for one in changes] == [
+        (3, "label_smoothing"),
+        (3, "num_steps"),
+        (3, "weight_decay"),
+    ]
+    assert [line["step"] for line in lines_of(tmp_path) if "accuracy" in line] == [3, 5]
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,14 @@
 """What makes a checkpoint complete, which one a run starts from, and what a resumed run must share."""
 
+import errno
 import json
+import os
 import random
+import resource
 import shutil
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,20 +16,20 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
+from hf_ssl.errors import UserError
 from hf_ssl.training import checkpoint as module
+from hf_ssl.training import find, limits
+from hf_ssl.training.changes import agreed_changes
 from hf_ssl.training.checkpoint import (
-    check_identity,
-    checkpoint_folder,
     command_of,
-    complete_checkpoints,
-    find_checkpoint,
-    is_complete,
     load_checkpoint,
     random_state,
     save_checkpoint,
     set_random_state,
-    step_of,
 )
+from hf_ssl.training.find import checkpoint_folder, complete_checkpoints, find_checkpoint, remove_leftovers, step_of
+from hf_ssl.training.integrity import is_complete
+from hf_ssl.training.processes import own_accelerate_state
 
 IDENTITY = {"method": "byol", "num_processes": 1, "batch_size": 8, "seed": 4, "image_mean": (0.5, 0.5, 0.5)}
 POSITION = {"taken": 0, "at": {"0": {"offset": 5}, "1": {"offset": 5}}}
@@ -65,6 +70,13 @@ def run(tmp_path: Path):
 
     train()
     return accelerator, network, optimizer, train, save
+
+
+@pytest.fixture(autouse=True)
+def alone():
+    """Tests of other files begin without an accelerator."""
+    with own_accelerate_state():
+        yield
 
 
 def test_everything_comes_back(run, tmp_path: Path):
@@ -119,7 +131,7 @@ def test_a_kill_while_writing_leaves_the_last_good_one(run, tmp_path: Path, monk
     class Killed(BaseException):
         pass
 
-    names = ("torch.save", "save_file", "_flush", "write_json", "os.replace")
+    names = ("torch.save", "save_file", "flush", "write_json", "os.replace")
     for name in names:
 
         def die(*_, **__):
@@ -135,19 +147,149 @@ def test_a_kill_while_writing_leaves_the_last_good_one(run, tmp_path: Path, monk
     assert [path.name for path in (tmp_path / "checkpoints").glob(".*")] == []
 
 
-@pytest.mark.parametrize("damage", ["cut", "missing", "no state"])
-def test_a_damaged_checkpoint_is_not_used(run, tmp_path: Path, damage: str):
-    *_, save = run
-    good, bad = save(5), save(6)
-    if damage == "cut":
-        file = bad / "model.safetensors"
-        file.write_bytes(file.read_bytes()[:-1])
+def flip_a_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+DAMAGES = {
+    "flipped bit": flip_a_bit,
+    "cut": lambda path: path.write_bytes(path.read_bytes()[:-9]),
+    "empty": lambda path: path.write_bytes(b""),
+    "missing": Path.unlink,
+    "foreign": lambda path: path.write_bytes((path.parent.parent / "step-000005" / path.name).read_bytes()),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt", "process-00000.pt", "state.json"])
+def test_a_damaged_checkpoint_is_named_and_not_used(
+    run, tmp_path: Path, name: str, damage: str, caplog: pytest.LogCaptureFixture
+):
+    _, _, _, train, save = run
+    good = save(5)
+    train()
+    bad = save(6)
+    if (name, damage) == ("state.json", "foreign"):
+        (bad / name).write_text('{"step": 6, "seconds": 1, "identity": {}, "files": {}, "crc32": "00000000"}')
     else:
-        (bad / ("optimizer.pt" if damage == "missing" else "state.json")).unlink()
-    assert find_checkpoint(tmp_path, "auto") == good
-    with pytest.raises(ValueError, match="complete checkpoint"):
+        DAMAGES[damage](bad / name)
+    with pytest.raises(UserError, match=f"complete checkpoint, got `.*`, of which `{name}`") as refused:
         find_checkpoint(tmp_path, str(bad))
+    assert str(bad) in str(refused.value)
+    assert find_checkpoint(tmp_path, "auto") == good
+    aside = bad.with_name("step-000006.damaged")
+    assert f"`{aside}` is damaged: `{name}`" in caplog.text and f"`{good}` is used instead" in caplog.text
+    assert aside.is_dir() and complete_checkpoints(tmp_path) == [good]
+    flip_a_bit(good / "optimizer.pt")  # nothing is left: that is no reason to begin anew and to write over the run
+    with pytest.raises(UserError, match="has no checkpoint to resume from: of `.*step-000005`, `optimizer.pt`"):
+        find_checkpoint(tmp_path, "auto")
     assert is_complete(save(6))
+
+
+def test_a_checkpoint_without_checksums_is_of_an_older_version(run, tmp_path: Path):
+    *_, save = run
+    path = save(5)
+    state = json.loads((path / "state.json").read_text())
+    del state["crc32"], state["record"]
+    state["files"] = {name: facts["bytes"] for name, facts in state["files"].items()}
+    (path / "state.json").write_text(json.dumps(state))
+    assert find_checkpoint(tmp_path, "auto") == path
+    DAMAGES["cut"](path / "optimizer.pt")
+    with pytest.raises(UserError, match="`optimizer.pt` has"):
+        find_checkpoint(tmp_path, "auto")
+
+
+@contextmanager
+def files_no_longer_than(number: int):
+    """A full disk in small: the system lets no file of this process grow beyond some bytes."""
+    former = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (number, former[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, former)
+
+
+@pytest.mark.parametrize("room", [10, 1500, 4500, 7000])
+def test_a_full_disk_leaves_the_last_good_checkpoint(run, tmp_path: Path, room: int):
+    *_, save = run
+    good = save(5)
+    sizes = {path.name: path.stat().st_size for path in good.iterdir()}
+    assert room < max(sizes.values()), sizes
+    with files_no_longer_than(room), pytest.raises(UserError) as refused:
+        save(6)
+    text = str(refused.value)
+    assert text.startswith("The checkpoint of step 6 in `") and "cannot be written: File too large. Make room" in text
+    assert f"the last good checkpoint is `{good}`" in text
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-000005"]
+    assert find_checkpoint(tmp_path, "auto") == good and is_complete(save(6))
+
+
+@pytest.mark.parametrize(
+    ("number", "cure"),
+    [
+        (errno.ENOSPC, "Make room"),
+        (errno.EDQUOT, "Make room"),
+        (errno.EROFS, "Make the folder writable"),
+        (errno.EIO, "See to that disk"),
+    ],
+)
+@pytest.mark.parametrize("name", ["flush", "file_facts", "os.replace"])
+def test_what_a_disk_refuses_is_one_sentence(
+    run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, cure: str, name: str
+):
+    *_, save = run
+
+    def refuse(*_, **__):
+        raise OSError(number, os.strerror(number))
+
+    owner, _, attribute = name.rpartition(".")
+    with monkeypatch.context() as patch:
+        patch.setattr(getattr(module, owner) if owner else module, attribute, refuse)
+        with pytest.raises(UserError, match=f"{os.strerror(number)}. {cure}.*; no checkpoint was written before"):
+            save(5)
+    assert list((tmp_path / "checkpoints").iterdir()) == []
+
+
+def test_room_is_looked_for_before_anything_is_written(run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    *_, save = run
+    save(5)
+    with monkeypatch.context() as patch:
+        patch.setattr(limits.shutil, "disk_usage", lambda _: SimpleNamespace(free=100))
+        patch.setattr(module, "save_file", lambda *_: pytest.fail("written"))
+        with pytest.raises(UserError, match=r"it needs 0.\d MiB, and 0.0 MiB are free. Make room"):
+            save(6)
+
+
+def test_leftovers_of_killed_processes_are_removed(run, tmp_path: Path):
+    *_, save = run
+    for step in (2, 4, 6):
+        save(step, keep=9)
+    (tmp_path / "checkpoints" / ".step-000008.partial").mkdir()
+    (tmp_path / ".run.json.partial").write_text("{")
+    (tmp_path / "checkpoints" / "step-000002" / "state.json").unlink()  # half deleted
+    remove_leftovers(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoints"]
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["step-000004", "step-000006"]
+
+
+def test_a_kill_while_an_old_checkpoint_is_deleted_leaves_nothing_that_looks_like_one(
+    run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    *_, save = run
+    save(5)
+
+    def half(folder: Path, **_):
+        if folder.exists() and (folder / "state.json").exists() and folder.name.endswith("5.partial"):
+            (folder / "optimizer.pt").unlink()
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(find.shutil, "rmtree", half)
+    with pytest.raises(KeyboardInterrupt):
+        save(6, keep=1)
+    assert [path.name for path in sorted((tmp_path / "checkpoints").glob("step*"))] == ["step-000006"]
 
 
 def test_resume_takes_a_checkpoint_or_the_folder_of_a_run(run, tmp_path: Path):
@@ -158,7 +300,10 @@ def test_resume_takes_a_checkpoint_or_the_folder_of_a_run(run, tmp_path: Path):
     assert find_checkpoint(elsewhere, "auto") is None
     assert find_checkpoint(elsewhere, str(first)) == first
     assert find_checkpoint(elsewhere, str(tmp_path)) == second
-    with pytest.raises(ValueError, match="`resume` must be `auto` or the folder of a complete checkpoint"):
+    assert find_checkpoint(tmp_path, "step-000006") == second
+    with pytest.raises(UserError, match=r"a checkpoint of this run \(`step-000005`, `step-000006`\)"):
+        find_checkpoint(tmp_path, "step-000007")
+    with pytest.raises(ValueError, match="`resume` must be `auto`, a checkpoint of this run .* folder of a complete"):
         find_checkpoint(tmp_path, str(elsewhere))
     # Going back would leave newer checkpoints that `auto` prefers.
     with pytest.raises(ValueError, match="holds checkpoints after step 5.*Delete them"):
@@ -177,9 +322,9 @@ def test_resume_takes_a_checkpoint_or_the_folder_of_a_run(run, tmp_path: Path):
 )
 def test_another_run_is_refused(change: dict, message: str):
     then = json.loads(json.dumps(IDENTITY))
-    check_identity(Path("step-000005"), then, IDENTITY | {"num_processes": 2, "images_per_device": 4})
+    agreed_changes(Path("step-000005"), then, IDENTITY | {"num_processes": 2, "images_per_device": 4})
     with pytest.raises(ValueError, match=message) as caught:
-        check_identity(Path("step-000005"), then, IDENTITY | change)
+        agreed_changes(Path("step-000005"), then, IDENTITY | change)
     assert "another `output_dir`" in str(caught.value)
 
 
@@ -190,4 +335,4 @@ def test_the_refusal_names_the_command_that_started_the_run(tmp_path: Path):
     (tmp_path / "run.json").write_text('{"command": "hf-ssl pretrain --max_hours 2"}')
     then = json.loads(json.dumps(IDENTITY))
     with pytest.raises(ValueError, match="The run was started by `hf-ssl pretrain --max_hours 2`"):
-        check_identity(checkpoint, then, IDENTITY | {"batch_size": 16}, command_of(checkpoint))
+        agreed_changes(checkpoint, then, IDENTITY | {"batch_size": 16}, command=command_of(checkpoint))

@@ -15,7 +15,7 @@ from hf_ssl.errors import UserError
 from hf_ssl.methods import METHODS
 from hf_ssl.training.arguments import TrainingSettings
 from hf_ssl.training.briefing import duration
-from hf_ssl.training.checkpoint import complete_checkpoints
+from hf_ssl.training.find import complete_checkpoints
 from hf_ssl.training.limits import check_batch, check_disk, memory_errors_explained
 from hf_ssl.training.loop import train
 from hf_ssl.training.plan import UNKNOWN_LENGTH, Plan, make_plan

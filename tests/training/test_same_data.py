@@ -9,7 +9,7 @@ from PIL import Image
 from test_loop import DATA, new_model, settings  # pyright: ignore[reportMissingImports]
 
 from hf_ssl.errors import UserError
-from hf_ssl.training.checkpoint import complete_checkpoints
+from hf_ssl.training.find import complete_checkpoints
 from hf_ssl.training.loop import train
 
 

@@ -16,7 +16,7 @@ from hf_ssl.evaluation.encoders import load_encoder
 from hf_ssl.hub.export import export_encoder, export_run
 from hf_ssl.methods import METHODS
 from hf_ssl.modules.encoder import build_encoder
-from hf_ssl.training.checkpoint import _STATE
+from hf_ssl.training.integrity import STATE
 from hf_ssl.training.start import check_encoder, find_encoder, find_method
 from hf_ssl.training.twins import TIMM_TWINS
 
@@ -315,7 +315,9 @@ def test_a_run_that_has_not_finished_gives_its_newest_checkpoint(tmp_path):
             saved.predictor[0].weight.fill_(step)
         save_file(dict(saved.state_dict()), folder / "model.safetensors")
         size = (folder / "model.safetensors").stat().st_size
-        (folder / _STATE).write_text(json.dumps({"files": {"model.safetensors": size}}))
+        (folder / STATE).write_text(
+            json.dumps({"step": 1, "seconds": 1, "identity": {}, "files": {"model.safetensors": size}})
+        )
     model = new_model(seed=4)
     find_method(str(tmp_path)).load_into(model)
     assert all(torch.equal(value, saved.state_dict()[name]) for name, value in model.state_dict().items())

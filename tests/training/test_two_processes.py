@@ -22,7 +22,7 @@ PROGRAM = """
     from hf_ssl.methods import METHODS
     from hf_ssl.training import loop
     from hf_ssl.training.arguments import TrainingSettings
-    from hf_ssl.training.checkpoint import complete_checkpoints
+    from hf_ssl.training.find import complete_checkpoints
     from hf_ssl.training.watch.loss import LossMonitor
     from hf_ssl.training.processes import average_batch_norm, averaged_batch_norm, start_accelerator
 

@@ -16,11 +16,17 @@ class LossMonitor:
 
     Args:
         device: Where losses live. Nothing is copied from it between two log lines.
+        passes: Forward passes of a step on this process.
+        former: What `since_last_line` gave for a checkpoint, so that the first mean is that of its whole interval.
     """
 
-    def __init__(self, device: torch.device):
-        self._sum = torch.zeros((), device=device)
-        self._count = 0
+    def __init__(self, device: torch.device, passes: int = 1, former: tuple[float, float, int] = (0.0, 0, 1)):
+        total, count, former_passes = former
+        scale = passes / former_passes  # on another number of processes
+        self._passes = passes
+        self._sum = torch.full((), total * scale, device=device)
+        self._count = count * scale
+        self._step, self._at_step = 0, (self._sum, self._count)
         self._first_bad = torch.full((1,), -1, dtype=torch.int64, device=device)
 
     def add(self, loss: Tensor, step: int) -> None:
@@ -31,7 +37,9 @@ class LossMonitor:
             step: Optimizer step that it belongs to, from 1.
         """
         loss = loss.detach().float()
-        self._sum += loss
+        if step != self._step:
+            self._step, self._at_step = step, (self._sum, self._count)
+        self._sum = self._sum + loss
         self._count += 1
         is_first = (self._first_bad < 0) & ~loss.isfinite()
         self._first_bad = torch.where(is_first, step, self._first_bad)
@@ -42,6 +50,11 @@ class LossMonitor:
         self._sum, self._count = torch.zeros_like(self._sum), 0
         return mean
 
+    def since_last_line(self, step: int) -> tuple[float, float, int]:
+        """Sum and number of the losses since the last mean, for a checkpoint of `step`, and the passes of a step."""
+        total, count = self._at_step if self._step > step else (self._sum, self._count)
+        return total.item(), count, self._passes
+
     def check(self, last_good: Path | None) -> None:
         """Stop all processes together if any had a loss that is not finite.
 
@@ -51,10 +64,7 @@ class LossMonitor:
         found = [(step, number) for number, step in enumerate(gather(self._first_bad).tolist()) if step >= 0]
         if found:
             step, number = min(found)
-            raise UserError(
-                f"The loss was not finite at step {step} on process {number}. {_advice(last_good)} Lower "
-                "`base_learning_rate`, or give `max_grad_norm`."
-            )
+            raise UserError(f"The loss was not finite at step {step} on process {number}. {_advice(last_good)}")
 
 
 def check_weights(model: SSLPreTrainedModel, step: int, last_good: Path | None) -> None:
@@ -67,13 +77,17 @@ def check_weights(model: SSLPreTrainedModel, step: int, last_good: Path | None) 
     bad = gather((~torch.stack(finite).all()).long()[None])
     if bad.any():
         raise UserError(
-            f"Weights were not finite after step {step} on process {int(bad.argmax())}. {_advice(last_good)} Lower "
-            "`base_learning_rate`, or give `max_grad_norm`."
+            f"Weights were not finite after step {step} on process {int(bad.argmax())}. {_advice(last_good)}"
         )
 
 
 def _advice(last_good: Path | None) -> str:
-    return f"The last good checkpoint is `{last_good}`." if last_good else "No checkpoint was written before."
+    if last_good is None:
+        return "No checkpoint was written before. Lower `base_learning_rate`, or give `max_grad_norm`."
+    return (
+        f"The last good checkpoint is `{last_good}`. Go on from it with a lower learning rate or clipped gradients: "
+        "the same command with `--resume auto --change base_learning_rate max_grad_norm` and their new values."
+    )
 
 
 def mean_figures(figures: Mapping[str, Tensor]) -> dict[str, float]:

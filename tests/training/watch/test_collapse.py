@@ -13,7 +13,7 @@ from hf_ssl.data.settings import DataSettings
 from hf_ssl.data.sources.open import open_source
 from hf_ssl.methods import METHODS
 from hf_ssl.training.arguments import TrainingSettings
-from hf_ssl.training.checkpoint import complete_checkpoints
+from hf_ssl.training.find import complete_checkpoints
 from hf_ssl.training.loop import train
 from hf_ssl.training.watch.collapse import Collapse, CollapseAlarm, advice
 

@@ -26,7 +26,7 @@ from hf_ssl.figures.diagnostics import diagnosis_curves
 from hf_ssl.methods import METHODS
 from hf_ssl.methods.base import SSLOutput, SSLPreTrainedModel
 from hf_ssl.training.arguments import TrainingSettings
-from hf_ssl.training.checkpoint import complete_checkpoints
+from hf_ssl.training.find import complete_checkpoints
 from hf_ssl.training.loop import train
 from hf_ssl.training.watch.diagnosis import diagnose, steps_between_diagnoses
 
