@@ -11,6 +11,14 @@ class UserError(ValueError):
     `UserError`, so that it keeps its traceback.
     """
 
+    exit_code = 2  # of a command
+
+
+class LostProcessError(UserError):
+    """A run lost one of its processes: the same command with `--resume auto` may well succeed."""
+
+    exit_code = 75  # by custom, a failure after which trying again may help
+
 
 def near_name(name: str, known: Iterable[str]) -> str:
     """` Did you mean ...?` for a misspelt name, empty if nothing is near."""

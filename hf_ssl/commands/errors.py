@@ -55,7 +55,7 @@ def as_user_errors() -> Iterator[None]:
 
 @contextmanager
 def errors_for_users(debug: bool = False) -> Iterator[None]:
-    """Turn an error that is a message to the user into `error: ...` on standard error and exit code 2.
+    """Turn an error that is a message to the user into `error: ...` on standard error and its exit code, mostly 2.
 
     Args:
         debug: Leave the traceback of every error.
@@ -74,7 +74,7 @@ def errors_for_users(debug: bool = False) -> Iterator[None]:
         if message is None or debug:
             raise
         _print_once(without_tokens(message))
-        raise SystemExit(2) from None
+        raise SystemExit(error.exit_code if isinstance(error, UserError) else 2) from None
 
 
 def _strict_message(error: BaseException) -> str:

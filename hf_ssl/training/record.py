@@ -33,6 +33,7 @@ _FREE = {
     "recipe",
     "log_every",
     "checkpoint_every",
+    "grace_seconds",
     "keep_checkpoints",
     "resume",
     "report_to",
