@@ -2,7 +2,6 @@
 
 import logging
 import math
-import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -17,7 +16,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from hf_ssl.data.decode.unavailable import DataUnavailableError
-from hf_ssl.data.order.loader import end_workers
+from hf_ssl.data.order.loader import end_workers, killed_workers
 from hf_ssl.data.order.stream import Batch, TrainingStream
 from hf_ssl.errors import LostProcessError
 from hf_ssl.figures.diagnostics import diagnosis_curves
@@ -35,6 +34,7 @@ from hf_ssl.training.watch.diagnosis import diagnose, steps_between_diagnoses
 from hf_ssl.training.watch.energy import EnergyMeter
 from hf_ssl.training.watch.knn import KNN
 from hf_ssl.training.watch.loss import LossMonitor, check_weights, mean_figures
+from hf_ssl.training.watch.ranks import Ranks
 from hf_ssl.training.watch.signals import StopSignal, any_process
 
 logger = logging.getLogger(__name__)
@@ -42,7 +42,6 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _ENERGY = ("energy_kwh", "energy_of")  # of `progress`, where a machine tells
-_DEAD_WORKER = re.compile(r"DataLoader worker \(pid")  # of PyTorch
 
 
 class Recorder:
@@ -91,6 +90,7 @@ class Recorder:
         self.trains = restored.step < plan.num_steps
         self.speed = SpeedCheck(restored.step, accelerator.device)
         self.stop = StopSignal(settings.grace_seconds, self._where_it_stands)
+        self.ranks = Ranks(self._where_it_stands)
         self.mid_step = False  # images of a step that is not finished have been through the model
         self.stopped_by = 0
         self.collapse: str | None = None
@@ -117,12 +117,16 @@ class Recorder:
 
     def __enter__(self) -> "Recorder":
         self.stop.__enter__()
+        self.ranks.__enter__()
         self.clock.resume()
         return self
 
     def __exit__(self, *reason: Any) -> None:
-        self.stop.__exit__(*reason)
         self.bar.close()
+        try:
+            self.ranks.__exit__(*reason)
+        finally:
+            self.stop.__exit__(*reason)
 
     def batches(self, stream: TrainingStream) -> Iterator[Batch]:
         """The batches of a stream, timed and counted."""
@@ -133,11 +137,12 @@ class Recorder:
                 yield batch
         except DataUnavailableError as error:
             raise DataUnavailableError(f"{error} {self._last_words()}") from error
-        except RuntimeError as error:
-            if not _DEAD_WORKER.search(str(error)):
+        except (RuntimeError, OSError, EOFError) as error:
+            killed = killed_workers()
+            if not killed:
                 raise
             raise LostProcessError(
-                "A data worker was killed, most often because the memory is not enough: lower `num_workers` or "
+                f"A data worker was ended ({killed}), most often because memory ran out: lower `num_workers` or "
                 f"`shuffle_window`. {self._last_words()}"
             ) from error
 

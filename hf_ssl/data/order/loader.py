@@ -60,6 +60,24 @@ def end_workers() -> None:
             worker.kill()
 
 
+def killed_workers(patience: float = 1.0) -> str:
+    """Data workers of this process that did not end by themselves, in words; empty if there is none.
+
+    Args:
+        patience: Seconds to wait for one: its connection is lost a moment before it has ended.
+    """
+    end = time.monotonic() + patience
+    while True:
+        killed = [worker for worker in list(_workers) if not worker.is_alive() and worker.exitcode]
+        if killed or time.monotonic() > end:
+            return ", ".join(f"process {worker.pid} by {_cause(worker.exitcode)}" for worker in killed)
+        time.sleep(0.05)
+
+
+def _cause(exit_code: int) -> str:
+    return signal.Signals(-exit_code).name if exit_code < 0 else f"exit code {exit_code}"
+
+
 def _let_threads_rest() -> None:
     """Wait a moment before workers are forked, where collectives have threads that may still be at work.
 
