@@ -55,9 +55,16 @@ def make_loader(dataset: Dataset, sampler: Iterable[Any], num_workers: int, **op
 @atexit.register  # before the exit of multiprocessing, which waits for workers without a limit
 def end_workers() -> None:
     """End the data workers of this process at once, also those that hang."""
-    for worker in list(_workers):
-        if worker.is_alive():
-            worker.kill()
+    alive = [worker for worker in list(_workers) if worker.is_alive()]
+    # PyTorch's handler would take their death for an accident, and raise.
+    quiet = bool(alive) and hasattr(signal, "SIGCHLD") and threading.current_thread() is threading.main_thread()
+    former = signal.signal(signal.SIGCHLD, signal.SIG_DFL) if quiet else None
+    for worker in alive:
+        worker.kill()
+    if quiet:
+        for worker in alive:
+            worker.join(_LOOK_EVERY)
+        signal.signal(signal.SIGCHLD, former)
 
 
 def killed_workers(patience: float = 1.0) -> str:
