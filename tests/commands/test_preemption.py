@@ -1,6 +1,8 @@
 """What a cluster does to a run, by real launchers: each start takes seconds, so that few have to show much."""
 
 import os
+import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -10,12 +12,12 @@ from pathlib import Path
 
 import psutil
 import pytest
+from torch.distributed.run import get_args_parser
 
+from hf_ssl.commands.pretrain import COMMAND
 from hf_ssl.training.checkpoint import complete_checkpoints
 
 LONG = 240  # seconds, on however busy a machine
-
-pytestmark = pytest.mark.slow
 
 HANG = """
 import os, time
@@ -52,7 +54,8 @@ class Launched:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-        wait_until(lambda: bool(complete_checkpoints(self.run_dir)), self)
+        wait_until(lambda: bool(complete_checkpoints(self.run_dir)) or self.process.poll() is not None, self)
+        assert self.process.poll() is None, self.said()
         self.all = self.process.children(recursive=True)
         self.trainers = [one for one in self.all if one.ppid() == self.process.pid]
 
@@ -96,6 +99,7 @@ ACCELERATE = ["accelerate.commands.launch", "--num_processes", "1"]
 TORCHRUN = ["torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 
 
+@pytest.mark.slow
 def test_two_processes_whose_launcher_dies_of_a_signal_end_with_a_checkpoint(launch):
     run = launch(TORCHRUN)
     os.kill(run.process.pid, signal.SIGUSR1)  # which `torchrun` does not pass on unless it is told to
@@ -107,6 +111,7 @@ def test_two_processes_whose_launcher_dies_of_a_signal_end_with_a_checkpoint(lau
     assert complete_checkpoints(run.run_dir)[-1].name == f"step-{step:06d}"
 
 
+@pytest.mark.slow
 def test_a_process_that_is_killed_is_named_by_the_others(launch):
     run = launch(TORCHRUN)
     os.kill(run.trainers[1].pid, signal.SIGKILL)
@@ -118,6 +123,7 @@ def test_a_process_that_is_killed_is_named_by_the_others(launch):
     assert "in backward" not in said  # no traceback of the loop
 
 
+@pytest.mark.slow
 def test_signals_to_all_processes_while_the_data_of_one_hang(launch, tmp_path: Path):
     program = tmp_path / "hang.py"
     program.write_text(HANG)
@@ -131,9 +137,49 @@ def test_signals_to_all_processes_while_the_data_of_one_hang(launch, tmp_path: P
     assert "exitcode : 143" in said or "SignalException" in said
 
 
+@pytest.mark.slow
 def test_accelerate_that_passes_nothing_on_leaves_no_process(launch):
     run = launch(ACCELERATE)
     os.killpg(run.process.pid, signal.SIGHUP)  # launcher, trainer and data worker
     wait_until(run.has_ended, run)
     assert "Stopped by SIGHUP after step" in run.said()
     assert "Traceback" not in run.said()
+
+
+STAND_IN = """#!/bin/bash
+echo "$(basename $0) $*" >> "$CALLS"
+case "$(basename $0) $1" in
+    "scontrol show") echo first; echo second ;;
+    "srun "*) shift; exec torchrun "$@" ;;
+    "torchrun "*) trap 'exit 143' TERM; sleep 0.5; eval "$KILL"; for i in $(seq 600); do sleep 0.1; [ -n "$KILL" ] || exit 0; done ;;
+esac
+"""
+
+
+def check_flags(words: list[str]) -> None:
+    """That `torchrun` and `hf-ssl pretrain` know what they are given."""
+    launched = get_args_parser().parse_args(words)
+    assert launched.module and launched.training_script == "hf_ssl"
+    name, *flags = launched.training_script_args
+    assert name == "pretrain" and COMMAND.parse(flags)["resume"] == "auto"
+
+
+def test_the_examples_for_clusters(tmp_path: Path):
+    guide = (Path(__file__).parents[2] / "scripts" / "guides" / "resume.md").read_text()
+    slurm, elastic = re.findall(r"<!-- not run.*?```bash\n(.*?)```", guide, re.DOTALL)
+    check_flags(shlex.split(elastic.replace("\\\n", " "))[1:])
+    for name in ("scontrol", "srun", "torchrun"):
+        (tmp_path / name).write_text(STAND_IN)
+        (tmp_path / name).chmod(0o755)
+    (tmp_path / "job.sh").write_text(slurm)
+    job = {"SLURM_NNODES": "2", "SLURM_JOB_ID": "77", "SLURM_JOB_NODELIST": "gpu[1-2]"}
+    for kill, code, requeued in (("", 0, False), ("kill -USR1 $PPID", 143, True)):
+        calls = tmp_path / f"calls-{code}"
+        stand_ins = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "CALLS": str(calls), "KILL": kill}
+        done = subprocess.run(
+            ["bash", "job.sh"], cwd=tmp_path, env={**os.environ, **job, **stand_ins}, capture_output=True, timeout=LONG
+        )
+        called = calls.read_text().splitlines()
+        assert done.returncode == code, (called, done.stderr)
+        check_flags(shlex.split(next(line for line in called if line.startswith("torchrun")))[1:])
+        assert ("scontrol requeue 77" in called) == requeued

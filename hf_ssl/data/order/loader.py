@@ -18,6 +18,8 @@ from torch.utils.data import DataLoader, Dataset
 _REST = 0.1  # seconds; the threads need some milliseconds, or a turn of the scheduler on a busy machine
 _LOOK_EVERY = 1.0  # seconds
 _workers: WeakSet[Any] = WeakSet()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_workers.clear)  # they belong to the parent
 
 
 class _Loader(DataLoader):
