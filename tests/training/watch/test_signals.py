@@ -79,7 +79,8 @@ def test_what_hangs_is_ended_after_the_grace_time_also_outside_of_python(ended):
         threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGTERM)).start()
         select.select([reading], [], [], 2)  # a handler runs, and the call goes on
         assert ended[1].wait(LONG)
-    os.close(reading), os.close(writing)
+    os.close(reading)
+    os.close(writing)
     message, code = ended[0][0]
     assert "SIGTERM came 0.3 seconds ago (`grace_seconds`)" in message and message.endswith("Checkpoint X.")
     assert code == 143
@@ -158,7 +159,7 @@ def run(folder: Path, model=None, num_workers: int = 0, **values):
 def new_model():
     torch.manual_seed(0)
     kind = METHODS["simsiam"]
-    return kind(kind.config_class(architecture="test_resnet", image_size=16, projection_dim=16))
+    return kind(kind.config_class(architecture="test_resnet", image_size=16, projection_dim=16))  # pyright: ignore[reportCallIssue]
 
 
 def test_data_that_hang_do_not_keep_a_run_from_its_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
