@@ -151,7 +151,11 @@ echo "$(basename $0) $*" >> "$CALLS"
 case "$(basename $0) $1" in
     "scontrol show") echo first; echo second ;;
     "srun "*) shift; exec torchrun "$@" ;;
-    "torchrun "*) trap 'exit 143' TERM; sleep 0.5; eval "$KILL"; for i in $(seq 600); do sleep 0.1; [ -n "$KILL" ] || exit 0; done ;;
+    "torchrun "*)
+        trap 'exit 143' TERM
+        sleep 0.5
+        eval "$KILL"
+        for i in $(seq 600); do [ -n "$KILL" ] || exit 0; sleep 0.1; done ;;
 esac
 """
 
