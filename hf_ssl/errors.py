@@ -14,8 +14,25 @@ class UserError(ValueError):
     access to it is hidden, see `without_tokens`.
     """
 
+    exit_code = 2  # of a command
+
     def __init__(self, *args: object):
         super().__init__(*record_without_tokens(args))
+
+
+class LostProcessError(UserError):
+    """A run lost one of its processes: the same command with `--resume auto` may well succeed.
+
+    Args:
+        message: Which process, and what is left.
+        at_once: Whether this process speaks for all, although it may not be the first.
+    """
+
+    exit_code = 75  # by custom, a failure after which trying again may help
+
+    def __init__(self, message: str, *, at_once: bool = False):
+        super().__init__(message)
+        self.at_once = at_once
 
 
 def near_name(name: str, known: Iterable[str]) -> str:

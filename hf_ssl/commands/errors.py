@@ -55,7 +55,7 @@ def as_user_errors() -> Iterator[None]:
 
 @contextmanager
 def errors_for_users(debug: bool = False) -> Iterator[None]:
-    """Turn an error that is a message to the user into `error: ...` on standard error and exit code 2.
+    """Turn an error that is a message to the user into `error: ...` on standard error and its exit code, mostly 2.
 
     Args:
         debug: Leave the traceback of every error.
@@ -73,8 +73,8 @@ def errors_for_users(debug: bool = False) -> Iterator[None]:
         message = user_message(error)
         if message is None or debug:
             raise
-        _print_once(without_tokens(message))
-        raise SystemExit(2) from None
+        _print_once(without_tokens(message), wait=not getattr(error, "at_once", False))
+        raise SystemExit(error.exit_code if isinstance(error, UserError) else 2) from None
 
 
 def _strict_message(error: BaseException) -> str:
@@ -97,10 +97,12 @@ def _reader_has_gone() -> bool:
     return gone
 
 
-def _print_once(message: str) -> None:
+def _print_once(message: str, wait: bool) -> None:
     """Print an error that every process may have met: the launcher ends the others once the first one has failed."""
     rank = os.environ.get("RANK", "0")
-    if rank != "0":
+    if rank != "0" and wait:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # of the launcher; the loop may have left it to itself
         time.sleep(_SECONDS_FOR_THE_FIRST_PROCESS)
+    if rank != "0":
         message = f"(process {rank}) {message}"
     print(f"error: {message}", file=sys.stderr, flush=True)  # noqa: T201

@@ -34,6 +34,7 @@ from hf_ssl.hub.access import check_push_access
 from hf_ssl.hub.names import check_license
 from hf_ssl.invocation import command_line
 from hf_ssl.settings import checked
+from hf_ssl.training.loop import checkpoint_text
 from hf_ssl.training.output import locked_output_dir, prepare_output_dir
 
 logger = logging.getLogger(__name__)
@@ -86,8 +87,7 @@ class FineTuneResult:
         metrics: The lines of `metrics.jsonl`: loss, learning rate and scores by step.
         finished: Whether all steps were done.
         published: Address of the repository it was pushed to, if any.
-        exit_code: 0, or 128 + the number of the signal that stopped the run; 0 on all processes but the first, so
-            that none ends before the first has spoken.
+        exit_code: 0, or 128 + the number of the signal that stopped the run.
     """
 
     run_dir: Path
@@ -143,15 +143,15 @@ def _finished(
     own: FineTuningSettings,
 ) -> FineTuneResult:
     """Export and publish what was trained to its end, and say how the run ended."""
-    stopped_by = result.signal if result.is_main_process else 0
-    if stopped_by:
+    stopped_by = result.signal
+    if stopped_by and result.is_main_process:
         logger.warning(
-            "Stopped by %s after step %d of %d, with a checkpoint in %s. The same command with `--resume auto` (in "
+            "Stopped by %s after step %d of %d, %s. The same command with `--resume auto` (in "
             'Python `resume="auto"`) continues.',
             signal.Signals(stopped_by).name,
             result.step,
             result.num_steps,
-            result.last_checkpoint,
+            checkpoint_text(result.last_checkpoint),
         )
     folder, entries, published = None, [], None
     if result.is_main_process and not stopped_by:

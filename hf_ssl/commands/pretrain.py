@@ -36,7 +36,7 @@ from hf_ssl.methods import METHODS
 from hf_ssl.methods.base import SSLPreTrainedModel
 from hf_ssl.training.arguments import TrainingSettings
 from hf_ssl.training.find import complete_checkpoints
-from hf_ssl.training.loop import TrainingResult, train
+from hf_ssl.training.loop import TrainingResult, checkpoint_text, train
 from hf_ssl.training.output import locked_output_dir, prepare_output_dir
 from hf_ssl.training.plan import UNKNOWN_LENGTH
 from hf_ssl.training.start import EncoderStart, MethodStart
@@ -67,7 +67,8 @@ GROUPS = {
         "cpu",
     ),
     "checkpoints and log": (
-        *("checkpoint_every", "keep_checkpoints", "resume", "change", "log_every", "diagnostics_every", "on_collapse"),
+        *("checkpoint_every", "keep_checkpoints", "grace_seconds", "resume", "change", "log_every"),
+        *("diagnostics_every", "on_collapse"),
         "report_to",
     ),
     "evaluation": ("knn_every", "knn_split", "knn_images"),
@@ -260,7 +261,7 @@ def _result(request: Request, result: TrainingResult, encoder: Path | None, url:
 def _report_early_end(result: TrainingResult, publisher: BackgroundPublisher | None) -> None:
     left = publisher.left() if publisher else []
     of_all = "" if result.num_steps == UNKNOWN_LENGTH else f" of {result.num_steps}"  # `max_hours` sets it at step 20
-    where = f"after step {result.step}{of_all}, with a checkpoint in {result.last_checkpoint}."
+    where = f"after step {result.step}{of_all}, {checkpoint_text(result.last_checkpoint)}."
     if result.signal:
         unpublished = f" and publishes {' and '.join(left)}" if left else ""
         name = signal.Signals(result.signal).name

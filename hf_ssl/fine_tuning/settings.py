@@ -56,6 +56,8 @@ class FineTuningSettings:
         log_every: Optimizer steps between two lines of `metrics.jsonl`.
         checkpoint_every: Optimizer steps between two checkpoints; the last step always writes one.
         keep_checkpoints: Number of newest checkpoints that are kept.
+        grace_seconds: Seconds from a signal that ends the run (Ctrl-C, SIGTERM, SIGHUP, SIGUSR1, SIGUSR2) until the
+            process ends even if data, an evaluation or a checkpoint hangs; less than the cluster waits.
         resume: `auto` for the newest checkpoint of `output_dir` (from the beginning if there is none), or the folder
             of a checkpoint, or the name of one of this run's, such as `step-000500`. More steps or epochs than the run
             had are taken at once; see `change` for other settings.
@@ -100,6 +102,7 @@ class FineTuningSettings:
     log_every: int = 20
     checkpoint_every: int = 500
     keep_checkpoints: int = 2
+    grace_seconds: float = 20.0
     resume: str | None = None
     change: list[str] | None = None
     report_to: Literal["none", "tensorboard", "trackio", "wandb"] = "none"

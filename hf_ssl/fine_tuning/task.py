@@ -212,7 +212,8 @@ def _fine_tune(
                 scored = _scored(recorder, classifier, source, test, data, settings, step)
             if recorder.after_step(step, output, batch.epoch):
                 break
-        if step == plan.num_steps and scored is None and test is not None:  # resumed after its end
+        if step == plan.num_steps and scored is None and test is not None and not recorder.stop.received:
+            # It was resumed after its end.
             scored = _scored(recorder, classifier, source, test, data, settings, step)
     average_batch_norm(model)
     model.to(memory_format=torch.contiguous_format)  # pyright: ignore[reportCallIssue]
@@ -347,16 +348,24 @@ def _scored(
     data: DataSettings,
     settings: FineTuningSettings,
     step: int,
-) -> Score:
-    """Score on all processes, with what BatchNorm would be if training ended here; training does not notice."""
+) -> Score | None:
+    """Score on all processes, with what BatchNorm would be if training ended here; training does not notice.
+
+    A signal interrupts it in a single process; the score is then None.
+    """
     device = recorder.accelerator.device
     recorder.clock.pause()
     recorder.losses.check(recorder.last_checkpoint)
     recorder.bar.set_description("scoring")
     before = random_state(device)
-    with averaged_batch_norm(classifier.module):
-        measured = score(classifier, test, next(iter(source.labels)), settings.batch_size, data.num_workers)
+
+    def work() -> Score:
+        with averaged_batch_norm(classifier.module):
+            return score(classifier, test, next(iter(source.labels)), settings.batch_size, data.num_workers)
+
+    measured = recorder.interruptible(work)
     set_random_state(before, device)
-    recorder.add_score(step, measured)
+    if measured is not None:
+        recorder.add_score(step, measured)
     recorder.clock.resume()
     return measured

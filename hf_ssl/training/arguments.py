@@ -62,6 +62,8 @@ class TrainingSettings:
             `stop` also ends the run with a checkpoint.
         checkpoint_every: Optimizer steps between two checkpoints; the last step always writes one.
         keep_checkpoints: Number of newest checkpoints that are kept.
+        grace_seconds: Seconds from a signal that ends the run (Ctrl-C, SIGTERM, SIGHUP, SIGUSR1, SIGUSR2) until the
+            process ends even if data, an evaluation or a checkpoint hangs; less than the cluster waits.
         resume: `auto` for the newest checkpoint of `output_dir` (from the beginning if there is none), or the folder
             of a checkpoint, or the name of one of this run's, such as `step-000500`. More steps or epochs than the run
             had are taken at once; see `change` for other settings.
@@ -117,6 +119,7 @@ class TrainingSettings:
     on_collapse: Literal["warn", "stop"] = "warn"
     checkpoint_every: int = 500
     keep_checkpoints: int = 2
+    grace_seconds: float = 20.0
     resume: str | None = None
     change: list[str] | None = None
     report_to: Literal["none", "tensorboard", "trackio", "wandb"] = "none"
@@ -152,6 +155,7 @@ class TrainingSettings:
         not_negative = ("seed", "knn_every", "weight_decay", "predictor_weight_decay", "warmup_epochs", "warmup_steps")
         not_negative += ("predictor_lr_multiplier", "diagnostics_every")
         positive = ("num_epochs", "max_hours", "base_learning_rate", "lars_trust_coefficient", "max_grad_norm")
+        positive += ("grace_seconds",)
         for names, rule, holds in (
             (at_least_one, "at least 1", lambda value: value >= 1),
             (not_negative, "0 or more", lambda value: value >= 0),

@@ -68,6 +68,11 @@ class TrainingResult:
         return self.step == self.num_steps
 
 
+def checkpoint_text(checkpoint: Path | None) -> str:
+    """What a run that was stopped leaves, for a sentence."""
+    return "before its first checkpoint" if checkpoint is None else f"with a checkpoint in {checkpoint}"
+
+
 def train(
     model: SSLPreTrainedModel,
     source: Source,

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from hf_ssl.distributed import mean_over_processes
 from hf_ssl.errors import UserError
 from hf_ssl.training.arguments import TrainingSettings
+from hf_ssl.training.watch.signals import follow_launcher, is_accelerate
 
 _SHARDED = {DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM}
 _SHARDING_VARIABLES = {"ACCELERATE_USE_FSDP": "FSDP", "ACCELERATE_USE_DEEPSPEED": "DeepSpeed"}
@@ -71,6 +72,7 @@ def start_accelerator(settings: TrainingSettings) -> Accelerator:
         UserError: If parameters would be sharded, or launcher and settings contradict each other.
         UserError: If fewer processes train together than were launched or requested.
     """
+    follow_launcher()
     settings = with_precision(settings)
     _check_launcher(settings, os.environ)
     cpu = settings.cpu or not torch.accelerator.is_available()
@@ -144,7 +146,7 @@ def requested_by(
         The number; 2 where a config file asks for several without leaving their number; None if unknown.
     """
     words = [word.replace("-", "_").replace("__", "--", 1) for word in launcher]
-    if not any("accelerate" in Path(word).name or word.startswith("accelerate.") for word in launcher[:3]):
+    if not is_accelerate(launcher):
         return None
     for position, word in enumerate(words):
         if position > 0 and Path(launcher[position]).suffix == ".py" and Path(launcher[position]).stem != "launch":

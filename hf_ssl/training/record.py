@@ -41,6 +41,7 @@ _FREE = {
     "recipe",
     "log_every",
     "checkpoint_every",
+    "grace_seconds",
     "keep_checkpoints",
     "resume",
     "change",

@@ -6,7 +6,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from accelerate import Accelerator
@@ -16,7 +16,9 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from hf_ssl.data.decode.unavailable import DataUnavailableError
+from hf_ssl.data.order.loader import end_workers, killed_workers
 from hf_ssl.data.order.stream import Batch, TrainingStream
+from hf_ssl.errors import LostProcessError
 from hf_ssl.figures.diagnostics import diagnosis_curves
 from hf_ssl.figures.metrics_log import read_metrics
 from hf_ssl.methods.base import SSLOutput, SSLPreTrainedModel
@@ -34,18 +36,20 @@ from hf_ssl.training.watch.diagnosis import diagnose, steps_between_diagnoses
 from hf_ssl.training.watch.energy import EnergyMeter
 from hf_ssl.training.watch.knn import KNN
 from hf_ssl.training.watch.loss import LossMonitor, check_weights, mean_figures
+from hf_ssl.training.watch.ranks import Ranks
 from hf_ssl.training.watch.signals import StopSignal, any_process
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 _ENERGY = ("energy_kwh", "energy_of")  # of `progress`, where a machine tells
-_STEPS_BETWEEN_AGREEMENTS = 10  # every step would make GPUs wait for each other
 
 
 class Recorder:
     """Writes `run.json`, `metrics.jsonl` and checkpoints of a run; never changes what is trained.
 
-    A context manager: while it is entered, Ctrl-C and SIGTERM end the run after the step in hand, with a checkpoint.
+    A context manager: while it is entered, a signal ends the run after the step in hand, with a checkpoint.
 
     Args:
         accelerator: The run's accelerator.
@@ -87,7 +91,9 @@ class Recorder:
         self.former_energy = {name: run["progress"][name] for name in _ENERGY if name in run["progress"]}
         self.trains = restored.step < plan.num_steps
         self.speed = SpeedCheck(restored.step, accelerator.device)
-        self.stop = StopSignal()
+        self.stop = StopSignal(settings.grace_seconds, self._where_it_stands)
+        self.ranks = Ranks(self._where_it_stands)
+        self.mid_step = False  # images of a step that is not finished have been through the model
         self.stopped_by = 0
         self.collapse: str | None = None
         self.alarm = CollapseAlarm(plan.warmup_steps)
@@ -113,41 +119,76 @@ class Recorder:
 
     def __enter__(self) -> "Recorder":
         self.stop.__enter__()
+        self.ranks.__enter__()
         self.clock.resume()
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.stop.__exit__()
+    def __exit__(self, *reason: Any) -> None:
         self.bar.close()
+        try:
+            self.ranks.__exit__(*reason)
+        finally:
+            self.stop.__exit__(*reason)
 
     def batches(self, stream: TrainingStream) -> Iterator[Batch]:
         """The batches of a stream, timed and counted."""
         batches = self.clock.batches(stream)
         try:
-            for batch in batches:
+            while (batch := self._next(batches)) is not None:
                 self.position, self.skipped = batch.position, Counter(batch.skipped)
                 yield batch
         except DataUnavailableError as error:
             raise DataUnavailableError(f"{error} {self._last_words()}") from error
+        except (RuntimeError, OSError, EOFError) as error:
+            killed = killed_workers()
+            if not killed:
+                raise
+            raise LostProcessError(
+                f"A data worker was ended ({killed}), most often because memory ran out: lower `num_workers` or "
+                f"`shuffle_window`. {self._last_words()}"
+            ) from error
+
+    def _next(self, batches: Iterator[Batch]) -> Batch | None:
+        """The next batch; None after a signal that came while it was waited for, with the state in a checkpoint."""
+        if self.accelerator.num_processes > 1 or self.mid_step:
+            batch = next(batches)
+        else:
+            batch = self.stop.unless_it_comes(lambda: next(batches))
+        self.stop.hold_back_dead_workers()
+        if batch is None:
+            end_workers()  # which may hang, and would be waited for
+            self.stopped_by = self.stop.received
+            self._save_if_new()
+        return batch
+
+    def _where_it_stands(self) -> str:
+        if self.last_checkpoint is None:
+            return f"The run stopped after step {self.last_step[0]}, before its first checkpoint."
+        return (
+            f"The run stopped after step {self.last_step[0]}; its newest checkpoint is {self.last_checkpoint}. The "
+            "same command with `--resume auto` continues."
+        )
 
     def _last_words(self) -> str:
         """Save what is trained, where no other process is needed for that, and say how to go on."""
+        if self.accelerator.num_processes == 1 and not self.mid_step:
+            self._save_if_new()
+        return self._where_it_stands()
+
+    def _save_if_new(self) -> None:
+        """Save the state after the last step that was finished, unless there is a checkpoint of it."""
         step, self.position = self.last_step
         saved_at = None if self.last_checkpoint is None else step_of(self.last_checkpoint)
-        if self.accelerator.num_processes == 1 and step > (saved_at or 0):
+        if step > (saved_at or 0):
             self.clock.pause()
+            self.losses.check(self.last_checkpoint)
             self._save(step, last=False)
-        if self.last_checkpoint is None:
-            return f"The run stopped after step {step}, before its first checkpoint."
-        return (
-            f"The run stopped after step {step}; its newest checkpoint is {self.last_checkpoint}. The same command "
-            "with `--resume auto` continues."
-        )
 
     def add_loss(self, output: SSLOutput, step: int) -> None:
         """Take the loss of one forward pass, which belongs to optimizer step `step`."""
         assert output.loss is not None
         self.losses.add(output.loss, step)
+        self.mid_step = True
 
     def after_step(self, step: int, output: SSLOutput, epoch: int) -> bool:
         """Log, evaluate and save what is due after an optimizer step.
@@ -164,7 +205,7 @@ class Recorder:
             UserError: If a loss or weight was not finite, on all processes.
         """
         self.bar.update()
-        self.last_step = (step, self.position)
+        self.last_step, self.mid_step = (step, self.position), False
         self._look_at_speed(step)
         last = step == self.plan.num_steps
         logs = last or step % self.settings.log_every == 0
@@ -172,24 +213,24 @@ class Recorder:
         evaluates = self.knn is not None and step % self.settings.knn_every == 0
         can_collapse = output.projections is not None  # a classifier that is fine-tuned has none
         diagnoses = can_collapse and self.diagnostics_every > 0 and (last or step % self.diagnostics_every == 0)
-        alone = self.accelerator.num_processes == 1
-        agrees = bool(self.stop.received) if alone else step % _STEPS_BETWEEN_AGREEMENTS == 0
-        if not (logs or saves or evaluates or diagnoses or agrees):
+        if not (logs or saves or evaluates or diagnoses or self.stop.is_due(step)):
             return False
         self.clock.pause()
         self.losses.check(self.last_checkpoint)
-        self.stopped_by = self.stop.on_any_process(self.accelerator.device)
+        alone = self.accelerator.num_processes == 1
+        agreed = self.stop.on_any_process(step, self.accelerator.device)
         figures = self._figures(step, output, epoch) if logs else {}
         stops = self._stops_on_collapse(figures, output) if logs and can_collapse else False
         if evaluates and self.knn is not None:
-            knn = self.knn
-            figures |= self._watched(step, "k-NN", lambda: {"knn": round(knn(self.model).value, 6)})
+            figures |= self._watched(step, "k-NN", self._measure)
         if diagnoses:
             figures |= self._watched(step, "The diagnosis", lambda: self._diagnose(step, output))
         if figures and self.accelerator.is_main_process:
             self._log(step, figures)
         if diagnoses:
             self._show(step)
+        # A signal that came since the agreement counts where no other process must know of it.
+        self.stopped_by = self.stop.received if alone else agreed
         if saves or self.stopped_by or stops:
             self._save(step, last)
         self.clock.resume()
@@ -220,13 +261,27 @@ class Recorder:
             self._write_run(step)
         logger.info(self.speed.time_text(step, self.plan.num_steps, seconds))
 
+    def interruptible(self, work: Callable[[], T]) -> T | None:
+        """Do what only watches the run; a signal ends it, with None, where no other process takes part in it.
+
+        The work must leave random generators and modes as they were, whatever ends it.
+        """
+        return work() if self.accelerator.num_processes > 1 else self.stop.unless_it_comes(work)
+
     def _watched(self, step: int, what: str, look: Callable[[], dict[str, float]]) -> dict[str, float]:
         """Figures of something that only watches the run: where it fails, a line in the log."""
         try:
-            return {"step": step, **look()}
+            found = look()
+            return {"step": step, **found} if found else {}
         except Exception as error:  # whatever it is, it is no reason to lose a run
             logger.warning("%s failed at step %d; training goes on. %s: %s", what, step, type(error).__name__, error)
             return {}
+
+    def _measure(self) -> dict[str, float]:
+        assert self.knn is not None
+        knn = self.knn
+        measured = self.interruptible(lambda: knn(self.model))
+        return {} if measured is None else {"knn": round(measured.value, 6)}
 
     def _figures(self, step: int, output: SSLOutput, epoch: int) -> dict[str, Any]:
         """One log line; all processes take part in the means."""

@@ -144,4 +144,6 @@ def test_two_processes_agree(tmp_path: Path):
     assert "not finite at step 7 on process 1" in first["error"] and first["error"] == second["error"]
     assert "step-000005" in first["error"]
     assert first["saved"] == second["saved"] == ["step-000005"]
-    assert first["stopped"] == second["stopped"] == [10, 15]
+    # At the agreement that follows, which is the sooner the slower the steps are.
+    assert first["stopped"] == second["stopped"]
+    assert 3 <= first["stopped"][0] <= 13 and first["stopped"][1] == 15
