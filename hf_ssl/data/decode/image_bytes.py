@@ -110,7 +110,7 @@ def _read(path: str, timeout: float) -> bytes:
 
 
 def _read_file(path: str, timeout: float) -> bytes:
-    """Read a file. Where the folder that others were read from is gone, as when a disk is taken off, it may come back."""
+    """Read a file. A folder that others were read from may come back when it is gone, as a disk that was taken off."""
     folder, patience = os.path.dirname(path), None
     while True:
         started = time.monotonic()
