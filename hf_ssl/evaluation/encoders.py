@@ -1,6 +1,6 @@
 """Frozen encoders from anywhere, each with the preprocessing that its published config names.
 
-So evaluation sees exactly the pixels that `AutoImageProcessor` would give to whoever loads the encoder. Pillow resizes
+So evaluation sees exactly the pixels that `AutoImageProcessor` would give where the encoder is loaded. Pillow resizes
 as it does there, and every image of Pillow is converted to RGB first.
 """
 

@@ -72,7 +72,7 @@ def take_portrait(
         source: The split.
         batch_size: Images in a forward pass.
         num_workers: Worker processes that decode.
-        gallery: Keep pictures of the data set, which whoever sees the portrait then sees.
+        gallery: Keep pictures of the data set, which everyone who sees the portrait then sees.
 
     Raises:
         UserError: If the split has no two usable images.

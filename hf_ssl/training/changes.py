@@ -133,7 +133,7 @@ def _check_names(change: Sequence[str], now: Mapping[str, Any]) -> None:
             )
         if name not in known:
             raise UserError(
-                f"`change` names `{name}`, which is no setting that a run depends on."
+                f"`change` must name settings that a run depends on, got `{name}`."
                 f"{near_name(name, known) or ' Leave it out.'}"
             )
 

@@ -1,7 +1,7 @@
 """What chance decides about views, drawn for many pictures at once before a pixel is touched.
 
 A view is a function of its picture and of `NUM_DRAWS` uniform numbers, from which its row of `ROW_LENGTH` numbers is
-drawn here. Whoever carries it out, workers on the CPU or a batch on the GPU, makes the same view.
+drawn here. Workers on the CPU and a batch on the GPU make the same view of it.
 """
 
 import functools
