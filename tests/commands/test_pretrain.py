@@ -289,7 +289,7 @@ WRONG = [
     ({"view_recipe": "moco_v4"}, [], "moco_v"),
     ({"knn_split": "validation", "knn_every": 1}, [], "validation"),
     ({"report_to": "wandb"}, [], "`report_to` wandb needs a package"),
-    ({}, ["--resume", "somewhere"], "`resume` must be `auto` or the folder of a complete checkpoint"),
+    ({}, ["--resume", "somewhere"], "`resume` must be `auto`, a checkpoint of this run or the folder"),
     ({}, ["--push_to_hub", "--repo_id", "org/name"], "`push_to_hub` needs a Hub token. Run `hf auth login`"),
     ({"base_learning_rate": 1e30, "learning_rate_scaling": "none"}, [], "not finite"),
     ({}, ["--mixed_precision", "fp16"], "needs a GPU"),

@@ -18,7 +18,7 @@ from hf_ssl.data.sources.open import open_source
 from hf_ssl.errors import LostProcessError, UserError
 from hf_ssl.methods import METHODS
 from hf_ssl.training.arguments import TrainingSettings
-from hf_ssl.training.checkpoint import complete_checkpoints, step_of
+from hf_ssl.training.find import complete_checkpoints, step_of
 from hf_ssl.training.loop import train
 from hf_ssl.training.watch import signals
 from hf_ssl.training.watch.knn import KNN
