@@ -108,25 +108,11 @@ class TrainingStream:
         position: Mapping[str, Any] | None = None,
         with_labels: bool = False,
     ):
-        for name, value, minimum in (
-            ("batch_size", batch_size, 1),
-            ("seed", seed, 0),
-            ("num_workers", num_workers, 0),
-        ):
-            _check_at_least(name, value, minimum)
-        _check_at_least("shuffle_window", window_size, 1)
+        _check_at_least(batch_size=(batch_size, 1), seed=(seed, 0), num_workers=(num_workers, 0))
+        _check_at_least(shuffle_window=(window_size, 1))
         if not 0 <= max_skipped_ratio <= 1:
             raise UserError(f"`max_skipped_ratio` must be in [0, 1], got {max_skipped_ratio}.")
-        if source.num_images is not None and source.num_images < batch_size:
-            raise UserError(
-                f"`batch_size` must not exceed the images of the data set, but split `{source.split}` of "
-                f"`{source.name}` has {source.num_images} and the batch size is {batch_size}. Lower `batch_size`."
-            )
-        if with_labels and not source.labels:
-            raise UserError(
-                f"`{source.name}` has no labels, which this method is set to look at. Name their column with "
-                "`label_column`, or take other settings."
-            )
+        _check_source(source, batch_size, with_labels)
         lanes = choose_lanes(batch_size, world_size, lanes)
         self.source = source
         self.views = views
@@ -328,6 +314,20 @@ def _decoded(images: pa.Array, timeout: float) -> Iterator[Any]:
     return decoded((image.as_py() for image in images), timeout)
 
 
-def _check_at_least(name: str, value: int, minimum: int) -> None:
-    if value < minimum:
-        raise UserError(f"`{name}` must be at least {minimum}, got {value}.")
+def _check_at_least(**values: tuple[int, int]) -> None:
+    for name, (value, minimum) in values.items():
+        if value < minimum:
+            raise UserError(f"`{name}` must be at least {minimum}, got {value}.")
+
+
+def _check_source(source: Source, batch_size: int, with_labels: bool) -> None:
+    if source.num_images is not None and source.num_images < batch_size:
+        raise UserError(
+            f"`batch_size` must not exceed the images of the data set, but split `{source.split}` of "
+            f"`{source.name}` has {source.num_images} and the batch size is {batch_size}. Lower `batch_size`."
+        )
+    if with_labels and not source.labels:
+        raise UserError(
+            f"`{source.name}` has no labels, which this method is set to look at. Name their column with "
+            "`label_column`, or take other settings."
+        )
