@@ -27,9 +27,6 @@ OUTSIDE = "\0path outside the data set"
 SHOWN = 3
 """So many of the images that cannot be used are named."""
 
-_MOST_FOLDERS = 100_000
-_folders_read: set[str] = set()  # by this process
-
 _OF_THE_PROGRAM = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)  # not the fault of a file: these stop the run
 _REASONS = {
     errno.EACCES: "no permission",
@@ -105,29 +102,11 @@ def problem_of(path: str) -> str | None:
 
 def _read(path: str, timeout: float) -> bytes:
     if path.startswith("file://"):
-        return _read_file(path.removeprefix("file://"), timeout)
-    return _read_address(path, timeout) if "://" in path else _read_file(path, timeout)
+        return _read_file(path.removeprefix("file://"))
+    return _read_address(path, timeout) if "://" in path else _read_file(path)
 
 
-def _read_file(path: str, timeout: float) -> bytes:
-    """Read a file. A folder that others were read from may come back when it is gone, as a disk that was taken off."""
-    folder, patience = os.path.dirname(path), None
-    while True:
-        started = time.monotonic()
-        try:
-            data = _content_of(path)
-        except SkippedImageError as error:
-            if error.reason != "missing file" or folder not in _folders_read or os.path.isdir(folder):
-                raise
-            patience = patience or Patience(folder, timeout)
-            patience.wait(FileNotFoundError(f"the folder `{folder}` is gone"), started)
-            continue
-        if len(_folders_read) < _MOST_FOLDERS:
-            _folders_read.add(folder)
-        return data
-
-
-def _content_of(path: str) -> bytes:
+def _read_file(path: str) -> bytes:
     try:
         about = os.stat(path)
         if not stat.S_ISREG(about.st_mode):  # a pipe or a device may give its bytes never, or without end

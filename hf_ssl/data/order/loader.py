@@ -114,8 +114,9 @@ def _start_worker(worker: int) -> None:
 
 def _end_with(parent: int) -> None:
     """End this worker soon after its process has died, whatever it waits for."""
+    never = threading.Event()
     while os.getppid() == parent:
-        time.sleep(_LOOK_EVERY)
+        never.wait(_LOOK_EVERY)
     os._exit(1)
 
 

@@ -6,7 +6,6 @@ import shutil
 import socket
 import struct
 import subprocess
-import threading
 import tracemalloc
 import warnings
 import zlib
@@ -21,7 +20,6 @@ from PIL import Image, ImageOps
 
 from hf_ssl.data.decode import image_bytes, pillow
 from hf_ssl.data.decode.pictures import IMAGE_SUFFIXES, MAX_PIXELS, SkippedImageError, decode
-from hf_ssl.data.decode.unavailable import DataUnavailableError
 
 
 def _photo(height=HEIGHT, width=WIDTH, seed=0):
@@ -437,25 +435,3 @@ def test_what_no_decoder_knows_is_skipped_for_its_true_reason(reason, monkeypatc
         with pytest.raises(SkippedImageError) as caught:
             decode(data)
         assert caught.value.reason == reason
-
-
-def test_a_folder_that_comes_back_is_read_on_and_one_that_does_not_is_named(tmp_path, monkeypatch):
-    """As when a disk is taken off; a file that alone is missing is skipped at once."""
-    monkeypatch.setattr("hf_ssl.data.decode.unavailable._FIRST_PAUSE", 0.01)
-    folder, away = tmp_path / "photos", tmp_path / "away"
-    folder.mkdir()
-    for name in ("a.png", "b.png"):
-        Image.new("RGB", (4, 4), (7, 0, 0)).save(folder / name)
-    assert decode(str(folder / "a.png")).shape == (4, 4, 3)
-    with pytest.raises(SkippedImageError, match="missing file"):
-        decode(str(folder / "c.png"), timeout=60.0)
-    with pytest.raises(SkippedImageError, match="missing file"):
-        decode(str(tmp_path / "never" / "c.png"), timeout=60.0)
-    folder.rename(away)
-    back = threading.Timer(0.1, away.rename, [folder])
-    back.start()
-    assert decode(str(folder / "b.png"), timeout=60.0)[0, 0, 0] == 7
-    back.join()
-    folder.rename(away)
-    with pytest.raises(DataUnavailableError, match=r"photos` could not be read .* is gone"):
-        decode(str(folder / "b.png"), timeout=0.05)
