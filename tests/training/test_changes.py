@@ -123,7 +123,7 @@ def test_a_setting_that_is_named_changes(digits, tmp_path: Path, caplog: pytest.
     ("change", "message"),
     [
         (["batch_size"], "`change` names `batch_size`, which cannot change within a run, because which images"),
-        (["weight_decy"], "`weight_decy`, which is no setting .* Did you mean `weight_decay`"),
+        (["weight_decy"], "must name settings that a run depends on, got `weight_decy`. Did you mean `weight_decay`"),
         (["projector_hidden_dim"], "holds other weights than this run, such as `projector"),
         (["num_steps"], "is of step 6, and the run is to end with step 4"),
     ],

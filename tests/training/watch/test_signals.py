@@ -54,9 +54,9 @@ def test_every_signal_is_a_request_and_its_repetition_the_same_one(number, ended
     before = signal.getsignal(number)
     with StopSignal() as stop:
         for _ in range(2):  # the cluster, then the launcher
-            os.kill(os.getpid(), number)
+            signal.raise_signal(number)
             wait_for_signal(stop)
-        os.kill(os.getpid(), signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
         assert stop.received == number
         assert not ended[1].wait(0.2)
     assert signal.getsignal(number) is before
@@ -68,7 +68,7 @@ def test_a_second_signal_ends_the_process_at_once(ended, monkeypatch: pytest.Mon
         os.kill(os.getpid(), signal.SIGUSR1)
         wait_for_signal(stop)
         time.sleep(0.3)
-        os.kill(os.getpid(), signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
         assert ended[1].wait(LONG)
     assert ended[0] == [("SIGTERM came after SIGUSR1: the run ends at once. Checkpoint X.", 128 + signal.SIGUSR1)]
 
@@ -101,7 +101,7 @@ def test_a_signal_that_is_ignored_stays_ignored():
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as `nohup` does
     try:
         with StopSignal() as stop:
-            os.kill(os.getpid(), signal.SIGHUP)
+            signal.raise_signal(signal.SIGHUP)
             time.sleep(0.1)
             assert stop.received == 0 and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
     finally:
