@@ -8,11 +8,12 @@ import importlib
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from torch import Tensor, nn
+from transformers import PreTrainedConfig
 from transformers.utils import ModelOutput  # pyright: ignore[reportPrivateImportUsage]
 
 from hf_ssl.errors import UserError, near_name
@@ -273,6 +274,21 @@ class SSLPreTrainedModel(WithEncoder, ABC):
 
 
 _PUSHED = tuple(set(inspect.signature(SSLPreTrainedModel.push_to_hub).parameters) - {"self"})
+
+
+def method_name(method: type[SSLPreTrainedModel]) -> str:
+    """A method's name on the command line, such as `directpred`."""
+    return method.config_class.model_type.removeprefix("hf_ssl_")
+
+
+def own_settings(config: SSLConfig) -> dict[str, Any]:
+    """A config's settings, without those that every config of transformers has."""
+    inherited = {field.name for field in fields(PreTrainedConfig)}  # pyright: ignore[reportArgumentType]
+    return {
+        field.name: getattr(config, field.name)
+        for field in fields(config)  # pyright: ignore[reportArgumentType]
+        if field.name not in inherited
+    }
 
 
 def _hub_objects() -> Any:

@@ -8,10 +8,10 @@ from accelerate import Accelerator
 
 from hf_ssl.data.settings import DataSettings
 from hf_ssl.data.sources.open import Source
-from hf_ssl.methods.base import SSLPreTrainedModel
+from hf_ssl.methods.base import SSLPreTrainedModel, method_name
 from hf_ssl.training.arguments import TrainingSettings
 from hf_ssl.training.plan import UNKNOWN_LENGTH, Plan
-from hf_ssl.training.record import Start, method_of
+from hf_ssl.training.start import Start
 
 _WARM_UP_STEPS = 3  # the first ones allocate memory and choose kernels
 _MEASURED_STEPS = 17
@@ -47,7 +47,7 @@ def briefing(
     precision = {"no": "float32"}.get(settings.mixed_precision, settings.mixed_precision)
     layout = "channels last" if settings.channels_last else "contiguous"
     rows = {
-        "method": method_of(model) + (f", recipe {settings.recipe}" if settings.recipe else ""),
+        "method": method_name(type(model)) + (f", recipe {settings.recipe}" if settings.recipe else ""),
         "encoder": f"{config.architecture}, {_millions(encoder)} parameters ({_millions(everything)} with all heads "
         f"and targets), {_weights(start)}",
         "images": f"{count} of {source.name}, split {source.split}; {config.image_size} px views by {recipe}"

@@ -1,4 +1,4 @@
-"""What a run leaves to read: `run.json` says what was trained and how, `metrics.jsonl` how it went."""
+"""`run.json`: what was trained on what and how, and how far it came. Only this file knows what stands in it."""
 
 import dataclasses
 import json
@@ -7,14 +7,14 @@ import os
 import platform
 import subprocess
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import psutil
 import torch
-from transformers import PreTrainedConfig
 
 import hf_ssl
 from hf_ssl.data.settings import DataSettings
@@ -22,18 +22,18 @@ from hf_ssl.data.sources.open import Source
 from hf_ssl.errors import UserError
 from hf_ssl.evaluation.references import read_json
 from hf_ssl.invocation import command_line
-from hf_ssl.methods.base import SSLConfig, SSLPreTrainedModel
 from hf_ssl.tokens import record_without_tokens
-from hf_ssl.training.arguments import TrainingSettings
 from hf_ssl.training.checkpoint import record_in
-from hf_ssl.training.files import storage_errors_explained
+from hf_ssl.training.files import storage_errors_explained, write_json
 from hf_ssl.training.plan import Plan
 
 logger = logging.getLogger(__name__)
 
+RUN_FILE = "run.json"
+"""Name of the record in the folder of a run, and in the folders that are exported from it."""
+
 _PACKAGES = ("torch", "transformers", "timm", "accelerate", "datasets", "huggingface_hub")
-_PARTS = ("config", "data", "training", "progress")
-_INHERITED = {field.name for field in dataclasses.fields(PreTrainedConfig)}
+_KEPT = ("command", "started", "skipped", "progress", "collapse")  # of the run that goes on
 
 # Settings that may change when a run resumes: its weights do not depend on them.
 _FREE = {
@@ -57,175 +57,216 @@ _FREE |= {"pretrained", "start_from"}  # where it began
 _EXACT_DATA = ("view_recipe", "view_settings", "views_on", "cache", "shuffle_window", "fingerprint")
 
 
-class Start(Protocol):
-    """Where the weights of a run come from: an `EncoderStart` or a `MethodStart`."""
+@dataclass(frozen=True)
+class Progress:
+    """How far a run has come.
 
-    @property
-    def base_model(self) -> str | None:
-        """Hub id for the card."""
-        ...
+    Args:
+        step: Optimizer steps done.
+        epoch: Passes over the data; None where their length is unknown.
+        images_seen: Images of these steps, each with all its views.
+        seconds: Time of training, without evaluation and saving.
+        energy_kwh: Energy used, where the machine tells.
+        energy_of: What that is the energy of: `GPU`, `CPU` or both.
+    """
 
-    @property
-    def origin(self) -> dict[str, Any] | None:
-        """What `run.json` says about it."""
-        ...
+    step: int = 0
+    epoch: float | None = 0.0
+    images_seen: int = 0
+    seconds: float = 0.0
+    energy_kwh: float | None = None
+    energy_of: list[str] | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """What stands in the file: without energy where none is known."""
+        told = dataclasses.asdict(self)
+        return {name: value for name, value in told.items() if value is not None or not name.startswith("energy")}
 
 
-def method_of(model: SSLPreTrainedModel) -> str:
-    """The method's name on the command line, such as `directpred`."""
-    return model.config_class.model_type.removeprefix("hf_ssl_")
+@dataclass
+class RunRecord:
+    """What is known of a run. It is published with the weights, so tokens in addresses are not in it.
+
+    Args:
+        method: Name of the method on the command line, such as `directpred`, or `fine-tuning`.
+        recipe: Recipe that the settings began with.
+        base_model: Hub id of the weights that it started from, for the card.
+        origin: Where these come from, and which trainings they have behind them.
+        license: Licence of the weights.
+        hf_ssl: Version of this package.
+        command: What was typed.
+        started: Time, ISO 8601 in UTC.
+        finished: Time at which the last step was done; None before.
+        versions: Of Python and the packages.
+        commit: Of this package's source, if it ran from a checkout.
+        hardware: Device, processors and memory.
+        progress: How far it has come.
+        skipped: Images that could not be used, by reason.
+        config: Settings of the method, or of the classifier.
+        data: Settings of the data, and what was found there.
+        training: Settings of the training, with the plan that they came to.
+        changes: Settings that changed on the way; see `agreed_changes`.
+        collapse: What the collapse alarm saw: `kind`, `step` and `report`.
+        details: What else a task tells, by name; in the file these stand beside the others.
+    """
+
+    method: str
+    recipe: str | None = None
+    base_model: str | None = None
+    origin: dict[str, Any] | None = None
+    license: str | None = None
+    hf_ssl: str | None = None
+    command: str | None = None
+    started: str | None = None
+    finished: str | None = None
+    versions: dict[str, str | None] = field(default_factory=dict)
+    commit: str | None = None
+    hardware: dict[str, Any] = field(default_factory=dict)
+    progress: Progress = Progress()
+    skipped: dict[str, int] = field(default_factory=dict)
+    config: dict[str, Any] = field(default_factory=dict)
+    data: dict[str, Any] = field(default_factory=dict)
+    training: dict[str, Any] = field(default_factory=dict)
+    changes: list[dict[str, Any]] = field(default_factory=list)
+    collapse: dict[str, Any] | None = None
+    details: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def begin(cls, method: str, device: torch.device, **parts: Any) -> "RunRecord":
+        """The record of a run that starts now: the parts that are given, command, versions and hardware."""
+        record = cls(
+            method=method,
+            hf_ssl=hf_ssl.__version__,
+            command=command_line(),
+            started=_now(),
+            versions={"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}},
+            commit=_commit(),
+            hardware={
+                "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+                "cpu_count": os.cpu_count(),
+                "memory_gb": round(psutil.virtual_memory().total / 2**30, 1),
+            },
+            **parts,
+        )
+        return cls.of(record_without_tokens(record.to_json()))
+
+    @classmethod
+    def of(cls, content: Mapping[str, Any]) -> "RunRecord":
+        """A record from what stands in a file; what older versions did not write is at its default.
+
+        Raises:
+            UserError: If a part is missing or of another kind.
+        """
+        parts = ("config", "data", "training", "progress")
+        lacking = [name for name in parts if not isinstance(content.get(name), Mapping)]
+        if lacking or not isinstance(content.get("method"), str):
+            lacking = lacking or ["method"]
+            raise UserError(f"it lacks {', '.join(f'`{name}`' for name in lacking)}")
+        names = {one.name for one in dataclasses.fields(cls)} - {"details", "progress"}
+        known = {one.name for one in dataclasses.fields(Progress)}
+        return cls(
+            **{name: value for name, value in content.items() if name in names},
+            progress=Progress(**{name: value for name, value in content["progress"].items() if name in known}),
+            details={name: value for name, value in content.items() if name not in names | {"progress"}},
+        )
+
+    @classmethod
+    def read(cls, folder: Path) -> "RunRecord | None":
+        """The record in a folder; None if there is none.
+
+        Raises:
+            UserError: If it is damaged.
+        """
+        path = folder / RUN_FILE
+        if not path.is_file():
+            return None
+        try:
+            return cls.of(read_json(path))
+        except UserError as error:
+            raise UserError(f"`{path}` is not the record of a run: {error}.") from error
+
+    def to_json(self) -> dict[str, Any]:
+        """What stands in the file: without changes and collapse where there are none."""
+        written = {one.name: getattr(self, one.name) for one in dataclasses.fields(self)}
+        written |= {"progress": self.progress.to_json()} | written.pop("details")
+        return {name: value for name, value in written.items() if name not in ("changes", "collapse") or value}
+
+    def write(self, folder: Path) -> None:
+        """Write the file, whole or not at all.
+
+        Raises:
+            UserError: If the disk refuses it.
+        """
+        with storage_errors_explained(folder / RUN_FILE):
+            write_json(folder / RUN_FILE, self.to_json())
+
+    def identity(self) -> dict[str, Any]:
+        """What a resumed run must share to continue bit for bit."""
+        training = {name: value for name, value in self.training.items() if name not in _FREE}
+        steps = {name: self.training[name] for name in ("num_steps", "warmup_steps")}
+        data = {name: self.data[name] for name in _EXACT_DATA}
+        return {"method": self.method, **self.config, **training, **steps, **data}
+
+    def flat_settings(self) -> dict[str, str | int | float | bool]:
+        """Settings as the flat scalars that every tracker takes."""
+        flat = {**self.config, **self.data, **self.training, "method": self.method, "recipe": self.recipe}
+        return {
+            name: value if isinstance(value, str | int | float | bool) else json.dumps(value)
+            for name, value in flat.items()
+        }
+
+    def go_on(self, former: "RunRecord", at_end: bool) -> None:
+        """Take over what is known of the part of the run that is done.
+
+        Args:
+            former: The record of that part.
+            at_end: Whether nothing is left to do.
+        """
+        for name in _KEPT:
+            setattr(self, name, getattr(former, name))
+        self.finished = former.finished if at_end else None
+
+    def end(self) -> None:
+        """Note that the run is at its end, if that was not noted before."""
+        self.finished = self.finished or _now()
 
 
-def config_fields(config: SSLConfig) -> dict[str, Any]:
-    """A config's own fields, without those of transformers."""
+def described_data(data: DataSettings, source: Source, view_recipe: str) -> dict[str, Any]:
+    """The part `data` of a record."""
     return {
-        field.name: getattr(config, field.name)
-        for field in dataclasses.fields(config)  # pyright: ignore[reportArgumentType]
-        if field.name not in _INHERITED
+        **data.described(),
+        "view_recipe": data.view_recipe or view_recipe,
+        "num_images": source.num_images,
+        "fingerprint": source.fingerprint,
+        **({"left_out": source.left_out} if source.left_out else {}),
     }
 
 
-def describe_run(
-    model: SSLPreTrainedModel,
-    source: Source,
-    data: DataSettings,
-    settings: TrainingSettings,
-    plan: Plan,
-    num_processes: int,
-    device: torch.device,
-    start: Start | None = None,
-) -> dict[str, Any]:
-    """The content of `run.json` at the start of a run; it is published, so tokens in addresses are not in it."""
-    training = dataclasses.asdict(settings)
-    for name in ("recipe", "change"):  # what has changed is in `changes`
-        del training[name]
-    record = {
-        "method": method_of(model),
-        "recipe": settings.recipe,
-        "base_model": start.base_model if start is not None else None,
-        "origin": start.origin if start is not None else None,
-        "license": settings.license,
-        **beginning_of_run(device),
-        "config": config_fields(model.config),  # pyright: ignore[reportArgumentType]
-        "data": {
-            **data.described(),
-            "view_recipe": data.view_recipe or model.view_recipe,
-            "num_images": source.num_images,
-            "fingerprint": source.fingerprint,
-            **({"left_out": source.left_out} if source.left_out else {}),
-        },
-        "training": {
-            **training,
-            **{name: value for name, value in dataclasses.asdict(plan).items() if name != "lr_schedule"},
-            "num_processes": num_processes,
-        },
-    }
-    return record_without_tokens(record)
+def described_training(settings: Mapping[str, Any], plan: Plan, num_processes: int) -> dict[str, Any]:
+    """The part `training` of a record: the settings, and the plan that they came to."""
+    planned = {name: value for name, value in dataclasses.asdict(plan).items() if name != "lr_schedule"}
+    return {**settings, **planned, "num_processes": num_processes}
 
 
-def beginning_of_run(device: torch.device) -> dict[str, Any]:
-    """The part of `run.json` that does not depend on what is trained: command, versions, hardware, no progress yet."""
-    return {
-        "hf_ssl": hf_ssl.__version__,
-        "command": command_line(),
-        "started": _now(),
-        "finished": None,
-        "versions": {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}},
-        "commit": _commit(),
-        "hardware": {
-            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-            "cpu_count": os.cpu_count(),
-            "memory_gb": round(psutil.virtual_memory().total / 2**30, 1),
-        },
-        "progress": {"step": 0, "epoch": 0.0, "images_seen": 0, "seconds": 0.0},
-        "skipped": {},
-    }
-
-
-def identity_of(run: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of `run.json` that a resumed run must share to continue bit for bit."""
-    training = {name: value for name, value in run["training"].items() if name not in _FREE}
-    steps = {name: run["training"][name] for name in ("num_steps", "warmup_steps")}
-    data = {name: run["data"][name] for name in _EXACT_DATA}
-    return {"method": run["method"], **run["config"], **training, **steps, **data}
-
-
-def former_record(output_dir: Path, checkpoint: Path) -> dict[str, Any]:
-    """The `run.json` of the run that goes on; where it is damaged or gone, what its checkpoint kept of it.
+def former_record(output_dir: Path, checkpoint: Path) -> RunRecord | None:
+    """The record of the run that goes on; where it is damaged or gone, what its checkpoint kept of it.
 
     Args:
         output_dir: Folder of the run.
         checkpoint: Where it goes on.
 
     Returns:
-        The content; empty if a run in another folder begins it.
+        The record; None if a run in another folder begins it, or one of an older version has lost it.
     """
-    path = output_dir / "run.json"
+    path = output_dir / RUN_FILE
     if path.exists():
         try:
-            record = read_json(path)
-            if all(isinstance(record.get(name), dict) for name in _PARTS):
-                return record
-            reason = f"it lacks {', '.join(f'`{name}`' for name in _PARTS if not isinstance(record.get(name), dict))}"
+            return RunRecord.of(read_json(path))
         except (UserError, OSError) as error:
-            reason = str(error)
-        logger.warning("`%s` is damaged and made again from `%s`: %s", path, checkpoint, reason)
+            logger.warning("`%s` is damaged and made again from `%s`: %s", path, checkpoint, error)
     is_own = checkpoint.resolve().parent.parent == output_dir.resolve()
-    return record_in(checkpoint) if path.exists() or is_own else {}
-
-
-class MetricsLog:
-    """`metrics.jsonl`: one JSON object a line.
-
-    Args:
-        path: The file; made with the first line.
-        step: Lines after this step are removed, and those that cannot be read: the run resumes from there. 0 empties
-            the file.
-
-    Raises:
-        UserError: If the disk refuses to write.
-    """
-
-    def __init__(self, path: Path, step: int):
-        self.path = path
-        if path.exists():
-            with storage_errors_explained(path):
-                # What a disk has damaged may be no text at all.
-                lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-                kept = [line for line in lines if _step_of(line) <= step and step > 0]
-                partial = path.with_name(f".{path.name}.partial")
-                partial.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
-                os.replace(partial, path)
-            damaged = sum(_step_of(line) == float("inf") for line in lines[:-1])  # a kill may cut the last one
-            if damaged and step > 0:
-                logger.warning("%d damaged lines of `%s` are left out.", damaged, path)
-
-    def append(self, values: Mapping[str, Any]) -> None:
-        """Add one line."""
-        with storage_errors_explained(self.path), self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(values) + "\n")
-
-
-def _step_of(line: str) -> float:
-    try:
-        return float(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
-        return float("inf")  # a line that a kill cut off, or a disk damaged
-
-
-def flat_settings(run: Mapping[str, Any]) -> dict[str, str | int | float | bool]:
-    """Settings of `run.json` as the flat scalars that every tracker takes."""
-    flat = {name: value for part in ("config", "data", "training") for name, value in run[part].items()}
-    flat |= {"method": run["method"], "recipe": run["recipe"]}
-    return {
-        name: value if isinstance(value, str | int | float | bool) else json.dumps(value)
-        for name, value in flat.items()
-    }
-
-
-def finish(run: dict[str, Any]) -> None:
-    """Note the time at which a run has ended."""
-    run["finished"] = _now()
+    kept = record_in(checkpoint) if path.exists() or is_own else {}
+    return RunRecord.of(kept) if kept else None
 
 
 def _now() -> str:

@@ -8,7 +8,7 @@ from hf_ssl.data.settings import PLACES
 from hf_ssl.data.sources.identity import difference_from, write_listing
 from hf_ssl.data.sources.open import Source
 from hf_ssl.errors import UserError
-from hf_ssl.evaluation.references import read_json
+from hf_ssl.training.record import RunRecord
 
 _LISTING = "data_files.json.gz"
 _CHOICES = ("dataset", "split", *PLACES, "index_column")  # settings of which one may explain other data
@@ -20,29 +20,29 @@ def keep_listing(source: Source, output_dir: Path) -> None:
         write_listing(source, output_dir / _LISTING)
 
 
-def check_same_data(checkpoint: Path, then: Mapping[str, Any], run: Mapping[str, Any], source: Source) -> None:
+def check_same_data(checkpoint: Path, then: Mapping[str, Any], run: RunRecord, source: Source) -> None:
     """Refuse to go on with other images.
 
     Args:
         checkpoint: Named in the message; the folder of its run tells what the data were.
         then: Identity of the checkpoint.
-        run: Content of `run.json` now.
+        run: The record of this run.
         source: The data set now.
 
     Raises:
         UserError: If its fingerprint is another. Names the first file that differs, else the settings that do.
     """
-    if then.get("fingerprint") == run["data"]["fingerprint"]:
+    if then.get("fingerprint") == run.data["fingerprint"]:
         return
     folder = checkpoint.parent.parent
     found = difference_from(folder / _LISTING, source)
     if found is None:
-        record = folder / "run.json"
-        before = read_json(record)["data"] if record.is_file() else {}
+        former = RunRecord.read(folder)
+        before = {} if former is None else former.data
         changed = [
-            f"`{name}` was {_shown(before.get(name))} and is {_shown(run['data'].get(name))} now"
+            f"`{name}` was {_shown(before.get(name))} and is {_shown(run.data.get(name))} now"
             for name in _CHOICES
-            if name in before and before[name] != run["data"].get(name)
+            if name in before and before[name] != run.data.get(name)
         ]
         found = ", ".join(changed) or "it has other images, or another revision"
     raise UserError(

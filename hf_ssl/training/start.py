@@ -17,7 +17,7 @@ from hf_ssl.training.start_method import MethodStart, find_method
 from hf_ssl.training.twins import TIMM_TWINS
 from hf_ssl.training.weights import WEIGHTS, differences, fitted_weights, read_weights, weights_by_timm
 
-__all__ = ["EncoderStart", "MethodStart", "check_encoder", "find_encoder", "find_method", "with_image_size"]
+__all__ = ["EncoderStart", "MethodStart", "Start", "check_encoder", "find_encoder", "find_method", "with_image_size"]
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,10 @@ class EncoderStart:
             file = read_weights(self.weights)
             loaded = fitted_weights(encoder, file, self.architecture, self.model_args, self.published or {}, name)
         _load(encoder, loaded, name)
+
+
+Start = EncoderStart | MethodStart
+"""Where the weights of a run come from, if not from chance."""
 
 
 def find_encoder(

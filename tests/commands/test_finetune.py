@@ -16,7 +16,7 @@ from hf_ssl.commands import main
 from hf_ssl.commands.command import python_function
 from hf_ssl.commands.finetune import COMMAND, FineTuneSettings
 from hf_ssl.errors import UserError
-from hf_ssl.fine_tuning.task import _Supervised
+from hf_ssl.fine_tuning.task import Supervised
 
 TINY = ["--image_size", "16", "--batch_size", "8", "--num_steps", "4", "--warmup_steps", "1", "--num_workers", "0"]
 
@@ -199,7 +199,7 @@ def test_a_data_set_in_memory_is_recorded_as_one(tmp_path):
 
 
 def test_a_stopped_run_says_so_and_its_program_ends_with_the_signal(tmp_path, monkeypatch, capfd):
-    forward, calls = _Supervised.forward, []
+    forward, calls = Supervised.forward, []
 
     def stopped(*arguments, **more):
         calls.append(1)
@@ -209,7 +209,7 @@ def test_a_stopped_run_says_so_and_its_program_ends_with_the_signal(tmp_path, mo
 
     words = ["random:test_resnet", "--dataset", "digits", *TINY, "--output_dir", tmp_path / "run"]
     with monkeypatch.context() as patch:
-        patch.setattr(_Supervised, "forward", stopped)
+        patch.setattr(Supervised, "forward", stopped)
         assert finetune(*words) == 128 + signal.SIGTERM
     printed = capfd.readouterr()
     assert printed.out == "" and "Stopped by SIGTERM after step 2 of 4, with a checkpoint in" in printed.err

@@ -14,7 +14,7 @@ from torch import nn
 from hf_ssl.data.settings import DataSettings
 from hf_ssl.fine_tuning.classifier import open_classifier
 from hf_ssl.fine_tuning.settings import FineTuningSettings
-from hf_ssl.fine_tuning.task import _optimizer, _Supervised, fine_tune
+from hf_ssl.fine_tuning.task import FineTuning, Supervised, fine_tune
 
 DIGITS = [str(number) for number in range(10)]
 
@@ -38,7 +38,7 @@ def lines_of(folder):
 
 
 def test_the_loss_is_the_mean_over_labelled_images():
-    model = _Supervised(nn.Flatten(), label_smoothing=0.2)
+    model = Supervised(nn.Flatten(), label_smoothing=0.2)
     logits = torch.randn(4, 3, dtype=torch.float64)
     loss = model(logits, torch.tensor([2, -1, 0, 1])).loss.item()
     expected = 0.0
@@ -51,8 +51,10 @@ def test_the_loss_is_the_mean_over_labelled_images():
 
 def test_layer_decay_slows_the_early_blocks_and_norms_do_not_decay():
     settings = FineTuningSettings(output_dir="x", num_steps=1, layer_decay=0.5)
-    module = open_classifier("random:test_resnet", DIGITS).module
-    groups = _optimizer(module, settings, 1.0).param_groups
+    data = DataSettings(dataset="digits")
+    classifier = open_classifier("random:test_resnet", DIGITS)
+    module = classifier.module
+    groups = FineTuning(classifier, data.open(), None, data, settings).optimizer(1.0).param_groups
     multiplier = {id(p): group["lr_multiplier"] for group in groups for p in group["params"]}
     decay = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
     assert multiplier[id(module.fc.weight)] == 1
@@ -82,8 +84,8 @@ def test_resume_is_exact(tmp_path, monkeypatch, values):
             calls.append(1)
             return forward(*arguments, **more)
 
-        calls, forward = [], _Supervised.forward
-        patch.setattr(_Supervised, "forward", interrupted)
+        calls, forward = [], Supervised.forward
+        patch.setattr(Supervised, "forward", interrupted)
         with pytest.raises(KeyboardInterrupt):
             run(tmp_path / "resumed", **values)
     resumed, _, _ = run(tmp_path / "resumed", resume="auto", **values)

@@ -23,7 +23,7 @@ from hf_ssl.data.settings import DataSettings
 from hf_ssl.data.sources.open import open_source
 from hf_ssl.errors import UserError
 from hf_ssl.methods import METHODS
-from hf_ssl.training import loop
+from hf_ssl.training import pretraining
 from hf_ssl.training.arguments import TrainingSettings
 from hf_ssl.training.find import complete_checkpoints, step_of
 from hf_ssl.training.loop import train
@@ -291,14 +291,14 @@ def test_accumulation_makes_one_step_of_several_batches(digits, tmp_path: Path, 
     monkeypatch.setattr(model, "after_optimizer_step", lambda step, num_steps: events.append(("hook", step)))
     forward = model.forward
     monkeypatch.setattr(model, "forward", lambda **inputs: (events.append(("forward", 0)), forward(**inputs))[1])
-    build = loop.build_optimizer
+    build = pretraining.build_optimizer
 
     def build_and_watch(*arguments: Any):
         optimizer = build(*arguments)
         optimizer.register_step_post_hook(lambda *_: events.append(("step", 0)))
         return optimizer
 
-    monkeypatch.setattr(loop, "build_optimizer", build_and_watch)
+    monkeypatch.setattr(pretraining, "build_optimizer", build_and_watch)
     train(model, digits, DATA, settings(tmp_path, num_steps=2, batch_size=24, images_per_device=8))
     one_step = [("forward", 0)] * 3 + [("step", 0)]
     assert events == [*one_step, ("hook", 1), *one_step, ("hook", 2)]

@@ -17,6 +17,7 @@ PROGRAM = """
     from pathlib import Path
 
     import torch
+    from accelerate import Accelerator
 
     from hf_ssl.data.settings import DataSettings
     from hf_ssl.methods import METHODS
@@ -32,8 +33,8 @@ PROGRAM = """
 
     # Keeps the group of processes alive over several runs.
     accelerator = start_accelerator(TrainingSettings(output_dir=str(folder), num_steps=1))
-    end_training = loop.Accelerator.end_training
-    loop.Accelerator.end_training = lambda self: None
+    end_training = Accelerator.end_training
+    Accelerator.end_training = lambda self: None
     seen["num_processes"] = accelerator.num_processes
 
     def run(name, method="directpred", spoil=None, **values):

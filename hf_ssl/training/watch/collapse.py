@@ -5,15 +5,23 @@ directions. Both are judged against the run's own course, because healthy figure
 without negatives lose most of their rank in the first steps and win it back later.
 """
 
-from collections.abc import Mapping
+import logging
+import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 from hf_ssl.diagnostics import effective_rank, feature_std
-from hf_ssl.distributed import gather
+from hf_ssl.distributed import gather, rank
 from hf_ssl.methods.base import SSLOutput
+from hf_ssl.training.record import RunRecord
+from hf_ssl.training.watch.base import Moment, Watch
+from hf_ssl.training.watch.signals import any_process
+
+logger = logging.getLogger(__name__)
 
 # Quickstart runs that learn stay above 0.2, with a linear predictor above 0.08: there all projections share a large
 # mean. A BYOL without predictor falls to 0.03.
@@ -116,19 +124,73 @@ class CollapseAlarm:
         )
 
 
+class CollapseWatch(Watch):
+    """Spread and rank for each line of the log, and the alarm that follows them.
+
+    A run that resumes remembers the lines before, and what was reported of them.
+
+    Args:
+        every: Optimizer steps between two log lines.
+        warmup_steps: See `CollapseAlarm`.
+        on_collapse: See `TrainingSettings`.
+        record: Of the run; takes the report.
+        former: Lines of the log before a resume.
+    """
+
+    name = "The collapse alarm"
+
+    def __init__(
+        self,
+        every: int,
+        warmup_steps: int,
+        on_collapse: Literal["warn", "stop"],
+        record: RunRecord,
+        former: Iterable[Mapping[str, Any]],
+    ):
+        super().__init__(every)
+        self._alarm, self._record = CollapseAlarm(warmup_steps), record
+        self._ends_run = on_collapse == "stop"
+        self._former = [line for line in former if "feature_std" in line and "effective_rank" in line]
+
+    def look(self, moment: Moment) -> dict[str, Any]:
+        """The two figures; nothing for a method that shows no projections. May report a collapse."""
+        projections = moment.output.projections
+        if projections is None:
+            return {}
+        tensors = collapse_figures(moment.output)
+        values = torch.stack([value.float() for value in tensors.values()]).tolist()
+        figures = dict(zip(tensors, values, strict=True))
+        found = self._ring({"step": moment.step, **figures}, projections.shape[-1]) if rank() == 0 else None
+        if found is not None:
+            report = advice(found, self._record)
+            self._record.collapse = {"kind": found.kind, "step": found.step, "report": report}
+            logger.warning(report)
+        if self._ends_run:
+            self.stops = any_process(found is not None, projections.device)
+        return figures
+
+    def _ring(self, line: Mapping[str, Any], projection_dim: int) -> Collapse | None:
+        """Give the alarm a line, after those before a resume, of which it reports nothing again."""
+        root, found = math.sqrt(projection_dim), None
+        for one in (*self._former, line):
+            found = self._alarm.add(one["step"], root * one["feature_std"], one["effective_rank"])
+        self._former = []
+        return found
+
+
 def _stays_below(values: list[float], limit: float) -> bool:
     last = values[-_LINES:]
     return len(last) == _LINES and max(last) < limit and last[-1] <= _RISE * last[0]  # both may be zero
 
 
-def advice(collapse: Collapse, run: Mapping[str, Any]) -> str:
+def advice(collapse: Collapse, run: RunRecord) -> str:
     """What happened and what usually cures it, in plain words and with this run's values.
 
     Args:
         collapse: What the alarm saw.
-        run: Content of `run.json`.
+        run: The record of the run.
     """
-    cures = "; ".join(_cures(collapse.kind, run["config"], run["training"], run["data"]))
+    cures = "; ".join(_cures(collapse.kind, run.config, run.training, run.data))
     return (
         f"{collapse.kind.capitalize()} collapse at step {collapse.step}: {collapse.seen}. "
         f"What usually cures it, with this run's values: {cures}."

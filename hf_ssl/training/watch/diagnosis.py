@@ -9,14 +9,21 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
+from accelerate import Accelerator
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from torch import Tensor, nn
 
 from hf_ssl.diagnostics.alignment import alignment, uniformity
 from hf_ssl.diagnostics.predictor import describe_predictor, mean_jacobian
 from hf_ssl.diagnostics.spectrum import entropy_rank, ne_sum, participation_ratio
 from hf_ssl.distributed import gather, mean_over_processes, rank, world_size
+from hf_ssl.figures.diagnostics import diagnosis_curves
 from hf_ssl.methods.base import SSLOutput, SSLPreTrainedModel
+from hf_ssl.training.plan import Plan
+from hf_ssl.training.watch.base import Moment, Watch
+from hf_ssl.training.watch.log import MetricsLog
 
 _STEPS_BETWEEN = 500
 _MOST_DIAGNOSES = 100  # of a long run
@@ -53,6 +60,59 @@ class Diagnosis:
     def line(self, step: int) -> dict[str, Any]:
         """The curves as a line of `diagnostics.jsonl`."""
         return {"step": step, "curves": self.curves, "ranks": self.ranks}
+
+
+class DiagnosisWatch(Watch):
+    """Diagnoses of a run: numbers for the line of the log, curves for `diagnostics.jsonl` and for trackers.
+
+    Args:
+        every: The setting `diagnostics_every`.
+        model: The method, without wrapper.
+        predictor_speed: See `diagnose`.
+        log: Takes the curves; None but on the first process.
+        accelerator: Its trackers get the curves so far as a picture, where they take pictures.
+    """
+
+    name = "The diagnosis"
+
+    def __init__(
+        self,
+        every: int | None,
+        model: SSLPreTrainedModel,
+        predictor_speed: float,
+        log: MetricsLog | None,
+        accelerator: Accelerator,
+    ):
+        super().__init__()
+        self._setting, self._model, self._predictor_speed = every, model, predictor_speed
+        self._log, self._accelerator = log, accelerator
+
+    def is_due(self, step: int, plan: Plan) -> bool:
+        """Every so many steps of a plan whose length may still be fitted, and after the last one."""
+        self.every = steps_between_diagnoses(self._setting, plan.num_steps)
+        return self.every > 0 and super().is_due(step, plan)
+
+    def look(self, moment: Moment) -> dict[str, Any]:
+        """The numbers of the batch in hand; nothing for a method that shows no projections."""
+        if moment.output.projections is None:
+            return {}
+        found = diagnose(self._model, moment.output, self._predictor_speed)
+        if self._log is not None:
+            self._log.append(found.line(moment.step))
+            self._show(moment.step, self._log)
+        return {name: float(f"{value:.6g}") for name, value in found.figures.items()}
+
+    def _show(self, step: int, log: MetricsLog) -> None:
+        trackers = [tracker for tracker in self._accelerator.trackers if hasattr(tracker, "log_images")]
+        figure = diagnosis_curves(log.path) if trackers else None
+        if figure is None:
+            return
+        canvas = FigureCanvasAgg(figure)
+        canvas.draw()
+        picture = np.asarray(canvas.buffer_rgba())[..., :3]
+        for tracker in trackers:
+            options = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
+            tracker.log_images({"diagnostics": picture[None]}, step=step, **options)
 
 
 @torch.no_grad()

@@ -2,8 +2,14 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
+from accelerate.utils import gather_object
+
+from hf_ssl.training.plan import Plan
+from hf_ssl.training.record import Progress
+from hf_ssl.training.watch.base import Watch
 
 _RAPL = Path("/sys/class/powercap")
 JOULES_PER_KWH = 3.6e6
@@ -41,6 +47,37 @@ class EnergyMeter:
         if not self._counters:
             return None
         return sum(counter.joules() for counter in self._counters) / JOULES_PER_KWH
+
+
+class EnergyWatch(Watch):
+    """Energy of all processes of a run, those before a resume included.
+
+    Args:
+        meter: Of this process; None where nothing is trained any more, perhaps on another machine.
+        former: What the run had used before.
+    """
+
+    name = "The energy meter"
+
+    def __init__(self, meter: EnergyMeter | None, former: Progress):
+        super().__init__()
+        self._meter, self._former = meter, former
+
+    def is_due(self, step: int, plan: Plan) -> bool:
+        """Never: energy is no figure of a step."""
+        return False
+
+    def progress(self) -> dict[str, Any]:
+        """Kilowatt-hours and what they are of; nothing where no machine tells."""
+        former = {"energy_kwh": self._former.energy_kwh, "energy_of": self._former.energy_of}
+        if self._meter is None:
+            return former
+        readings = gather_object([(self._meter.kwh(), self._meter.parts)])
+        measured = [kwh for kwh, _ in readings if kwh is not None]
+        if not measured:
+            return {}
+        parts = sorted({part for _, parts in readings for part in parts})
+        return {"energy_kwh": round((self._former.energy_kwh or 0.0) + sum(measured), 6), "energy_of": parts}
 
 
 class _Counter:

@@ -11,6 +11,7 @@ from hf_ssl.methods.base import SSLPreTrainedModel
 from hf_ssl.training.arguments import TrainingSettings
 from hf_ssl.training.checkpoint import random_state, set_random_state
 from hf_ssl.training.processes import averaged_batch_norm
+from hf_ssl.training.watch.base import Moment, Watch
 
 
 class KNN:
@@ -60,6 +61,27 @@ class KNN:
             set_random_state(before, device)
         test = with_classes_of(test, self.test_source.labels, self.train_source.labels)
         return measure(train, test, [self.label], ["knn"])[0]
+
+
+class KNNWatch(Watch):
+    """k-NN accuracy every so many steps; the exported encoder is measured after the last one.
+
+    Args:
+        every: Optimizer steps between two evaluations.
+        knn: Measures.
+        model: The method, without wrapper.
+    """
+
+    name = "k-NN"
+    interruptible = True
+
+    def __init__(self, every: int, knn: KNN, model: SSLPreTrainedModel):
+        super().__init__(every, at_end=False)
+        self._knn, self._model = knn, model
+
+    def look(self, moment: Moment) -> dict[str, Any]:
+        """The accuracy."""
+        return {"knn": round(self._knn(self._model).value, 6)}
 
 
 def open_knn(source: Source, data: DataSettings, settings: TrainingSettings) -> KNN | None:

@@ -2,25 +2,37 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hf_ssl.distributed import gather, mean_over_processes
 from hf_ssl.errors import UserError
-from hf_ssl.methods.base import SSLPreTrainedModel
+from hf_ssl.training.watch.base import Moment, Watch
 
 
-class LossMonitor:
+class LossMonitor(Watch):
     """Mean loss since the last log line, and the first step with a loss that is no number, kept on the device.
 
     Args:
         device: Where losses live. Nothing is copied from it between two log lines.
         passes: Forward passes of a step on this process.
         former: What `since_last_line` gave for a checkpoint, so that the first mean is that of its whole interval.
+        every: Optimizer steps between two log lines.
     """
 
-    def __init__(self, device: torch.device, passes: int = 1, former: tuple[float, float, int] = (0.0, 0, 1)):
+    name = "The log of the loss"
+    may_fail = False
+
+    def __init__(
+        self,
+        device: torch.device,
+        passes: int = 1,
+        former: tuple[float, float, int] = (0.0, 0, 1),
+        every: int = 0,
+    ):
+        super().__init__(every)
         total, count, former_passes = former
         scale = passes / former_passes  # on another number of processes
         self._passes = passes
@@ -50,6 +62,15 @@ class LossMonitor:
         self._sum, self._count = torch.zeros_like(self._sum), 0
         return mean
 
+    def look(self, moment: Moment) -> dict[str, Any]:
+        """Where the run is, its mean loss, and what the method tells of the last batch; over all processes."""
+        plan = moment.plan
+        return {
+            "epoch": moment.epoch,
+            "lr": plan.learning_rate * plan.factor(moment.step - 1),
+            **_mean_figures({"loss": self.mean(), **(moment.output.metrics or {})}),
+        }
+
     def since_last_line(self, step: int) -> tuple[float, float, int]:
         """Sum and number of the losses since the last mean, for a checkpoint of `step`, and the passes of a step."""
         total, count = self._at_step if self._step > step else (self._sum, self._count)
@@ -67,7 +88,7 @@ class LossMonitor:
             raise UserError(f"The loss was not finite at step {step} on process {number}. {_advice(last_good)}")
 
 
-def check_weights(model: SSLPreTrainedModel, step: int, last_good: Path | None) -> None:
+def check_weights(model: nn.Module, step: int, last_good: Path | None) -> None:
     """Refuse to save weights or buffers that are no numbers, on all processes together.
 
     Raises:
@@ -90,7 +111,7 @@ def _advice(last_good: Path | None) -> str:
     )
 
 
-def mean_figures(figures: Mapping[str, Tensor]) -> dict[str, float]:
+def _mean_figures(figures: Mapping[str, Tensor]) -> dict[str, float]:
     """Mean of each scalar over processes, copied from the device at once."""
     stacked = torch.stack([value.detach().float().reshape(()) for value in figures.values()])
     return dict(zip(figures, mean_over_processes(stacked).tolist(), strict=True))

@@ -15,6 +15,7 @@ from hf_ssl.methods import METHODS
 from hf_ssl.training.arguments import TrainingSettings
 from hf_ssl.training.find import complete_checkpoints
 from hf_ssl.training.loop import train
+from hf_ssl.training.record import RunRecord
 from hf_ssl.training.watch.collapse import Collapse, CollapseAlarm, advice
 
 
@@ -80,6 +81,7 @@ def test_nothing_is_said_during_the_warm_up():
 
 
 RUN: dict[str, Any] = {
+    "method": "byol",
     "config": {},
     "training": {
         "weight_decay": 4e-4,
@@ -95,12 +97,14 @@ COMPLETE, DIMENSIONAL = Collapse("complete", 120, "evidence"), Collapse("dimensi
 
 def test_the_advice_has_this_runs_values():
     byol = {"predictor": "mlp", "predictor_layers": 2, "use_ema": True, "ema_momentum": 0.9, "symmetrize": False}
-    text = advice(COMPLETE, {**RUN, "config": byol})
+    text = advice(COMPLETE, RunRecord(**{**RUN, "config": byol}))
     assert text.startswith("Complete collapse at step 120: evidence. What usually cures it, with this run's values: ")
     assert "`--predictor_weight_decay`, now 0.0004" in text and "`--predictor_lr_multiplier 10`, now 1)" in text
     assert "`--ema_momentum` closer to 1, now 0.9" in text and "now 128 images a step" in text
     assert "view_recipe" not in text and "symmetrize" not in text and "stop_gradient" not in text
-    assert "weaker augmentation (`--view_recipe`, now shapes)" in advice(DIMENSIONAL, {**RUN, "config": byol})
+    assert "weaker augmentation (`--view_recipe`, now shapes)" in advice(
+        DIMENSIONAL, RunRecord(**{**RUN, "config": byol})
+    )
 
 
 @pytest.mark.parametrize(
@@ -114,7 +118,7 @@ def test_the_advice_has_this_runs_values():
     ],
 )
 def test_what_is_missing_comes_first(config: dict[str, Any], expected: str):
-    cures = advice(COMPLETE, {**RUN, "config": config}).partition("values: ")[2].split("; ")
+    cures = advice(COMPLETE, RunRecord(**{**RUN, "config": config})).partition("values: ")[2].split("; ")
     assert any(expected in cure for cure in cures)
     if config.get("predictor") == "none":
         assert expected == cures[0] and not any("predictor_weight_decay" in cure for cure in cures)
