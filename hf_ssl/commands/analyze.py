@@ -36,12 +36,12 @@ from hf_ssl.evaluation.analysis import (
 )
 from hf_ssl.evaluation.encoders import Encoder, WithProjection, encoder_folder, load_encoder
 from hf_ssl.evaluation.features import extract_features
-from hf_ssl.evaluation.references import read_json
 from hf_ssl.evaluation.view_features import extract_view_features
 from hf_ssl.figures.diagnostics import diagnosis_curves, predictor_curves, spectrum_curves
 from hf_ssl.figures.negatives import negative_curves
 from hf_ssl.settings import check_least, checked
 from hf_ssl.training.output import make_folder
+from hf_ssl.training.record import RunRecord
 
 _RECIPE = "moco_v2"  # of encoders that no run of this package made
 _PARTS = {"representation": FEATURE_NUMBERS, "projection": FEATURE_NUMBERS, "predictor": PREDICTOR_NUMBERS}
@@ -187,11 +187,9 @@ def _analyse(settings: AnalysisSettings, title: str, name: str, folder: Path | N
 
 def _recipe_of(folder: Path | None, encoder: Encoder) -> tuple[str, dict[str, Any] | None, int]:
     """Augmentation and size of the views that an encoder was trained on, as far as it tells."""
-    run = folder / "run.json" if folder is not None else None
-    if run is not None and run.is_file():
-        told = read_json(run)
-        data = told["data"]
-        return data["view_recipe"], data.get("view_settings"), told["config"]["image_size"]
+    run = RunRecord.read(folder) if folder is not None else None
+    if run is not None:
+        return run.data["view_recipe"], run.data.get("view_settings"), run.config["image_size"]
     return _RECIPE, None, _input_size(encoder)
 
 

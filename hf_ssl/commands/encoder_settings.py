@@ -12,11 +12,11 @@ from hf_ssl.data.settings import PlaceSettings
 from hf_ssl.data.sources.open import Source, open_source
 from hf_ssl.errors import UserError
 from hf_ssl.evaluation.encoders import encoder_folder
-from hf_ssl.evaluation.references import read_json
 from hf_ssl.hub.embedding import SHOWN_BY_DEFAULT
 from hf_ssl.modules.quiet import quiet_transformers
 from hf_ssl.settings import check_least, checked
 from hf_ssl.training.output import make_folder
+from hf_ssl.training.record import RunRecord
 
 
 @checked
@@ -90,8 +90,8 @@ def goes_on_card(
     path = Path(settings.dataset).expanduser()
     if settings.dataset in SHOWN_BY_DEFAULT or not path.exists():
         return True
-    record = folder / "run.json"
-    trained_on = read_json(record)["data"]["dataset"] if record.is_file() else None
+    record = RunRecord.read(folder)
+    trained_on = None if record is None else record.data["dataset"]
     return trained_on is not None and Path(trained_on).expanduser().resolve() == path.resolve()
 
 

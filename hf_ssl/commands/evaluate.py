@@ -45,6 +45,7 @@ from hf_ssl.hub.embedding import SHOWN_BY_DEFAULT, write_embedding
 from hf_ssl.hub.model_card import write_model_card
 from hf_ssl.invocation import command_line
 from hf_ssl.settings import check_least, checked
+from hf_ssl.training.files import RUN_FILE
 
 
 @checked
@@ -202,7 +203,7 @@ def run(settings: EvaluationSettings) -> EvaluationResult:
     test_source = opened.open(settings.split)
     train_source = test_source if settings.only_clusters() else opened.open(settings.train_split)
     labels = shared_labels(train_source, test_source, settings.label_column)
-    if settings.card and (folder is None or not (folder / "run.json").is_file()):
+    if settings.card and (folder is None or not (folder / RUN_FILE).is_file()):
         raise UserError(f"`card` needs the folder of a run, got the encoder `{settings.encoder}`. Leave it out.")
     on_card = goes_on_card(settings, folder, settings.card, settings.output)
     place = _place(settings, folder, on_card, test_source.name)
@@ -214,7 +215,7 @@ def run(settings: EvaluationSettings) -> EvaluationResult:
     if place is not None:
         _keep(place, comparison, results, table, about)
     card = None
-    if folder is not None and on_card and (folder / "run.json").is_file():
+    if folder is not None and on_card and (folder / RUN_FILE).is_file():
         *others, own = encoders
         shown = {name: encoders[name] for name in others} | {"this encoder": encoders[own]}
         gallery = test_source.name in SHOWN_BY_DEFAULT if settings.gallery is None else settings.gallery

@@ -239,7 +239,6 @@ def _next_commands(request: Request) -> list[str]:
 
 def _result(request: Request, result: TrainingResult, encoder: Path | None, url: str | None) -> PretrainResult:
     run_dir = Path(request.training.output_dir)
-    collapse = read_json(run_dir / "run.json").get("collapse") if result.is_main_process else None
     lines = run_dir / "metrics.jsonl"
     measured = encoder / "results.json" if encoder is not None else None
     stopped = _COLLAPSED if not result.finished else 0
@@ -251,7 +250,7 @@ def _result(request: Request, result: TrainingResult, encoder: Path | None, url:
         metrics=[json.loads(line) for line in lines.read_text().splitlines()] if lines.exists() else [],
         step=result.step,
         num_steps=result.num_steps,
-        collapse=collapse["report"] if collapse else None,
+        collapse=result.collapse,
         next_commands=_next_commands(request),
         url=url,
         exit_code=128 + result.signal if result.signal else stopped,

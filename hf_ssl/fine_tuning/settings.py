@@ -39,11 +39,12 @@ class FineTuningSettings:
             is given.
         num_steps: Optimizer steps, instead of `num_epochs`.
         seed: Seed of the classifier's weights, the labelled images, their order, augmentation and everything random.
-        optimizer: Optimizer; `sgd` is Nesterov's.
+        optimizer: `adamw`, `sgd` (Nesterov's), `lars` (as in BYOL's code), or the name of an optimizer of timm, such
+            as `lamb`, `lion` or `muon`.
         base_learning_rate: Learning rate for 256 images a step; 0.001 if not given, and 0.03 for `linear`.
         learning_rate_scaling: `linear` multiplies the learning rate by images a step / 256, `none` takes it as it is.
         weight_decay: Weight decay; never on biases, normalisation weights and what timm excludes for the model.
-        optimizer_momentum: Momentum of SGD, in [0, 1).
+        optimizer_momentum: Momentum of SGD, LARS and those of timm that have one, in [0, 1).
         lr_schedule: Learning rate after the warm-up: `cosine` to zero, `constant`, or `step` (x 0.1 at 60 and 80 %).
         warmup_epochs: Epochs in which the learning rate rises linearly from zero; a twentieth of the run if neither
             this nor `warmup_steps` is given.
@@ -87,7 +88,7 @@ class FineTuningSettings:
     num_epochs: float | None = None
     num_steps: int | None = None
     seed: int = 0
-    optimizer: Literal["adamw", "sgd"] = "adamw"
+    optimizer: str = "adamw"
     base_learning_rate: float | None = None
     learning_rate_scaling: Literal["linear", "none"] = "linear"
     weight_decay: float = 0.05

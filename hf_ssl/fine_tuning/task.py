@@ -26,6 +26,7 @@ from hf_ssl.fine_tuning.settings import FineTuningSettings
 from hf_ssl.methods.base import SSLOutput
 from hf_ssl.training.fit import drop_gradients
 from hf_ssl.training.loop import TrainingResult, run_task
+from hf_ssl.training.optimizers import LARS
 from hf_ssl.training.plan import Plan
 from hf_ssl.training.record import RunRecord, described_data, described_training
 from hf_ssl.training.task import Task
@@ -210,14 +211,21 @@ class FineTuning(Task):
     def optimizer(self, learning_rate: float) -> Optimizer:
         """Timm's optimizer and groups, with the names that `set_learning_rate` reads."""
         settings = self.own
+        is_lars = settings.optimizer == "lars"
         optimizer = create_optimizer_v2(
             self.classifier.module,
-            opt=settings.optimizer,
+            opt="sgd" if is_lars else settings.optimizer,
             lr=learning_rate,
             weight_decay=settings.weight_decay,
             momentum=settings.optimizer_momentum,
             layer_decay=settings.layer_decay if settings.layer_decay < 1 else None,
         )
+        if is_lars:  # that of this package, over timm's groups
+            names = ("params", "weight_decay", "lr_scale")
+            groups = [{name: group[name] for name in names if name in group} for group in optimizer.param_groups]
+            for group in groups:
+                group["adapt"] = all(parameter.ndim > 1 for parameter in group["params"])
+            optimizer = LARS(groups, lr=learning_rate, momentum=settings.optimizer_momentum)
         for group in optimizer.param_groups:
             group["lr_multiplier"] = group.pop("lr_scale", 1.0)
             group["scheduled"] = True

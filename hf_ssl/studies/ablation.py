@@ -225,7 +225,7 @@ class _Bench:
             spread=last["feature_std"] * math.sqrt(self.config["projection_dim"]),
             projection_rank=last["projection_effective_rank"],
             representation_rank=last["representation_effective_rank"],
-            seconds=read_json(result.parent / "run.json")["progress"]["seconds"],
+            seconds=ended.seconds,
         )
         run = Run(cell=cell, seed=seed, start=expected.start, theory=expected.theory, measured=measured)
         write_json(result, run.record())

@@ -188,7 +188,7 @@ class _Bench:
             if ended.signal:
                 raise StoppedError(ended.signal)
             export_run(model, folder)
-            seconds = read_json(folder / "run.json")["progress"]["seconds"]
+            seconds = ended.seconds
         finished = MethodRun(name, seed, **self._measure(model, f"{name}, seed {seed}"), seconds=seconds)
         folder.mkdir(parents=True, exist_ok=True)
         write_json(result, asdict(finished))

@@ -4,6 +4,7 @@ from typing import Literal
 
 from hf_ssl.errors import UserError
 from hf_ssl.settings import checked
+from hf_ssl.training.timm_optimizers import check_optimizer
 
 ALTERNATIVES = (("num_epochs", "num_steps"), ("warmup_epochs", "warmup_steps"))
 
@@ -25,12 +26,13 @@ class TrainingSettings:
         max_hours: Hours of training, to which the run's length is fitted by the speed of its first 20 steps, which it
             always takes; start, k-NN and export come on top. With `num_epochs` or `num_steps` too, the shorter one.
         seed: Seed of weights, order of images, augmentation and everything else that is random, in [0, 2^31).
-        optimizer: Optimizer.
+        optimizer: `sgd` (with momentum), `adamw`, `lars` (as in BYOL's code), or the name of an optimizer of timm,
+            such as `lamb`, `lion` or `muon`.
         base_learning_rate: Learning rate for 256 images a step. A recipe's own is for random weights; where weights
             are loaded a tenth of it is taken, with a warm-up over a tenth of the run.
         learning_rate_scaling: `linear` multiplies the learning rate by images a step / 256, `none` takes it as it is.
         weight_decay: Weight decay (decoupled for AdamW).
-        optimizer_momentum: Momentum of SGD and LARS, in [0, 1).
+        optimizer_momentum: Momentum of SGD, LARS and those of timm that have one, in [0, 1).
         lars_trust_coefficient: Factor of LARS' ratio of weight norm to gradient norm.
         decay_norm_and_bias: Apply weight decay to biases and normalisation weights too.
         predictor_lr_multiplier: Factor of the learning rate of a predictor that gradients train.
@@ -92,7 +94,7 @@ class TrainingSettings:
     num_steps: int | None = None
     max_hours: float | None = None
     seed: int = 0
-    optimizer: Literal["sgd", "lars", "adamw"] = "sgd"
+    optimizer: str = "sgd"
     base_learning_rate: float = 0.03
     learning_rate_scaling: Literal["linear", "none"] = "linear"
     weight_decay: float = 1e-4
@@ -140,6 +142,7 @@ class TrainingSettings:
         self._check_numbers()
         if self.change and self.resume is None:
             raise UserError("`change` is for a run that goes on. Give `--resume auto` too, or leave `change` out.")
+        check_optimizer(self.optimizer)
         for one, other in ALTERNATIVES:
             if getattr(self, one) is not None and getattr(self, other) is not None:
                 raise UserError(f"`{one}` and `{other}` exclude each other. Give one of them.")

@@ -12,6 +12,9 @@ from typing import Any
 
 from hf_ssl.errors import UserError
 
+RUN_FILE = "run.json"
+"""Name of the record in the folder of a run, and in the folders that are exported from it; see `RunRecord`."""
+
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _CLOSED = (errno.EROFS, errno.EACCES, errno.EPERM)
 _CHUNK = 1 << 22

@@ -9,7 +9,7 @@ import torch.distributed as dist
 
 from hf_ssl.distributed import rank, world_size
 from hf_ssl.errors import UserError
-from hf_ssl.training.files import storage_errors_explained
+from hf_ssl.training.files import RUN_FILE, storage_errors_explained
 from hf_ssl.training.integrity import STATE, damage_of, is_complete
 
 logger = logging.getLogger(__name__)
@@ -130,7 +130,7 @@ def remove_leftovers(output_dir: Path) -> None:
     left += [path for path in _folders(output_dir) if step_of(path) < newest and not (path / STATE).exists()]
     for path in left:
         shutil.rmtree(path, ignore_errors=True)
-    for name in ("run.json", "metrics.jsonl", "diagnostics.jsonl", "recipe.json"):
+    for name in (RUN_FILE, "metrics.jsonl", "diagnostics.jsonl", "recipe.json"):
         (output_dir / f".{name}.partial").unlink(missing_ok=True)
 
 

@@ -16,6 +16,7 @@ from hf_ssl.methods.base import SSLPreTrainedModel
 from hf_ssl.training.arguments import TrainingSettings
 
 _STATES = {"sgd": 1, "lars": 1, "adamw": 2}  # numbers that an optimizer keeps for each weight
+_MOST_STATES = 3  # of others; few of timm keep more
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "Cannot allocate memory")
 
 
@@ -60,7 +61,7 @@ def _normalises_batch(module: nn.Module) -> bool:
 def optimizer_bytes(model: nn.Module, settings: TrainingSettings) -> int:
     """Bytes that the optimizer keeps between two steps."""
     trained = sum(value.numel() * value.element_size() for value in model.parameters() if value.requires_grad)
-    return _STATES[settings.optimizer] * trained
+    return _STATES.get(settings.optimizer, _MOST_STATES) * trained
 
 
 def check_disk(model: nn.Module, settings: TrainingSettings) -> None:

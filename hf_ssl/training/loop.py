@@ -31,6 +31,7 @@ class TrainingResult:
         signal: Number of the signal that ended it early, 0 if none.
         is_main_process: Whether this process is the one that exports.
         last_checkpoint: The newest checkpoint.
+        seconds: Time of training, in all parts of the run, without evaluation and saving.
         collapse: What the collapse alarm reported, in plain words; None if nothing.
     """
 
@@ -39,6 +40,7 @@ class TrainingResult:
     signal: int
     is_main_process: bool
     last_checkpoint: Path | None
+    seconds: float
     collapse: str | None = None
 
     @property
@@ -116,12 +118,13 @@ def run_task(task: Task) -> TrainingResult:
         task.module.to(memory_format=torch.contiguous_format)  # pyright: ignore[reportCallIssue]
         recorder.finish(step)
         accelerator.end_training()
-    collapse = beginning.record.collapse
+    record = beginning.record
     return TrainingResult(
         step=step,
         num_steps=recorder.plan.num_steps,
         signal=recorder.stopped_by,
         is_main_process=accelerator.is_main_process,
         last_checkpoint=recorder.last_checkpoint,
-        collapse=collapse["report"] if collapse else None,
+        seconds=record.progress.seconds,
+        collapse=record.collapse["report"] if record.collapse else None,
     )

@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 
 from hf_ssl.methods.base import SSLPreTrainedModel
 from hf_ssl.training.arguments import TrainingSettings
+from hf_ssl.training.timm_optimizers import timm_optimizer
 
 
 class LARS(Optimizer):
@@ -130,12 +131,10 @@ def build_optimizer(model: SSLPreTrainedModel, settings: TrainingSettings, learn
         return torch.optim.AdamW(groups, lr=learning_rate, fused=fused)
     if settings.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=learning_rate, momentum=settings.optimizer_momentum, fused=fused)
-    return LARS(
-        groups,
-        lr=learning_rate,
-        momentum=settings.optimizer_momentum,
-        trust_coefficient=settings.lars_trust_coefficient,
-    )
+    if settings.optimizer == "lars":
+        trust = settings.lars_trust_coefficient
+        return LARS(groups, lr=learning_rate, momentum=settings.optimizer_momentum, trust_coefficient=trust)
+    return timm_optimizer(groups, settings.optimizer, learning_rate, settings.optimizer_momentum)
 
 
 def scaled_learning_rate(settings: TrainingSettings) -> float:

@@ -1,32 +1,28 @@
 """Which trainings some weights have behind them, and from which file and commit they are."""
 
 import hashlib
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from hf_ssl.errors import UserError
-from hf_ssl.evaluation.references import hub_file, read_json
+from hf_ssl.evaluation.references import hub_file
+from hf_ssl.training.files import RUN_FILE
+from hf_ssl.training.record import RunRecord
 
 
-def local_record(path: Path) -> dict[str, Any] | None:
-    """The record of a run on this machine; None if there is none."""
-    return read_json(path) if path.is_file() else None
-
-
-def hub_record(place: str) -> dict[str, Any] | None:
-    """`run.json` of a repository that hf_ssl published; None if it has none."""
+def hub_record(place: str) -> RunRecord | None:
+    """The record of a run in a repository that hf_ssl published; None if it has none."""
     try:
-        return read_json(hub_file(place, "run.json"))
+        return RunRecord.read(hub_file(place, RUN_FILE).parent)
     except UserError:
         return None  # most repositories are not of hf_ssl
 
 
-def training_of(record: Mapping[str, Any] | None) -> dict[str, Any] | None:
+def training_of(record: RunRecord | None) -> dict[str, Any] | None:
     """The training that made some weights, from its record: method, data set, steps, and what it started from in turn.
 
     Args:
-        record: The content of a `run.json`; None if there is none.
+        record: Of the run; None if there is none.
 
     Returns:
         `method`, `dataset` and `steps`; of a training that did not start from random weights also what its `origin`
@@ -35,10 +31,10 @@ def training_of(record: Mapping[str, Any] | None) -> dict[str, Any] | None:
     if record is None:
         return None
     return {
-        **(record.get("origin") or {}),
-        "method": record.get("method"),
-        "dataset": (record.get("data") or {}).get("dataset"),
-        "steps": (record.get("progress") or {}).get("step"),
+        **(record.origin or {}),
+        "method": record.method,
+        "dataset": record.data.get("dataset"),
+        "steps": record.progress.step,
     }
 
 

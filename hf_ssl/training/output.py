@@ -11,7 +11,7 @@ from pathlib import Path
 
 from hf_ssl.errors import UserError
 from hf_ssl.training.arguments import TrainingSettings
-from hf_ssl.training.files import storage_errors_explained
+from hf_ssl.training.files import RUN_FILE, storage_errors_explained
 from hf_ssl.training.find import remove_leftovers
 
 try:
@@ -65,7 +65,7 @@ def make_folder(folder: Path, setting: str, cure: str = "Give another folder.") 
 
 def _holds_no_step(folder: Path) -> bool:
     """Whether a folder is empty, or what is left of a run that was refused before its first log line."""
-    names = (_LOCK, "run.json", "recipe.json", ".run.json.partial", ".recipe.json.partial")
+    names = (_LOCK, RUN_FILE, "recipe.json", f".{RUN_FILE}.partial", ".recipe.json.partial")
     return all(
         path.name in names or (path.name == "metrics.jsonl" and path.stat().st_size == 0) for path in folder.iterdir()
     )

@@ -24,13 +24,10 @@ from hf_ssl.evaluation.references import read_json
 from hf_ssl.invocation import command_line
 from hf_ssl.tokens import record_without_tokens
 from hf_ssl.training.checkpoint import record_in
-from hf_ssl.training.files import storage_errors_explained, write_json
+from hf_ssl.training.files import RUN_FILE, storage_errors_explained, write_json
 from hf_ssl.training.plan import Plan
 
 logger = logging.getLogger(__name__)
-
-RUN_FILE = "run.json"
-"""Name of the record in the folder of a run, and in the folders that are exported from it."""
 
 _PACKAGES = ("torch", "transformers", "timm", "accelerate", "datasets", "huggingface_hub")
 _KEPT = ("command", "started", "skipped", "progress", "collapse")  # of the run that goes on

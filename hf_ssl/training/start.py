@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from hf_ssl.errors import UserError, near_name
 from hf_ssl.evaluation.references import encoder_folder, hub_file, read_json, timm_reference
 from hf_ssl.modules.encoder import check_encoder, with_image_size
-from hf_ssl.training.origin import commit_of, hub_record, local_record, sha256_of, training_of
+from hf_ssl.training.origin import commit_of, hub_record, sha256_of, training_of
+from hf_ssl.training.record import RunRecord
 from hf_ssl.training.start_method import MethodStart, find_method
 from hf_ssl.training.twins import TIMM_TWINS
 from hf_ssl.training.weights import WEIGHTS, differences, fitted_weights, read_weights, weights_by_timm
@@ -111,8 +112,8 @@ def find_encoder(
         if not weights.is_file():
             raise UserError(f"The encoder folder `{folder}` has no `{WEIGHTS}`. Is it complete?")
         kind = "run" if folder != Path(reference.removeprefix("local-dir:")) else "folder"
-        revision, of_run = None, local_record(folder / "run.json")
-        base_model = (of_run or {}).get("base_model")
+        revision, of_run = None, RunRecord.read(folder)
+        base_model = of_run.base_model if of_run is not None else None
     else:
         kind, weights = "hub", hub_file(place, WEIGHTS)
         revision, base_model = commit_of(weights), place.partition("@")[0]

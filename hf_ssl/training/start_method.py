@@ -13,7 +13,8 @@ from hf_ssl.evaluation.references import hub_file, read_json
 from hf_ssl.methods.base import SSLPreTrainedModel
 from hf_ssl.training.find import complete_checkpoints
 from hf_ssl.training.integrity import damage_of
-from hf_ssl.training.origin import commit_of, hub_record, local_record, sha256_of, training_of
+from hf_ssl.training.origin import commit_of, hub_record, sha256_of, training_of
+from hf_ssl.training.record import RunRecord
 from hf_ssl.training.weights import WEIGHTS, differences, fitted_weights, of_part, read_weights
 
 _ENCODERS = ("encoder", "target_encoder")
@@ -137,12 +138,12 @@ def find_method(reference: str) -> MethodStart:
 def _local_method(reference: str, path: Path) -> MethodStart:
     for folder, run in ((path / "pretraining", path), (path, path.parent)):
         if (folder / "config.json").is_file() and (folder / WEIGHTS).is_file():
-            config, record = read_json(folder / "config.json"), local_record(run / "run.json")
+            config, record = read_json(folder / "config.json"), RunRecord.read(run)
             kind = "run" if folder != path else "folder"
             origin = _origin_of_method(reference, config, kind, None, folder / WEIGHTS, record)
             model_type = _method_type(reference, config)
-            return MethodStart(model_type, config, folder, origin, (record or {}).get("base_model"))
-    checkpoints, record = complete_checkpoints(path), local_record(path / "run.json")
+            return MethodStart(model_type, config, folder, origin, record.base_model if record is not None else None)
+    checkpoints, record = complete_checkpoints(path), RunRecord.read(path)
     if not checkpoints or record is None:
         raise UserError(
             f"The folder `{reference}` holds no method: it has no `pretraining` folder and no checkpoint, and "
@@ -151,9 +152,9 @@ def _local_method(reference: str, path: Path) -> MethodStart:
     damage = damage_of(checkpoints[-1])
     if damage is not None:
         raise UserError(f"`{checkpoints[-1]}`, the newest checkpoint of `{reference}`, is damaged: {damage}.")
-    config = {**record["config"], "model_type": f"hf_ssl_{record['method']}"}
+    config = {**record.config, "model_type": f"hf_ssl_{record.method}"}
     origin = _origin_of_method(reference, config, "run", None, checkpoints[-1] / WEIGHTS, record)
-    return MethodStart(config["model_type"], config, checkpoints[-1], origin, record.get("base_model"))
+    return MethodStart(config["model_type"], config, checkpoints[-1], origin, record.base_model)
 
 
 def _origin_of_method(
@@ -162,7 +163,7 @@ def _origin_of_method(
     kind: str,
     revision: str | None,
     weights: Path,
-    record: Mapping[str, Any] | None,
+    record: RunRecord | None,
 ) -> dict[str, Any]:
     return {
         "encoder": reference,

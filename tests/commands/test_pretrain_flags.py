@@ -112,7 +112,10 @@ def test_auto_is_the_default_and_what_it_chose_is_kept(tmp_path: Path, caplog: p
         ("--xyzzy 3", "Unknown flag `--xyzzy`. `--help` lists them all."),
         ("--batch_size many", "`--batch_size` must be a whole number, got 'many'."),
         ("--weight_decay much", "`--weight_decay` must be a number, got 'much'."),
-        ("--optimizer sdg", "`optimizer` must be one of sgd, lars, adamw, got `sdg`. Did you mean `sgd`?"),
+        (
+            "--optimizer sdg",
+            "sgd, adamw, lars or an optimizer of timm, got `sdg`. Did you mean `sgd`?",
+        ),
         ("--compile=maybe", "`--compile` must be true or false, got 'maybe'."),
         ("--num_steps", "`--num_steps` needs a value."),
         ("--model_args 3", "`--model_args` must be a JSON object"),

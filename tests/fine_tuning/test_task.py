@@ -63,6 +63,20 @@ def test_layer_decay_slows_the_early_blocks_and_norms_do_not_decay():
     assert decay[id(module.fc.weight)] == 0.05 and decay[id(module.fc.bias)] == decay[id(module.bn1.weight)] == 0
 
 
+@pytest.mark.parametrize("optimizer", ["lars", "lamb"])
+def test_other_optimizers_train_and_go_on(tmp_path, optimizer):
+    whole, before, _ = run(tmp_path / "whole", optimizer=optimizer, num_steps=3, checkpoint_every=2)
+    assert all(not torch.equal(whole[name], before[name]) for name in ("fc.weight", "fc.bias", "conv1.0.weight"))
+    checkpoints = tmp_path / "whole" / "checkpoints"
+    resumed, _, _ = run(
+        tmp_path / "resumed", optimizer=optimizer, num_steps=3, resume=str(checkpoints / "step-000002")
+    )
+    assert all(torch.equal(value, resumed[name]) for name, value in whole.items())
+    groups = torch.load(checkpoints / "step-000003" / "optimizer.pt", weights_only=True)["optimizer"]["param_groups"]
+    if optimizer == "lars":  # vectors are neither scaled by their norm nor decayed
+        assert {(group["adapt"], group["weight_decay"]) for group in groups} == {(True, 0.05), (False, 0.0)}
+
+
 @pytest.mark.parametrize(("train", "moved"), [("linear", {"fc"}), ("last-1", {"fc", "layer4"}), ("full", None)])
 def test_only_what_is_trained_moves(tmp_path, train, moved):
     after, before, _ = run(tmp_path, train=train, num_steps=2)

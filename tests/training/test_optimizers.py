@@ -1,5 +1,8 @@
 """LARS against loops in float64, the groups of parameters, and the learning rate of every step."""
 
+import copy
+import importlib.util
+import io
 import math
 
 import pytest
@@ -7,6 +10,7 @@ import timm.optim
 import torch
 from torch import nn
 
+from hf_ssl.errors import UserError
 from hf_ssl.methods import METHODS
 from hf_ssl.training.arguments import TrainingSettings
 from hf_ssl.training.optimizers import (
@@ -17,6 +21,7 @@ from hf_ssl.training.optimizers import (
     scaled_learning_rate,
     set_learning_rate,
 )
+from hf_ssl.training.timm_optimizers import known_optimizers
 
 
 def settings(**values) -> TrainingSettings:
@@ -188,3 +193,77 @@ def test_step_and_constant_schedules():
     factors = [learning_rate_factor(step, 10, 0, "step") for step in range(10)]
     assert factors == pytest.approx([1.0] * 6 + [0.1] * 2 + [0.01] * 2)
     assert {learning_rate_factor(step, 10, 0, "constant") for step in range(10)} == {1.0}
+
+
+def can_be_used(name: str) -> bool:
+    packages = {"bnb": "bitsandbytes", "fused": "apex"}
+    return all(importlib.util.find_spec(one) for start, one in packages.items() if name.startswith(start))
+
+
+class Small(nn.Module):
+    """Weights of all kinds of shapes, and what `parameter_groups` asks a method for."""
+
+    constant_lr_modules = ("predictor",)
+
+    def __init__(self):
+        super().__init__()
+        self.encoder = nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), nn.Conv2d(8, 4, 1))
+        self.predictor = nn.Linear(4, 6)
+        self.scale = nn.Parameter(torch.tensor(0.5))
+
+    def trainable_parameters(self) -> dict[str, nn.Parameter]:
+        return dict(self.named_parameters())
+
+
+@pytest.mark.parametrize("name", [name for name in known_optimizers() if can_be_used(name)])
+def test_every_optimizer_trains_and_goes_on_exactly(name: str):
+    """Steps at the learning rates of a warm-up, in both layouts of memory, and after a resume."""
+    torch.manual_seed(0)
+    model = Small().to(memory_format=torch.channels_last)
+    given = settings(optimizer=name, base_learning_rate=1e-3)
+    before = {key: value.clone() for key, value in model.named_parameters()}
+
+    def step(module: nn.Module, optimizer: torch.optim.Optimizer, factor: float, seed: int) -> None:
+        draw = torch.Generator().manual_seed(seed)
+        for parameter in module.parameters():
+            gradient = torch.empty_like(parameter).copy_(torch.randn(parameter.shape, generator=draw))
+            parameter.grad = gradient if parameter.requires_grad else None
+        torch.manual_seed(seed)  # some draw
+        set_learning_rate(optimizer, 1e-3, factor)
+        with torch.compiler.set_stance("force_eager"):  # Kron compiles itself, which takes a minute
+            optimizer.step()
+        optimizer.zero_grad()
+
+    optimizer = build_optimizer(model, given, 1e-3)
+    for number, factor in enumerate((0.0, 0.5, 1.0)):
+        step(model, optimizer, factor, number)
+    still = [key for key, value in model.named_parameters() if value.requires_grad and torch.equal(value, before[key])]
+    assert not still
+    assert all(bool(value.isfinite().all()) for value in model.parameters())
+
+    again = copy.deepcopy(model)
+    resumed = build_optimizer(again, given, 1e-3)
+    with io.BytesIO() as file:
+        torch.save(optimizer.state_dict(), file)
+        file.seek(0)
+        resumed.load_state_dict(torch.load(file, weights_only=True))
+    for module, one in ((model, optimizer), (again, resumed)):
+        step(module, one, 0.7, 9)
+    for (key, value), other in zip(model.named_parameters(), again.parameters(), strict=True):
+        assert torch.equal(value, other), key
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("lam", r"must be sgd, adamw, lars or an optimizer of timm, got `lam`. Did you mean `lamb`\?"),
+        ("xyzzy", "got `xyzzy`. Such as lamb, lion, muon or adan."),
+        ("adahessian", "got `adahessian`"),  # of second order
+        ("bnbadam8bit", "needs the package `bitsandbytes`. Install it, or give `adam`."),
+    ],
+)
+def test_other_names_are_refused(name: str, message: str):
+    if importlib.util.find_spec("bitsandbytes") and name.startswith("bnb"):
+        pytest.skip("bitsandbytes is installed")
+    with pytest.raises(UserError, match=message):
+        settings(optimizer=name)

@@ -24,6 +24,8 @@ RECORD = {
     "method": "simsiam",
     "data": {"dataset": "org/photos"},
     "progress": {"step": 300},
+    "config": {},
+    "training": {},
     "base_model": "timm/resnet50.a1_in1k",
     "origin": {
         "encoder": "resnet50.a1_in1k",
