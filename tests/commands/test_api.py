@@ -137,7 +137,7 @@ def test_a_run_in_a_fresh_interpreter_and_others_after_it(tmp_path: Path):
         ({"method": "mocov2"}, "Unknown method `mocov2`.*Did you mean `moco`"),
         ({"queue_sise": 3}, "has no setting `queue_sise`"),
         ({"batch_size": 2.5}, "`batch_size` must be a whole number, got 2.5"),
-        ({"optimizer": "adam"}, "`optimizer` must be one of sgd, lars, adamw, got `adam`. Did you mean `adamw`"),
+        ({"optimizer": "adm"}, "optimizer of timm, got `adm`. Did you mean `adam`"),
         ({"projection_dim": "wide"}, "projection_dim"),
         ({"dataset": 3}, "`dataset` must be"),
         ({"image_size": 4}, "`image_size` must be at least 8 pixels, got 4"),
