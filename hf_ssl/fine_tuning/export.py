@@ -1,6 +1,5 @@
 """A fine-tuned classifier as a Hub repository: what timm and transformers load without hf_ssl, and its model card."""
 
-import json
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,8 +7,6 @@ from typing import Any
 
 import jinja2
 from huggingface_hub import EvalResult, ModelCardData
-from safetensors.torch import save_file
-from timm.data.imagenet_info import infer_imagenet_subset
 from torch import nn
 
 from hf_ssl.errors import UserError
@@ -25,10 +22,9 @@ from hf_ssl.hub.cards import (
     name_of_data,
     setting_text,
 )
-from hf_ssl.hub.export import as_published, has_cifar_stem, plain_state_dict, pooling_of, replacing
+from hf_ssl.hub.export import replacing
 from hf_ssl.hub.push import push_files
-from hf_ssl.modules import resnet_cifar
-from hf_ssl.modules.encoder import hidden_size_of
+from hf_ssl.hub.timm_folder import write_timm_folder
 
 _TEMPLATE = Path(__file__).with_name("card_template.md")
 _ONLY_FOR_TRAINING = ("drop_rate", "drop_path_rate")  # endings of `model_args` that say nothing about the weights
@@ -56,71 +52,23 @@ def export_classifier(
 
     Returns:
         The folder.
+
+    Raises:
+        UserError: If the weights are not those of the architecture, so that nothing could load them.
     """
     folder = run_dir / "classifier"
     with replacing(folder) as new:
-        weights = {name: as_published(value) for name, value in plain_state_dict(module).items()}
-        save_file(weights, new / "model.safetensors", metadata={"format": "pt"})
-        config = _config(module, architecture, model_args, data_config, class_names)
-        (new / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-        if has_cifar_stem(architecture):
-            shutil.copyfile(resnet_cifar.__file__, new / "resnet_cifar.py")
+        write_timm_folder(
+            module,
+            new,
+            architecture=architecture,
+            model_args={name: value for name, value in model_args.items() if not name.endswith(_ONLY_FOR_TRAINING)},
+            data_config=data_config,
+            class_names=class_names,
+        )
         if (run_dir / "run.json").is_file():
             shutil.copyfile(run_dir / "run.json", new / "run.json")
     return folder
-
-
-def _config(
-    module: nn.Module,
-    architecture: str,
-    model_args: Mapping[str, Any],
-    data_config: Mapping[str, Any],
-    class_names: Sequence[str],
-) -> dict[str, Any]:
-    """What timm and transformers read, as in `export.py`, with the classes.
-
-    Names are `id2label` for transformers and, inside of `pretrained_cfg`, `label_names` for timm. At the top level
-    transformers would read `label_names` too, but keep them when somebody fine-tunes on other classes. They must stand
-    there all the same where timm's number of classes is ImageNet's, whose names transformers takes otherwise.
-    """
-    source: dict[str, Any] = module.pretrained_cfg  # pyright: ignore[reportAssignmentType]
-    names = list(class_names)
-    pooling = pooling_of(module)
-    same_size = tuple(source.get("input_size", ())) == tuple(data_config["input_size"])
-    written = {
-        "architecture": architecture,
-        "num_classes": len(names),
-        "num_features": hidden_size_of(module),
-        **({"global_pool": pooling} if pooling else {}),
-        "model_args": {name: value for name, value in model_args.items() if not name.endswith(_ONLY_FOR_TRAINING)},
-        "pretrained_cfg": {
-            **data_config,
-            "fixed_input_size": bool(source.get("fixed_input_size", False)),
-            "num_classes": len(names),
-            "pool_size": source.get("pool_size") if same_size else None,
-            "first_conv": source.get("first_conv"),
-            "classifier": source.get("classifier"),
-            "custom_load": False,
-            "label_names": names,
-        },
-        "model_type": "timm_wrapper",
-        "architectures": ["TimmWrapperForImageClassification"],
-        "id2label": {str(number): name for number, name in enumerate(names)},
-        "label2id": {name: number for number, name in enumerate(names)},
-        "do_pooling": True,
-        "dtype": "float32",
-    }
-    if infer_imagenet_subset({"num_classes": len(names)}):
-        written["label_names"] = names
-    if has_cifar_stem(architecture):
-        written["architectures"] = ["ResNetCifarForImageClassification"]
-        written["auto_map"] = {
-            "AutoConfig": "resnet_cifar.ResNetCifarConfig",
-            "AutoImageProcessor": "resnet_cifar.ResNetCifarImageProcessor",
-            "AutoModel": "resnet_cifar.ResNetCifarModel",
-            "AutoModelForImageClassification": "resnet_cifar.ResNetCifarForImageClassification",
-        }
-    return written
 
 
 def write_classifier_card(folder: Path, repo_id: str | None = None, *, license: str | None = None) -> Path:

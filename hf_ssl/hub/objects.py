@@ -10,11 +10,12 @@ from typing import Any
 import jinja2
 
 from hf_ssl.hub.cards import is_edited, marked
-from hf_ssl.hub.export import export_run, plain_state_dict
+from hf_ssl.hub.export import export_run
 from hf_ssl.hub.model_card import describe_method
 from hf_ssl.hub.names import check_license, check_refs, check_repo_id
 from hf_ssl.hub.publish import files_to_push, first_difference, is_stale, publish
 from hf_ssl.hub.push import push_files
+from hf_ssl.hub.timm_folder import plain_state_dict
 from hf_ssl.methods import METHODS
 from hf_ssl.methods.base import SSLPreTrainedModel
 

@@ -13,6 +13,7 @@ import torch
 from huggingface_hub import ModelCard
 from PIL import Image
 
+from hf_ssl.errors import UserError
 from hf_ssl.evaluation.encoders import ImageTransform
 from hf_ssl.fine_tuning.classifier import open_classifier
 from hf_ssl.fine_tuning.export import export_classifier, render_classifier_card, write_classifier_card
@@ -154,6 +155,18 @@ def test_the_card_says_what_the_files_say(folder):
         "`owl, snowy`",
     ):
         assert text in card, text
+
+
+def test_weights_that_nothing_could_load_are_refused(tmp_path):
+    classifier = open_classifier("random:test_resnet", NAMES, image_size=32)
+    described = {"model_args": {}, "data_config": classifier.data_config, "class_names": NAMES}
+    with pytest.raises(UserError, match=r"classifier cannot be exported as `resnet18`: \d+ weights differ.*Export the"):
+        export_classifier(classifier.module, tmp_path, architecture="resnet18", **described)
+    with pytest.raises(UserError, match="2 weights differ from timm's, such as `fc.bias`"):
+        export_classifier(
+            classifier.module, tmp_path, architecture="test_resnet", **described | {"class_names": NAMES[:3]}
+        )
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_card_without_results_says_so(tmp_path):
