@@ -1,6 +1,5 @@
 """The end of a pretraining run: its encoder exported, measured, drawn, described, and published if wanted."""
 
-import json
 import logging
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +14,7 @@ from hf_ssl.figures.diagnostics import diagnosis_curves
 from hf_ssl.figures.negatives import negative_curves
 from hf_ssl.figures.training import training_curves
 from hf_ssl.hub.background import BackgroundPublisher
+from hf_ssl.hub.cards import run_of
 from hf_ssl.hub.embedding import SHOWN_BY_DEFAULT, write_embedding
 from hf_ssl.hub.export import export_run
 from hf_ssl.hub.model_card import write_model_card
@@ -96,7 +96,6 @@ def _evaluate(
     if knn is None or (encoder / "results.json").exists():
         return
     measured = knn(model)
-    run = json.loads((encoder / "run.json").read_text())
     entry = {
         "dataset": source.name,
         "dataset_config": data.dataset_config,
@@ -107,7 +106,7 @@ def _evaluate(
         "metric": "accuracy",
         "value": measured.value,
         "settings": measured.settings,
-        "command": run["command"],
+        "command": run_of(encoder)["command"],
         "num_images": measured.num_images,
     }
     update_results(encoder / "results.json", [entry])
