@@ -14,13 +14,13 @@ from hf_ssl.hub.cards import (
     facts_of_model,
     metadata_of_model,
     render_card,
-    run_of,
     write_card,
 )
 from hf_ssl.hub.export import replacing
 from hf_ssl.hub.publish import files_in, is_stale
 from hf_ssl.hub.push import push_files
 from hf_ssl.hub.timm_folder import write_timm_folder
+from hf_ssl.training.record import RunRecord
 
 _ONLY_FOR_TRAINING = ("drop_rate", "drop_path_rate")  # endings of `model_args` that say nothing about the weights
 _SHOWN_CLASSES = 20
@@ -85,8 +85,8 @@ def write_classifier_card(folder: Path, repo_id: str | None = None, *, license: 
 
 def render_classifier_card(folder: Path, repo_id: str | None = None, *, license: str | None = None) -> str:
     """The text that `write_classifier_card` writes; same arguments and errors."""
-    run = run_of(folder)
-    if not run:
+    run = RunRecord.read(folder)
+    if run is None:
         raise UserError(f"`{folder}` has no `run.json`, which the model card is made of. Fine-tune again.")
     facts = facts_of_model(folder, run, repo_id, license)
     config = facts["config"]

@@ -25,6 +25,7 @@ from huggingface_hub import (
 
 from hf_ssl.errors import UserError
 from hf_ssl.evaluation.references import read_json
+from hf_ssl.training.record import RunRecord
 
 BEST_EPOCH = "-best"
 """Ending of protocols whose epoch was chosen on the split that they are scored on."""
@@ -103,35 +104,30 @@ def card_to_push(card: Path, render: Callable[[], str]) -> Path | bytes:
     return card if is_edited(card) else render().encode()
 
 
-def run_of(folder: Path) -> dict[str, Any]:
-    """The record of the run that an exported folder comes from; empty where there is none."""
-    return content_of(folder / "run.json")
-
-
 def facts_of_model(
-    folder: Path, run: Mapping[str, Any], repo_id: str | None, license: str | None, shown_as: Path | None = None
+    folder: Path, run: RunRecord, repo_id: str | None, license: str | None, shown_as: Path | None = None
 ) -> dict[str, Any]:
     """What the cards of encoders and classifiers both show.
 
     Args:
         folder: Exported folder.
-        run: What `run_of` gives, or as much of it as is known.
+        run: Its record, or as much of it as is known.
         repo_id: Hub repository that the examples load; without it the one that the run names, or the folder.
         license: Licence of the weights as the Hub names it; without it that of the card there is, or of the run.
         shown_as: Name of the folder in examples, if it is about to be moved.
     """
-    training, data = run.get("training", {}), run.get("data")
     place = shown_as or folder
-    repo_id = repo_id or training.get("repo_id")
+    repo_id = repo_id or run.training.get("repo_id")
+    license = license or license_of(folder / "README.md") or run.license or run.training.get("license")
     return {
         "run": run,
         "config": content_of(folder / "config.json"),
         "source": repo_id or place.as_posix(),
         "on_hub": repo_id is not None,
         "name": (repo_id or place.parent.name).split("/")[-1],
-        "data": data_text(data) if data else None,
-        "hub_data": hub_id_of_data(data) if data else None,
-        "license": license or license_of(folder / "README.md") or run.get("license") or training.get("license"),
+        "data": data_text(run.data) if run.data else None,
+        "hub_data": hub_id_of_data(run.data) if run.data else None,
+        "license": license,
         "results": content_of(folder / "results.json").get("results", []),
         "best": BEST_EPOCH,
         "figures": figures_of(folder),
@@ -154,7 +150,7 @@ def metadata_of_model(
     results = comparable(facts["results"])
     return ModelCardData(
         license=facts["license"],
-        base_model=facts["run"].get("base_model"),
+        base_model=facts["run"].base_model,
         datasets=[facts["hub_data"]] if facts["hub_data"] else None,
         model_name=facts["name"] if results else None,
         eval_results=[

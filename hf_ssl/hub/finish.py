@@ -14,13 +14,13 @@ from hf_ssl.figures.diagnostics import diagnosis_curves
 from hf_ssl.figures.negatives import negative_curves
 from hf_ssl.figures.training import training_curves
 from hf_ssl.hub.background import BackgroundPublisher
-from hf_ssl.hub.cards import run_of
 from hf_ssl.hub.embedding import SHOWN_BY_DEFAULT, write_embedding
 from hf_ssl.hub.export import export_run
 from hf_ssl.hub.model_card import write_model_card
 from hf_ssl.hub.publish import publish
 from hf_ssl.methods.base import SSLPreTrainedModel
 from hf_ssl.training.arguments import TrainingSettings
+from hf_ssl.training.record import RunRecord
 from hf_ssl.training.watch.knn import KNN, open_knn
 
 logger = logging.getLogger(__name__)
@@ -96,6 +96,7 @@ def _evaluate(
     if knn is None or (encoder / "results.json").exists():
         return
     measured = knn(model)
+    record = RunRecord.read(encoder)
     entry = {
         "dataset": source.name,
         "dataset_config": data.dataset_config,
@@ -106,7 +107,7 @@ def _evaluate(
         "metric": "accuracy",
         "value": measured.value,
         "settings": measured.settings,
-        "command": run_of(encoder)["command"],
+        "command": record.command if record else None,
         "num_images": measured.num_images,
     }
     update_results(encoder / "results.json", [entry])

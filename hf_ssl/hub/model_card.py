@@ -21,11 +21,11 @@ from hf_ssl.hub.cards import (
     protocol_text,
     reference_text,
     render_card,
-    run_of,
     write_card,
 )
 from hf_ssl.methods import METHODS
 from hf_ssl.methods.base import SSLConfig, SSLPreTrainedModel
+from hf_ssl.training.record import RunRecord
 
 
 def write_model_card(
@@ -67,10 +67,10 @@ def render_model_card(
     Where there is no `run.json`, `model` tells the method and its settings, and the card says that nothing is known
     of the training.
     """
-    run = run_of(encoder_folder)
-    if not run and model is not None:
-        run = {"method": _name_of(type(model)), "config": own_settings(model.config)}  # pyright: ignore[reportArgumentType]
-    if not run:
+    run = RunRecord.read(encoder_folder)
+    if run is None and model is not None:
+        run = RunRecord(_name_of(type(model)), config=own_settings(model.config))  # pyright: ignore[reportArgumentType]
+    if run is None:
         raise UserError(
             f"`{encoder_folder}` has no `run.json`, which the model card is made of. Export the run again."
         )
@@ -80,8 +80,8 @@ def render_model_card(
     place = shown_as or encoder_folder
     facts = {
         **shared,
-        **describe_method(type(model) if model else METHODS.get(run["method"]), run["method"]),
-        "recorded": "data" in run,
+        **describe_method(type(model) if model else METHODS.get(run.method), run.method),
+        "recorded": bool(run.data),
         "start": _start_of(run),
         "collapse": _collapse_of(run),
         "batch_norm": _has_batch_norm(encoder_folder / "model.safetensors"),
@@ -98,8 +98,8 @@ def render_model_card(
         _described,
         library_name="timm",
         pipeline_tag="image-feature-extraction",
-        tags=["transformers", "timm", "sentence-transformers", "self-supervised-learning", "hf_ssl", run["method"]],
-        base_model_relation="finetune" if run.get("base_model") else None,
+        tags=["transformers", "timm", "sentence-transformers", "self-supervised-learning", "hf_ssl", run.method],
+        base_model_relation="finetune" if run.base_model else None,
     )
     return render_card("hub/model_card_template.md", facts, metadata)
 
@@ -129,13 +129,13 @@ def _name_of(method: type[SSLPreTrainedModel]) -> str:
     return method.config_class.model_type.removeprefix("hf_ssl_")
 
 
-def _start_of(run: Mapping[str, Any]) -> str:
+def _start_of(run: RunRecord) -> str:
     """Where the weights came from, and those from which they came in turn."""
-    base_model, origin = run.get("base_model"), run.get("origin")
+    base_model, origin = run.base_model, run.origin
     if not origin:
         if base_model:
             return f"timm's published weights, {reference_text(base_model)}"
-        return "timm's published weights" if run.get("training", {}).get("encoder_pretrained") else "random weights"
+        return "timm's published weights" if run.training.get("encoder_pretrained") else "random weights"
     starts: list[str] = []
     while origin:
         reference = origin.get("encoder") or origin.get("method")
@@ -147,10 +147,9 @@ def _start_of(run: Mapping[str, Any]) -> str:
     return ", which came from ".join(f"weights of {start}" for start in starts)
 
 
-def _collapse_of(run: Mapping[str, Any]) -> dict[str, Any] | None:
+def _collapse_of(run: RunRecord) -> dict[str, Any] | None:
     """What the run's alarm saw; its report goes on with advice for the next run, which a card does not need."""
-    collapse = run.get("collapse")
-    return collapse and {**collapse, "seen": collapse["report"].partition(" What usually cures it")[0]}
+    return run.collapse and {**run.collapse, "seen": run.collapse["report"].partition(" What usually cures it")[0]}
 
 
 def _described(result: Mapping[str, Any]) -> dict[str, Any]:
