@@ -7,7 +7,6 @@ it reads images and encoders by the very code that computed them; only other pac
 import logging
 import platform
 import re
-from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from huggingface_hub.errors import HfHubHTTPError
 from hf_ssl.demo.collection import Collection
 from hf_ssl.errors import UserError
 from hf_ssl.evaluation.encoders import encoder_folder
-from hf_ssl.hub.model_card import marked
+from hf_ssl.hub.cards import render_card
 from hf_ssl.hub.push import push_files
 
 logger = logging.getLogger(__name__)
@@ -55,15 +54,6 @@ from hf_ssl.evaluation.encoders import load_encoder
 encoder = load_encoder({reference!r}, "cuda" if torch.cuda.is_available() else "cpu")
 serve(build_page(Collection.load(Path(__file__).parent), encoder))
 '''
-_CARD = """
-# {title}
-
-Upload an image and see the nearest of {num_images:,} images from split `{split}` of {dataset} by the features of
-{encoder}, its place on a map of them, and the spectrum of the features.
-
-Made by `hf-ssl demo` of hf_ssl, whose source is in `hf_ssl/`. The images and their features are in
-`collection.parquet`.
-"""
 
 
 def published_reference(reference: str) -> str:
@@ -147,23 +137,23 @@ def _card(collection: Collection, reference: str, dataset: str) -> str:
     repo = (_repo_of(reference.rpartition(":")[2]) or "").partition("@")[0]
     title = f"{collection.encoder} on {collection.dataset}"
     on_hub = collection.dataset.count("/") == 1
-    metadata: Mapping[str, object] = {
-        "title": title,
-        "colorFrom": "blue",
-        "colorTo": "gray",
-        "sdk": "gradio",
-        "sdk_version": version("gradio"),
-        "python_version": ".".join(platform.python_version_tuple()[:2]),
-        "app_file": "app.py",
-        "models": [repo] if repo else None,
-        "datasets": [dataset] if on_hub else None,
-        "tags": ["hf_ssl", "image-feature-extraction"],
-    }
-    body = _CARD.format(
+    metadata = SpaceCardData(
         title=title,
-        num_images=len(collection.pictures),
-        split=collection.split,
-        dataset=f"[{dataset}](https://huggingface.co/datasets/{dataset})" if on_hub else f"`{collection.dataset}`",
-        encoder=f"[{repo}](https://huggingface.co/{repo})" if repo else f"`{collection.encoder}`",
+        colorFrom="blue",
+        colorTo="gray",
+        sdk="gradio",
+        sdk_version=version("gradio"),
+        python_version=".".join(platform.python_version_tuple()[:2]),
+        app_file="app.py",
+        models=[repo] if repo else None,
+        datasets=[dataset] if on_hub else None,
+        tags=["hf_ssl", "image-feature-extraction"],
     )
-    return marked(f"---\n{SpaceCardData(**metadata).to_yaml()}\n---\n{body}")  # pyright: ignore[reportArgumentType]
+    facts = {
+        "title": title,
+        "num_images": len(collection.pictures),
+        "split": collection.split,
+        "dataset": f"[{dataset}](https://huggingface.co/datasets/{dataset})" if on_hub else f"`{collection.dataset}`",
+        "encoder": f"[{repo}](https://huggingface.co/{repo})" if repo else f"`{collection.encoder}`",
+    }
+    return render_card("demo/card_template.md", facts, metadata)

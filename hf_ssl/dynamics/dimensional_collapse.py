@@ -329,6 +329,9 @@ class ContrastiveToy:
 def collapsed_dimensions(values: Tensor, threshold: float = 0.5) -> int:
     """Number of singular values, or standard deviations, below a fraction of the largest.
 
+    It counts directions of a simulated network. Whether a real run has collapsed is judged by other figures, with the
+    limits of `hf_ssl.training.watch.collapse`.
+
     Args:
         values: Any order, (dim,).
         threshold: Fraction in (0, 1). Half separates what a toy has learnt from what it has not.

@@ -15,7 +15,8 @@ PredictorForm = Literal["learned", "symmetric", "none"]
 
 # Times as long as this many of the slowest rate are taken as infinite.
 _LONG = 200.0
-# Of the s that its fixed point has: a mode below is collapsed.
+# Of the s that its fixed point has: a mode of the theory below is collapsed. Its s goes to 0 or to the fixed point, so
+# any number well between them does; no limit for the figures of a run, which `hf_ssl.training.watch.collapse` has.
 _ALIVE = 1e-2
 # Points of the path at which the alignment is looked at.
 _NUM_TIMES = 400

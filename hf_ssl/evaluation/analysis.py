@@ -44,7 +44,7 @@ PREDICTOR_NUMBERS = {
 }
 """Numbers of a predictor beside the correlation F of the projections, and what they say."""
 
-_COLLAPSED = 1e-4
+_COLLAPSED = 1e-4  # of the largest eigenvalue; counts directions, while `training.watch.collapse` judges runs
 _JACOBIAN_IMAGES = 128
 _LEAST_FOR_ALPHA = 16
 _UNIFORMITY_IMAGES = 2048  # pairs of more take seconds and say the same

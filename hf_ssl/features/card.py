@@ -12,13 +12,12 @@ from typing import Any
 import datasets
 import pyarrow.parquet as pq
 from datasets.info import DatasetInfosDict
-from huggingface_hub import DatasetCard, DatasetCardData
+from huggingface_hub import DatasetCardData
 
 from hf_ssl.errors import UserError
 from hf_ssl.features.folder import has_paths
-from hf_ssl.hub.cards import is_edited, marked
+from hf_ssl.hub.cards import card_to_push, is_hub_id, render_card, write_card
 
-_TEMPLATE = Path(__file__).with_name("card_template.md")
 _HUB = "https://huggingface.co"
 _SIZES = (  # as the Hub names them
     (10**3, "n<1K"),
@@ -39,9 +38,7 @@ def write_feature_card(folder: Path, command: str) -> None:
         folder: What `hf-ssl extract` wrote; its splits are complete.
         command: The command that wrote it.
     """
-    if not is_edited(folder / "README.md"):
-        text = render_feature_card(folder, command)
-        (folder / "README.md").write_text(text, encoding="utf-8")
+    write_card(folder / "README.md", lambda: render_feature_card(folder, command))
 
 
 def files_to_push(folder: Path, repo_id: str, command: str) -> dict[str, Path | bytes]:
@@ -66,8 +63,7 @@ def files_to_push(folder: Path, repo_id: str, command: str) -> dict[str, Path | 
             raise UserError(
                 f"`{path}` is a link that leads out of its folder, and is not pushed. Copy the file there."
             )
-    if not is_edited(folder / "README.md"):
-        files["README.md"] = render_feature_card(folder, command, repo_id).encode()
+    files["README.md"] = card_to_push(folder / "README.md", lambda: render_feature_card(folder, command, repo_id))
     return files
 
 
@@ -84,19 +80,17 @@ def render_feature_card(folder: Path, command: str, repo_id: str | None = None) 
     splits = _complete_splits(record)
     total = sum(sum(about["shards"]) for about in splits.values())
     name_of_data, name_of_encoder = _name(data), _name(encoder["name"])
-    card = DatasetCard.from_template(
-        _metadata(folder, record, total),
-        template_path=str(_TEMPLATE),
-        data=name_of_data,
-        data_link=f"[{data}]({_HUB}/datasets/{data})" if _is_hub_id(data) else f"`{name_of_data}`",
-        encoder=name_of_encoder,
-        encoder_link=_encoder_link(encoder["name"]),
-        total=total,
-        dim=encoder["dim"],
-        dtype=settings["dtype"],
-        bf16=settings["bf16"],
-        fingerprint=encoder["fingerprint"],
-        splits=[
+    facts = {
+        "data": name_of_data,
+        "data_link": f"[{data}]({_HUB}/datasets/{data})" if is_hub_id(data) else f"`{name_of_data}`",
+        "encoder": name_of_encoder,
+        "encoder_link": _encoder_link(encoder["name"]),
+        "total": total,
+        "dim": encoder["dim"],
+        "dtype": settings["dtype"],
+        "bf16": settings["bf16"],
+        "fingerprint": encoder["fingerprint"],
+        "splits": [
             {
                 "name": split,
                 "num_rows": about["num_rows"],
@@ -105,16 +99,16 @@ def render_feature_card(folder: Path, command: str, repo_id: str | None = None) 
             }
             for split, about in splits.items()
         ],
-        has_paths=has_paths(record),
-        labels={label: _described(names) for label, names in record["labels"].items()},
-        first_split=next(iter(splits)),
-        indexed="index" in next(iter(splits.values())),
-        source=repo_id or folder.as_posix(),
-        on_hub=repo_id is not None,
-        command=command,
-        command_language="python" if command.startswith("hf_ssl.") else "bash",
-    )
-    return marked(f"{card}\n" if not str(card).endswith("\n") else str(card))
+        "has_paths": has_paths(record),
+        "labels": {label: _described(names) for label, names in record["labels"].items()},
+        "first_split": next(iter(splits)),
+        "indexed": "index" in next(iter(splits.values())),
+        "source": repo_id or folder.as_posix(),
+        "on_hub": repo_id is not None,
+        "command": command,
+        "command_language": "python" if command.startswith("hf_ssl.") else "bash",
+    }
+    return render_card("features/card_template.md", facts, _metadata(folder, record, total))
 
 
 def _metadata(folder: Path, record: Mapping[str, Any], total: int) -> DatasetCardData:
@@ -125,7 +119,7 @@ def _metadata(folder: Path, record: Mapping[str, Any], total: int) -> DatasetCar
         pretty_name=f"Features of {_name(data)} by {_name(encoder)}",
         size_categories=next((name for bound, name in _SIZES if total < bound), "n>1T"),
         task_categories=["image-feature-extraction"],
-        source_datasets=[data] if _is_hub_id(data) else None,
+        source_datasets=[data] if is_hub_id(data) else None,
         tags=["embeddings", "hf_ssl", *(["faiss"] if any("index" in about for about in splits.values()) else [])],
         # Patterns, because only three names of splits are found by the names of files.
         configs=[
@@ -163,21 +157,17 @@ def _shards(folder: Path, split: str, about: Mapping[str, Any]) -> list[Path]:
     return [folder / "data" / f"{split}-{number:05d}.parquet" for number in range(len(about["shards"]))]
 
 
-def _is_hub_id(name: str) -> bool:
-    return bool(re.fullmatch(r"[\w-][\w.-]*/[\w.-]+(?<!\.parquet)(?<!\.tar)", name)) and not Path(name).exists()
-
-
 def _name(name: str) -> str:
     """A name to show: of something local the last part of its path."""
     kind, _, place = name.rpartition(":")
-    shown = place if _is_hub_id(place) or not re.search(r"[/\\]", place) else f"{Path(place).name} (local)"
+    shown = place if is_hub_id(place) or not re.search(r"[/\\]", place) else f"{Path(place).name} (local)"
     return f"{kind}:{shown}" if kind else shown
 
 
 def _encoder_link(name: str) -> str:
     kind, _, place = name.rpartition(":")
     repo = place.partition("@")[0]
-    if kind in ("", "hf_hub", "hf-hub") and _is_hub_id(repo):
+    if kind in ("", "hf_hub", "hf-hub") and is_hub_id(repo):
         return f"[{place}]({_HUB}/{repo})"
     if not kind and "/" not in name and not Path(name).exists():
         return f"[{name}]({_HUB}/timm/{name}) of timm"

@@ -1,36 +1,27 @@
 """A fine-tuned classifier as a Hub repository: what timm and transformers load without hf_ssl, and its model card."""
 
-import json
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
-from huggingface_hub import EvalResult, ModelCardData
-from safetensors.torch import save_file
-from timm.data.imagenet_info import infer_imagenet_subset
 from torch import nn
 
 from hf_ssl.errors import UserError
 from hf_ssl.hub.cards import (
-    BEST_EPOCH,
-    content_of,
-    duration_text,
-    figures_of,
-    hub_id_of_data,
-    is_edited,
-    license_of,
-    marked,
-    name_of_data,
-    setting_text,
+    card_to_push,
+    comparable,
+    facts_of_model,
+    metadata_of_model,
+    render_card,
+    write_card,
 )
-from hf_ssl.hub.export import as_published, has_cifar_stem, plain_state_dict, pooling_of, replacing
+from hf_ssl.hub.export import replacing
+from hf_ssl.hub.publish import files_in, is_stale
 from hf_ssl.hub.push import push_files
-from hf_ssl.modules import resnet_cifar
-from hf_ssl.modules.encoder import hidden_size_of
+from hf_ssl.hub.timm_folder import write_timm_folder
+from hf_ssl.training.record import RunRecord
 
-_TEMPLATE = Path(__file__).with_name("card_template.md")
 _ONLY_FOR_TRAINING = ("drop_rate", "drop_path_rate")  # endings of `model_args` that say nothing about the weights
 _SHOWN_CLASSES = 20
 
@@ -56,71 +47,23 @@ def export_classifier(
 
     Returns:
         The folder.
+
+    Raises:
+        UserError: If the weights are not those of the architecture, so that nothing could load them.
     """
     folder = run_dir / "classifier"
     with replacing(folder) as new:
-        weights = {name: as_published(value) for name, value in plain_state_dict(module).items()}
-        save_file(weights, new / "model.safetensors", metadata={"format": "pt"})
-        config = _config(module, architecture, model_args, data_config, class_names)
-        (new / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-        if has_cifar_stem(architecture):
-            shutil.copyfile(resnet_cifar.__file__, new / "resnet_cifar.py")
+        write_timm_folder(
+            module,
+            new,
+            architecture=architecture,
+            model_args={name: value for name, value in model_args.items() if not name.endswith(_ONLY_FOR_TRAINING)},
+            data_config=data_config,
+            class_names=class_names,
+        )
         if (run_dir / "run.json").is_file():
             shutil.copyfile(run_dir / "run.json", new / "run.json")
     return folder
-
-
-def _config(
-    module: nn.Module,
-    architecture: str,
-    model_args: Mapping[str, Any],
-    data_config: Mapping[str, Any],
-    class_names: Sequence[str],
-) -> dict[str, Any]:
-    """What timm and transformers read, as in `export.py`, with the classes.
-
-    Names are `id2label` for transformers and, inside of `pretrained_cfg`, `label_names` for timm. At the top level
-    transformers would read `label_names` too, but keep them when somebody fine-tunes on other classes. They must stand
-    there all the same where timm's number of classes is ImageNet's, whose names transformers takes otherwise.
-    """
-    source: dict[str, Any] = module.pretrained_cfg  # pyright: ignore[reportAssignmentType]
-    names = list(class_names)
-    pooling = pooling_of(module)
-    same_size = tuple(source.get("input_size", ())) == tuple(data_config["input_size"])
-    written = {
-        "architecture": architecture,
-        "num_classes": len(names),
-        "num_features": hidden_size_of(module),
-        **({"global_pool": pooling} if pooling else {}),
-        "model_args": {name: value for name, value in model_args.items() if not name.endswith(_ONLY_FOR_TRAINING)},
-        "pretrained_cfg": {
-            **data_config,
-            "fixed_input_size": bool(source.get("fixed_input_size", False)),
-            "num_classes": len(names),
-            "pool_size": source.get("pool_size") if same_size else None,
-            "first_conv": source.get("first_conv"),
-            "classifier": source.get("classifier"),
-            "custom_load": False,
-            "label_names": names,
-        },
-        "model_type": "timm_wrapper",
-        "architectures": ["TimmWrapperForImageClassification"],
-        "id2label": {str(number): name for number, name in enumerate(names)},
-        "label2id": {name: number for number, name in enumerate(names)},
-        "do_pooling": True,
-        "dtype": "float32",
-    }
-    if infer_imagenet_subset({"num_classes": len(names)}):
-        written["label_names"] = names
-    if has_cifar_stem(architecture):
-        written["architectures"] = ["ResNetCifarForImageClassification"]
-        written["auto_map"] = {
-            "AutoConfig": "resnet_cifar.ResNetCifarConfig",
-            "AutoImageProcessor": "resnet_cifar.ResNetCifarImageProcessor",
-            "AutoModel": "resnet_cifar.ResNetCifarModel",
-            "AutoModelForImageClassification": "resnet_cifar.ResNetCifarForImageClassification",
-        }
-    return written
 
 
 def write_classifier_card(folder: Path, repo_id: str | None = None, *, license: str | None = None) -> Path:
@@ -137,42 +80,27 @@ def write_classifier_card(folder: Path, repo_id: str | None = None, *, license: 
     Raises:
         UserError: If the folder has no `run.json`.
     """
-    path = folder / "README.md"
-    if not is_edited(path):
-        path.write_text(render_classifier_card(folder, repo_id, license=license), encoding="utf-8")
-    return path
+    return write_card(folder / "README.md", lambda: render_classifier_card(folder, repo_id, license=license))
 
 
 def render_classifier_card(folder: Path, repo_id: str | None = None, *, license: str | None = None) -> str:
     """The text that `write_classifier_card` writes; same arguments and errors."""
-    run = content_of(folder / "run.json")
-    if not run:
+    run = RunRecord.read(folder)
+    if run is None:
         raise UserError(f"`{folder}` has no `run.json`, which the model card is made of. Fine-tune again.")
-    results = content_of(folder / "results.json").get("results", [])
-    config = content_of(folder / "config.json")
-    repo_id = repo_id or run["training"].get("repo_id")
-    license = license or license_of(folder / "README.md")
+    facts = facts_of_model(folder, run, repo_id, license)
+    config = facts["config"]
     names = [config["id2label"][str(number)] for number in range(config["num_classes"])]
-    facts = {
-        "run": run,
-        "config": config,
-        "names": names,
-        "shown_names": names[:_SHOWN_CLASSES],
-        "source": repo_id or folder.as_posix(),
-        "on_hub": repo_id is not None,
-        "data": name_of_data(run["data"]),
-        "hub_data": hub_id_of_data(run["data"]),
-        "license": license,
-        "results": results,
-        "best": BEST_EPOCH,
-        "figures": figures_of(folder),
-        "metadata": _metadata(run, results, repo_id or folder.parent.name, license),
-    }
-    environment = jinja2.Environment(
-        undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
+    metadata = metadata_of_model(
+        facts,
+        _described,
+        library_name="transformers",
+        pipeline_tag="image-classification",
+        tags=["timm", "hf_ssl"],
+        metrics=sorted({result["metric"] for result in comparable(facts["results"])}) or None,
     )
-    environment.filters |= {"duration": duration_text, "setting": setting_text}
-    return marked(environment.from_string(_TEMPLATE.read_text(encoding="utf-8")).render(facts))
+    facts |= {"names": names, "shown_names": names[:_SHOWN_CLASSES]}
+    return render_card("fine_tuning/card_template.md", facts, metadata)
 
 
 def publish_classifier(
@@ -192,51 +120,19 @@ def publish_classifier(
     """
 
     def files(name: str) -> dict[str, Path | bytes]:
-        found: dict[str, Path | bytes] = {
-            path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()
-        }
-        if not is_edited(folder / "README.md"):
-            found["README.md"] = render_classifier_card(folder, name, license=license).encode()
-        return found
+        card = card_to_push(folder / "README.md", lambda: render_classifier_card(folder, name, license=license))
+        return {**files_in(folder), "README.md": card}
 
     return push_files(
-        files, repo_id, private=private, message="Publish the classifier", is_stale=_is_stale, retry=retry
+        files, repo_id, private=private, message="Publish the classifier", is_stale=is_stale, retry=retry
     )
 
 
-def _is_stale(path: str) -> bool:
-    written = ("results.json", "resnet_cifar.py", "preprocessor_config.json")
-    return path in written or (path.startswith("figures/") and path.endswith(".png"))
-
-
-def _metadata(run: Mapping[str, Any], results: list[dict[str, Any]], name: str, license: str | None) -> str:
-    dataset = hub_id_of_data(run["data"])
-    # A step chosen on the test split makes the number too high for an index that compares models.
-    results = [result for result in results if not result["protocol"].endswith(BEST_EPOCH)]
-    data = ModelCardData(
-        library_name="transformers",
-        pipeline_tag="image-classification",
-        tags=["timm", "hf_ssl"],
-        license=license,
-        base_model=run["base_model"],
-        datasets=[dataset] if dataset else None,
-        metrics=sorted({result["metric"] for result in results}) or None,
-        model_name=name.split("/")[-1] if results else None,
-        eval_results=[_eval_result(result) for result in results] or None,
-    )
-    return data.to_yaml()
-
-
-def _eval_result(result: Mapping[str, Any]) -> EvalResult:
+def _described(result: Mapping[str, Any]) -> dict[str, Any]:
+    """A result as the Hub's index names it."""
     fraction = result["settings"]["label_fraction"]
-    return EvalResult(
-        task_type="image-classification",
-        task_name="Image classification" + ("" if fraction == 1 else f" from {100 * fraction:g} % of the labels"),
-        dataset_type=result["dataset"],
-        dataset_name=name_of_data(result),
-        dataset_config=result.get("dataset_config"),
-        dataset_split=result["split"],
-        metric_type=result["metric"],
-        metric_name=f"{result['metric'].capitalize()} ({result['label']})",
-        metric_value=result["value"],
-    )
+    return {
+        "task_type": "image-classification",
+        "task_name": "Image classification" + ("" if fraction == 1 else f" from {100 * fraction:g} % of the labels"),
+        "metric_name": f"{result['metric'].capitalize()} ({result['label']})",
+    }

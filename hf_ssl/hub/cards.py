@@ -1,19 +1,41 @@
-"""What the cards of encoders, classifiers and features share: their mark, figures, names and ways to write values."""
+"""What all cards share: how one is rendered, checked and written, the facts of a model's card, and how values look.
+
+The templates lie beside the modules that use them; what two of them have in common is in `hub/card_parts`.
+"""
 
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import RepoCard
+import jinja2
+from huggingface_hub import (
+    CardData,
+    DatasetCard,
+    DatasetCardData,
+    EvalResult,
+    ModelCard,
+    ModelCardData,
+    RepoCard,
+    SpaceCard,
+    SpaceCardData,
+)
 
+from hf_ssl.errors import UserError
 from hf_ssl.evaluation.references import read_json
+from hf_ssl.training.record import RunRecord
 
 BEST_EPOCH = "-best"
 """Ending of protocols whose epoch was chosen on the split that they are scored on."""
 
+_KINDS: dict[type[CardData], type[RepoCard]] = {
+    ModelCardData: ModelCard,
+    DatasetCardData: DatasetCard,
+    SpaceCardData: SpaceCard,
+}
+_PROTOCOLS = {"knn": "weighted k-NN", "linear": "linear probe"}
 _MARK = "<!-- Written by hf_ssl, checksum {checksum}. An edited card is left as it is. -->\n"
 _IN_MEMORY = ("in-memory data set", "streamed data set")  # what the records of runs call objects of `datasets`
 _CAPTIONS = {
@@ -41,6 +63,118 @@ def is_edited(card: Path) -> bool:
     return f"<!-- {mark}" != marked(body)[len(body) :]
 
 
+def render_card(template: str, facts: Mapping[str, Any], metadata: CardData) -> str:
+    """The text of a card, with its mark.
+
+    Args:
+        template: Path of the template within the package; it shows `metadata` between its first two lines of `---`.
+        facts: What else it takes. A name that is missing is an error.
+        metadata: What the Hub indexes.
+
+    Raises:
+        UserError: If the metadata would be read otherwise than they are meant.
+    """
+    body = _ENVIRONMENT.get_template(template).render(facts, metadata=metadata.to_yaml())
+    _check_metadata(metadata, body)
+    return marked(body)
+
+
+def _check_metadata(written: CardData, text: str) -> None:
+    """Refuse metadata that huggingface_hub would not read back as it was meant; the Hub itself is asked on pushing."""
+    read = _KINDS[type(written)](text).data.to_dict()
+    for name, value in written.to_dict().items():
+        if read.get(name) == value:
+            continue
+        if name == "model-index":
+            raise UserError(
+                "`results.json` holds numbers that the card's metadata cannot. Measure again, or remove the file."
+            )
+        raise UserError(f"The card's `{name}` would be read as {read.get(name)!r} instead of {value!r}. Change it.")
+
+
+def write_card(card: Path, render: Callable[[], str]) -> Path:
+    """Write a card, unless somebody edited the one that is there; returns its path."""
+    if not is_edited(card):
+        card.write_text(render(), encoding="utf-8")
+    return card
+
+
+def card_to_push(card: Path, render: Callable[[], str]) -> Path | bytes:
+    """What is pushed as the card: the one that somebody edited, or the one that names the repository."""
+    return card if is_edited(card) else render().encode()
+
+
+def facts_of_model(
+    folder: Path, run: RunRecord, repo_id: str | None, license: str | None, shown_as: Path | None = None
+) -> dict[str, Any]:
+    """What the cards of encoders and classifiers both show.
+
+    Args:
+        folder: Exported folder.
+        run: Its record, or as much of it as is known.
+        repo_id: Hub repository that the examples load; without it the one that the run names, or the folder.
+        license: Licence of the weights as the Hub names it; without it that of the card there is, or of the run.
+        shown_as: Name of the folder in examples, if it is about to be moved.
+    """
+    place = shown_as or folder
+    repo_id = repo_id or run.training.get("repo_id")
+    license = license or license_of(folder / "README.md") or run.license or run.training.get("license")
+    return {
+        "run": run,
+        "config": content_of(folder / "config.json"),
+        "source": repo_id or place.as_posix(),
+        "on_hub": repo_id is not None,
+        "name": (repo_id or place.parent.name).split("/")[-1],
+        "data": data_text(run.data) if run.data else None,
+        "hub_data": hub_id_of_data(run.data) if run.data else None,
+        "license": license,
+        "results": content_of(folder / "results.json").get("results", []),
+        "best": BEST_EPOCH,
+        "figures": figures_of(folder),
+    }
+
+
+def metadata_of_model(
+    facts: Mapping[str, Any], describe: Callable[[Mapping[str, Any]], Mapping[str, Any]], **fields: Any
+) -> ModelCardData:
+    """What the Hub indexes of an encoder or a classifier.
+
+    Results go into `model-index`. The newer `.eval_results/*.yaml` is for data sets that are registered on the Hub as
+    benchmarks, by the task ids that these define; k-NN and probes of frozen features are no such task of any.
+
+    Args:
+        facts: See `facts_of_model`.
+        describe: Gives `task_type`, `task_name` and `metric_name` of an entry of `results.json`.
+        fields: Further fields of `ModelCardData`.
+    """
+    results = comparable(facts["results"])
+    return ModelCardData(
+        license=facts["license"],
+        base_model=facts["run"].base_model,
+        datasets=[facts["hub_data"]] if facts["hub_data"] else None,
+        model_name=facts["name"] if results else None,
+        eval_results=[
+            EvalResult(
+                dataset_type=result["dataset"],
+                dataset_name=name_of_data(result),
+                dataset_config=result.get("dataset_config"),
+                dataset_split=result["split"],
+                metric_type=result["metric"],
+                metric_value=result["value"],
+                **describe(result),
+            )
+            for result in results
+        ]
+        or None,
+        **fields,
+    )
+
+
+def comparable(results: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The results for an index that compares models: an epoch chosen on the test split makes the number too high."""
+    return [result for result in results if not result["protocol"].endswith(BEST_EPOCH)]
+
+
 def figures_of(folder: Path) -> list[dict[str, str]]:
     """Path and caption of each picture: those that a run has first, in the order of their captions."""
     order = list(_CAPTIONS)
@@ -61,11 +195,13 @@ def _title_of(picture: Path) -> str:
 
 def hub_id_of_data(data: Mapping[str, Any]) -> str | None:
     """The data set's Hub id; None for a local one, one in memory, and those that the package draws itself."""
-    name = data["dataset"]
-    if data.get("in_memory"):
-        return None
+    return data["dataset"] if is_hub_id(data["dataset"]) and not data.get("in_memory") else None
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether a name is that of a repository on the Hub, and not of files here."""
     hub_id = re.fullmatch(r"[\w-][\w.-]*/[\w.-]+(?<!\.parquet)(?<!\.tar)", name)
-    return name if hub_id and not Path(name).exists() else None
+    return hub_id is not None and not Path(name).exists()
 
 
 def name_of_data(data: Mapping[str, Any]) -> str:
@@ -78,6 +214,14 @@ def name_of_data(data: Mapping[str, Any]) -> str:
         return name
     folder = [part for part in re.split(r"[/\\]", name) if part][-1]
     return f"{folder} (local)"
+
+
+def data_text(data: Mapping[str, Any]) -> str:
+    """The training data within a sentence."""
+    name = name_of_data(data)
+    if not data.get("in_memory"):
+        return name
+    return f"a {name}" if name.startswith("streamed") else f"an {name}"
 
 
 def reference_text(reference: str) -> str:
@@ -110,3 +254,20 @@ def setting_text(value: Any) -> str:
     """A setting as it stands in a table; a bar would end the cell."""
     text = value if isinstance(value, str) else json.dumps(value)
     return "`" + text.replace("|", "\\|") + "`"
+
+
+def protocol_text(protocol: str) -> str:
+    """A protocol of `results.json` by its name in words."""
+    kind, _, variant = protocol.removesuffix(BEST_EPOCH).partition("-")
+    name = _PROTOCOLS.get(kind, kind) + (f" ({variant})" if variant else "")
+    return f"{name}, best epoch*" if protocol.endswith(BEST_EPOCH) else name
+
+
+_ENVIRONMENT = jinja2.Environment(
+    loader=jinja2.FileSystemLoader(Path(__file__).parents[1]),
+    undefined=jinja2.StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+    keep_trailing_newline=True,
+)
+_ENVIRONMENT.filters |= {"duration": duration_text, "setting": setting_text, "protocol": protocol_text}

@@ -3,7 +3,6 @@
 import contextlib
 import ctypes
 import filecmp
-import json
 import os
 import shutil
 import sys
@@ -11,19 +10,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import timm
-import torch
-from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import nn
 
 from hf_ssl.data.decode import pillow
-from hf_ssl.errors import UserError
 from hf_ssl.hub import handler
 from hf_ssl.hub.cards import is_edited
 from hf_ssl.hub.model_card import write_model_card
+from hf_ssl.hub.timm_folder import plain_state_dict, write_json, write_timm_folder
 from hf_ssl.methods.base import SSLConfig, SSLPreTrainedModel
-from hf_ssl.modules import resnet_cifar
-from hf_ssl.modules.encoder import hidden_size_of
 from hf_ssl.modules.preprocessing import preprocessing
 from hf_ssl.modules.quiet import quiet_transformers
 
@@ -52,11 +46,10 @@ _HERE = -100  # AT_FDCWD of fcntl.h
 
 
 def export_encoder(encoder: nn.Module, config: SSLConfig, folder: Path) -> None:
-    """Write `config.json` and `model.safetensors`, which timm and transformers load without hf_ssl.
+    """Write an encoder folder: what `write_timm_folder` writes, and files for other doors.
 
-    Beside them go three files that sentence-transformers needs, and for Inference Endpoints `handler.py`, the decoder
-    that it imports, and `requirements.txt`. A ResNet with CIFAR stem, which timm cannot describe, brings its model
-    code, `resnet_cifar.py`.
+    These are three that sentence-transformers needs, and for Inference Endpoints `handler.py`, the decoder that it
+    imports, and `requirements.txt`.
 
     Args:
         encoder: Model made by `build_encoder`; BatchNorm may be synchronised or split, layers may be compiled.
@@ -66,20 +59,20 @@ def export_encoder(encoder: nn.Module, config: SSLConfig, folder: Path) -> None:
     Raises:
         UserError: If the weights are not those of the config's architecture, so that nothing could load them.
     """
-    encoder = getattr(encoder, "_orig_mod", encoder)
-    weights = {name: as_published(value) for name, value in plain_state_dict(encoder).items()}
-    _check_loadable(weights, config)
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    for name, content in {"config.json": _encoder_config(encoder, config), **_SENTENCE_TRANSFORMERS}.items():
-        (folder / name).write_text(json.dumps(content, indent=2) + "\n")
+    write_timm_folder(
+        encoder,
+        folder,
+        architecture=config.architecture,
+        model_args=config.model_args or {},
+        data_config=preprocessing(config.image_size, config.image_mean, config.image_std),
+    )
+    for name, content in _SENTENCE_TRANSFORMERS.items():
+        write_json(folder / name, content)
     # An endpoint puts the folder on Python's path before it runs `handler.py`, so that it finds the decoder there:
     # `check_and_register_custom_pipeline_from_directory` in huggingface-inference-toolkit.
     shutil.copyfile(pillow.__file__, folder / f"{_DECODER}.py")
     (folder / "handler.py").write_text(Path(handler.__file__).read_text().replace(pillow.__name__, _DECODER))
     (folder / "requirements.txt").write_text(_REQUIREMENTS)
-    if has_cifar_stem(config.architecture):
-        shutil.copyfile(resnet_cifar.__file__, folder / "resnet_cifar.py")
 
 
 def export_run(model: SSLPreTrainedModel, run_dir: Path) -> Path:
@@ -113,89 +106,6 @@ def export_run(model: SSLPreTrainedModel, run_dir: Path) -> Path:
         weights = {name: value.contiguous() for name, value in plain_state_dict(model).items()}
         model.save_pretrained(new, state_dict=weights, readme=False)  # the encoder's card tells of both
     return encoder_folder
-
-
-def has_cifar_stem(architecture: str) -> bool:
-    """Whether an encoder needs the model file `resnet_cifar.py` beside its weights."""
-    return architecture in resnet_cifar.default_cfgs
-
-
-def plain_state_dict(module: nn.Module) -> dict[str, Tensor]:
-    """State dict with the names that the module has without `torch.compile`, which wraps modules as `_orig_mod`."""
-    return {name.replace("_orig_mod.", ""): value.detach() for name, value in module.state_dict().items()}
-
-
-def as_published(value: Tensor) -> Tensor:
-    """A weight as it is stored: on the CPU, contiguous, no floating point below float32."""
-    # transformers 5 loads in the stored precision: anything below float32 would silently become the user's.
-    value = value.float() if value.is_floating_point() else value
-    return value.cpu().contiguous()
-
-
-def _check_loadable(weights: dict[str, Tensor], config: SSLConfig) -> None:
-    with torch.random.fork_rng(devices=[]), torch.device("meta"):
-        model = timm.create_model(config.architecture, num_classes=0, **(config.model_args or {}))
-    expected = {name: value.shape for name, value in model.state_dict().items()}
-    wrong = sorted(
-        name for name in expected.keys() | weights.keys()
-        if name not in weights or expected.get(name) != weights[name].shape
-    )  # fmt: skip
-    if wrong:
-        raise UserError(
-            f"The encoder cannot be exported as `{config.architecture}`: {len(wrong)} weights differ from timm's, "
-            f"such as `{wrong[0]}`. Export the encoder that `build_encoder` made, without wrappers."
-        )
-
-
-def _encoder_config(encoder: nn.Module, config: SSLConfig) -> dict[str, Any]:
-    """What timm and transformers read; every key is needed by one of them, and no other may be added.
-
-    `model_args.num_classes` makes transformers fail, `label_names` makes it forget the labels of a fine-tuned model,
-    and the source of timm's own weights (`hf_hub_id`, `license`, ...) would be a false statement.
-    """
-    source: dict[str, Any] = encoder.pretrained_cfg  # pyright: ignore[reportAssignmentType]
-    data = preprocessing(config.image_size, config.image_mean, config.image_std)
-    pooling = pooling_of(encoder)
-    same_size = tuple(source.get("input_size", ())) == data["input_size"]
-    written = {
-        "architecture": config.architecture,
-        "num_classes": 0,
-        "num_features": hidden_size_of(encoder),
-        **({"global_pool": pooling} if pooling else {}),
-        "model_args": dict(config.model_args or {}),
-        "pretrained_cfg": {
-            **data,
-            "fixed_input_size": bool(source.get("fixed_input_size", False)),
-            "num_classes": 0,
-            "pool_size": source.get("pool_size") if same_size else None,
-            "first_conv": source.get("first_conv"),
-            "classifier": source.get("classifier"),
-            "custom_load": False,
-        },
-        "model_type": "timm_wrapper",
-        "architectures": ["TimmWrapperModel"],
-        "do_pooling": True,
-        "dtype": "float32",
-    }
-    if has_cifar_stem(config.architecture):
-        written["architectures"] = ["ResNetCifarModel"]
-        written["auto_map"] = {
-            "AutoConfig": "resnet_cifar.ResNetCifarConfig",
-            "AutoImageProcessor": "resnet_cifar.ResNetCifarImageProcessor",
-            "AutoModel": "resnet_cifar.ResNetCifarModel",
-            "AutoModelForImageClassification": "resnet_cifar.ResNetCifarForImageClassification",
-        }
-    return written
-
-
-def pooling_of(encoder: nn.Module) -> str | None:
-    """Name of the pooling of a timm model, such as `avg`; None if it has none."""
-    head = getattr(encoder, "head", None)
-    for pool in (getattr(head, "global_pool", None), getattr(encoder, "global_pool", None)):
-        pool = getattr(pool, "pool_type", pool)
-        if isinstance(pool, str) and pool:
-            return pool
-    return None
 
 
 def _same_file(first: Path, second: Path) -> bool:

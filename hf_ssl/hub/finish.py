@@ -1,6 +1,5 @@
 """The end of a pretraining run: its encoder exported, measured, drawn, described, and published if wanted."""
 
-import json
 import logging
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +20,7 @@ from hf_ssl.hub.model_card import write_model_card
 from hf_ssl.hub.publish import publish
 from hf_ssl.methods.base import SSLPreTrainedModel
 from hf_ssl.training.arguments import TrainingSettings
+from hf_ssl.training.record import RunRecord
 from hf_ssl.training.watch.knn import KNN, open_knn
 
 logger = logging.getLogger(__name__)
@@ -96,7 +96,7 @@ def _evaluate(
     if knn is None or (encoder / "results.json").exists():
         return
     measured = knn(model)
-    run = json.loads((encoder / "run.json").read_text())
+    record = RunRecord.read(encoder)
     entry = {
         "dataset": source.name,
         "dataset_config": data.dataset_config,
@@ -107,7 +107,7 @@ def _evaluate(
         "metric": "accuracy",
         "value": measured.value,
         "settings": measured.settings,
-        "command": run["command"],
+        "command": record.command if record else None,
         "num_images": measured.num_images,
     }
     update_results(encoder / "results.json", [entry])

@@ -4,35 +4,28 @@ Every number comes from the folder's `run.json`, `results.json` and `embedding.j
 does not say.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-import jinja2
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from safetensors import safe_open
 from transformers import PreTrainedConfig
 
 from hf_ssl.errors import UserError
 from hf_ssl.hub.cards import (
-    BEST_EPOCH,
     content_of,
-    duration_text,
-    figures_of,
-    hub_id_of_data,
-    is_edited,
-    license_of,
-    marked,
+    facts_of_model,
+    metadata_of_model,
     name_of_data,
+    protocol_text,
     reference_text,
-    setting_text,
+    render_card,
+    write_card,
 )
 from hf_ssl.methods import METHODS
 from hf_ssl.methods.base import SSLConfig, SSLPreTrainedModel
-
-_TEMPLATE = Path(__file__).with_name("model_card_template.md")
-_PROTOCOLS = {"knn": "weighted k-NN", "linear": "linear probe"}
+from hf_ssl.training.record import RunRecord
 
 
 def write_model_card(
@@ -55,11 +48,10 @@ def write_model_card(
     Raises:
         UserError: If the folder has no `run.json`.
     """
-    path = encoder_folder / "README.md"
-    if not is_edited(path):
-        text = render_model_card(encoder_folder, repo_id, license=license, shown_as=shown_as)
-        path.write_text(text, encoding="utf-8")
-    return path
+    return write_card(
+        encoder_folder / "README.md",
+        lambda: render_model_card(encoder_folder, repo_id, license=license, shown_as=shown_as),
+    )
 
 
 def render_model_card(
@@ -75,53 +67,41 @@ def render_model_card(
     Where there is no `run.json`, `model` tells the method and its settings, and the card says that nothing is known
     of the training.
     """
-    run = content_of(encoder_folder / "run.json")
-    if not run and model is not None:
-        run = {"method": _name_of(type(model)), "config": own_settings(model.config)}  # pyright: ignore[reportArgumentType]
-    if not run:
+    run = RunRecord.read(encoder_folder)
+    if run is None and model is not None:
+        run = RunRecord(_name_of(type(model)), config=own_settings(model.config))  # pyright: ignore[reportArgumentType]
+    if run is None:
         raise UserError(
             f"`{encoder_folder}` has no `run.json`, which the model card is made of. Export the run again."
         )
-    folder = shown_as or encoder_folder
-    repo_id = repo_id or run.get("training", {}).get("repo_id")
-    license = license or license_of(encoder_folder / "README.md") or run.get("license")
-    license = license or run.get("training", {}).get("license")
-    results = content_of(encoder_folder / "results.json").get("results", [])
+    shared = facts_of_model(encoder_folder, run, repo_id, license, shown_as)
+    results = shared["results"]
     embedding = content_of(encoder_folder / "embedding.json")
-    metadata = _metadata(run, results, repo_id or folder.parent.name, license)
-    _check_metadata(metadata)
-    data = run.get("data")
+    place = shown_as or encoder_folder
     facts = {
-        **describe_method(type(model) if model else METHODS.get(run["method"]), run["method"]),
-        "run": run,
-        "recorded": data is not None,
+        **shared,
+        **describe_method(type(model) if model else METHODS.get(run.method), run.method),
+        "recorded": bool(run.data),
         "start": _start_of(run),
         "collapse": _collapse_of(run),
-        "config": content_of(encoder_folder / "config.json"),
         "batch_norm": _has_batch_norm(encoder_folder / "model.safetensors"),
-        "source": repo_id or folder.as_posix(),
-        "on_hub": repo_id is not None,
-        "pretraining": repo_id or (folder.parent / "pretraining").as_posix(),
-        "data": _data_text(data) if data else None,
-        "hub_data": hub_id_of_data(data) if data else None,
-        "license": license,
-        "results": results,
+        "pretraining": shared["source"] if shared["on_hub"] else (place.parent / "pretraining").as_posix(),
         "metric": results[0]["metric"] if len({result["metric"] for result in results}) == 1 else "score",
         "kinds": sorted({"clusters" if _is_clustering(result) else "labels" for result in results}),
         "baselines": list(dict.fromkeys(name for result in results for name in result.get("baselines") or {})),
         "protocols": _shared_settings(results),
-        "best": BEST_EPOCH,
         "commands": list(dict.fromkeys(result["command"] for result in results if result.get("command"))),
-        "figures": figures_of(encoder_folder),
         "embedding": {**embedding, "dataset": name_of_data(embedding)} if embedding else None,
-        "metadata": metadata.to_yaml(),
     }
-    environment = jinja2.Environment(
-        undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
+    metadata = metadata_of_model(
+        shared,
+        _described,
+        library_name="timm",
+        pipeline_tag="image-feature-extraction",
+        tags=["transformers", "timm", "sentence-transformers", "self-supervised-learning", "hf_ssl", run.method],
+        base_model_relation="finetune" if run.base_model else None,
     )
-    environment.filters |= {"duration": duration_text, "setting": setting_text, "protocol": _name_of_protocol}
-    text = environment.from_string(_TEMPLATE.read_text(encoding="utf-8")).render(facts)
-    return marked(text)
+    return render_card("hub/model_card_template.md", facts, metadata)
 
 
 def describe_method(method: type[SSLPreTrainedModel] | None, name: str = "") -> dict[str, Any]:
@@ -149,21 +129,13 @@ def _name_of(method: type[SSLPreTrainedModel]) -> str:
     return method.config_class.model_type.removeprefix("hf_ssl_")
 
 
-def _data_text(data: Mapping[str, Any]) -> str:
-    """The training data within a sentence."""
-    name = name_of_data(data)
-    if not data.get("in_memory"):
-        return name
-    return f"a {name}" if name.startswith("streamed") else f"an {name}"
-
-
-def _start_of(run: Mapping[str, Any]) -> str:
+def _start_of(run: RunRecord) -> str:
     """Where the weights came from, and those from which they came in turn."""
-    base_model, origin = run.get("base_model"), run.get("origin")
+    base_model, origin = run.base_model, run.origin
     if not origin:
         if base_model:
             return f"timm's published weights, {reference_text(base_model)}"
-        return "timm's published weights" if run.get("training", {}).get("encoder_pretrained") else "random weights"
+        return "timm's published weights" if run.training.get("encoder_pretrained") else "random weights"
     starts: list[str] = []
     while origin:
         reference = origin.get("encoder") or origin.get("method")
@@ -175,70 +147,21 @@ def _start_of(run: Mapping[str, Any]) -> str:
     return ", which came from ".join(f"weights of {start}" for start in starts)
 
 
-def _collapse_of(run: Mapping[str, Any]) -> dict[str, Any] | None:
+def _collapse_of(run: RunRecord) -> dict[str, Any] | None:
     """What the run's alarm saw; its report goes on with advice for the next run, which a card does not need."""
-    collapse = run.get("collapse")
-    return collapse and {**collapse, "seen": collapse["report"].partition(" What usually cures it")[0]}
+    return run.collapse and {**run.collapse, "seen": run.collapse["report"].partition(" What usually cures it")[0]}
 
 
-def _metadata(run: Mapping[str, Any], results: list[dict[str, Any]], name: str, license: str | None) -> ModelCardData:
-    """What the Hub indexes.
-
-    Results go into `model-index`. The newer `.eval_results/*.yaml` is for data sets that are registered on the Hub as
-    benchmarks, by the task ids that these define; k-NN and probes of frozen features are no such task of any.
-    """
-    dataset = hub_id_of_data(run["data"]) if "data" in run else None
-    # An epoch chosen on the test split makes the number too high for an index that compares models.
-    results = [result for result in results if not result["protocol"].endswith(BEST_EPOCH)]
-    base_model = run.get("base_model")
-    return ModelCardData(
-        library_name="timm",
-        pipeline_tag="image-feature-extraction",
-        tags=["transformers", "timm", "sentence-transformers", "self-supervised-learning", "hf_ssl", run["method"]],
-        license=license,
-        base_model=base_model,
-        base_model_relation="finetune" if base_model else None,
-        datasets=[dataset] if dataset else None,
-        model_name=name.split("/")[-1] if results else None,
-        eval_results=_grouped(map(_eval_result, results)) or None,
-    )
-
-
-def _check_metadata(written: ModelCardData) -> None:
-    """Refuse metadata that huggingface_hub would not read back as it was meant; the Hub itself is asked on pushing."""
-    read = ModelCard(f"---\n{written.to_yaml()}\n---\n").data
-    for name in ("library_name", "pipeline_tag", "tags", "license", "datasets", "base_model", "model_name"):
-        if read.get(name) != written.get(name):
-            raise UserError(
-                f"The card's `{name}` would be read as {read.get(name)!r} instead of {written.get(name)!r}. Change it."
-            )
-    if [vars(one) for one in read.get("eval_results", [])] != [vars(one) for one in written.get("eval_results", [])]:
-        raise UserError("`results.json` holds numbers that the card's metadata cannot. Measure the encoder again.")
-
-
-def _grouped(results: Iterable[EvalResult]) -> list[EvalResult]:
-    """In the order in which the metadata is read: by task and data set, of which it has one entry each."""
-    groups: dict[Any, list[EvalResult]] = {}
-    for result in results:
-        groups.setdefault(result.unique_identifier, []).append(result)
-    return [result for group in groups.values() for result in group]
-
-
-def _eval_result(result: Mapping[str, Any]) -> EvalResult:
+def _described(result: Mapping[str, Any]) -> dict[str, Any]:
+    """A result as the Hub's index names it."""
     label = f", {result['label']}" if result.get("label") else ""
     metric = result["metric"]
     task = "Clustering" if _is_clustering(result) else "Image classification"
-    return EvalResult(
-        task_type="image-feature-extraction" if _is_clustering(result) else "image-classification",
-        task_name=f"{task} on frozen features",
-        dataset_type=result["dataset"],
-        dataset_name=name_of_data(result),
-        dataset_config=result.get("dataset_config"),
-        dataset_split=result["split"],
-        metric_type=metric,
-        metric_name=f"{metric[0].upper()}{metric[1:]} ({_name_of_protocol(result['protocol'])}{label})",
-        metric_value=result["value"],
-    )
+    return {
+        "task_type": "image-feature-extraction" if _is_clustering(result) else "image-classification",
+        "task_name": f"{task} on frozen features",
+        "metric_name": f"{metric[0].upper()}{metric[1:]} ({protocol_text(result['protocol'])}{label})",
+    }
 
 
 def _shared_settings(results: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -253,12 +176,6 @@ def _shared_settings(results: list[dict[str, Any]]) -> dict[str, dict[str, Any]]
 
 def _is_clustering(result: Mapping[str, Any]) -> bool:
     return result["protocol"].startswith("clustering")
-
-
-def _name_of_protocol(protocol: str) -> str:
-    kind, _, variant = protocol.removesuffix(BEST_EPOCH).partition("-")
-    name = _PROTOCOLS.get(kind, kind) + (f" ({variant})" if variant else "")
-    return f"{name}, best epoch*" if protocol.endswith(BEST_EPOCH) else name
 
 
 def _has_batch_norm(weights: Path) -> bool:

@@ -7,18 +7,17 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import jinja2
+from huggingface_hub import ModelCardData
 
-from hf_ssl.hub.cards import is_edited, marked
-from hf_ssl.hub.export import export_run, plain_state_dict
+from hf_ssl.hub.cards import render_card, write_card
+from hf_ssl.hub.export import export_run
 from hf_ssl.hub.model_card import describe_method
 from hf_ssl.hub.names import check_license, check_refs, check_repo_id
 from hf_ssl.hub.publish import files_to_push, first_difference, is_stale, publish
 from hf_ssl.hub.push import push_files
+from hf_ssl.hub.timm_folder import plain_state_dict
 from hf_ssl.methods import METHODS
 from hf_ssl.methods.base import SSLPreTrainedModel
-
-_TEMPLATE = Path(__file__).with_name("method_card_template.md")
 
 
 def write_readme(model: SSLPreTrainedModel, folder: Path) -> None:
@@ -28,23 +27,19 @@ def write_readme(model: SSLPreTrainedModel, folder: Path) -> None:
         model: The method.
         folder: Where it was saved; the code of the text loads it from there.
     """
-    card = folder / "README.md"
-    if is_edited(card):
-        return
-    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     facts: dict[str, Any] = {
         **describe_method(type(model)),
         "class": type(model).__name__,
         "module": type(model).__module__,
-        "model_type": model.config.model_type,
         # A class that was not registered is one that the Auto classes do not find.
         "registered": type(model) in METHODS.values(),
         "config": model.config,
         "num_features": model.hidden_size,
         "folder": folder.as_posix(),
     }
-    text = environment.from_string(_TEMPLATE.read_text(encoding="utf-8")).render(facts)
-    card.write_text(marked(text), encoding="utf-8")
+    tags = ["self-supervised-learning", "hf_ssl", model.config.model_type]
+    metadata = ModelCardData(library_name="transformers", tags=tags)
+    write_card(folder / "README.md", lambda: render_card("hub/method_card_template.md", facts, metadata))
 
 
 def push_method(

@@ -9,7 +9,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from hf_ssl.errors import UserError
-from hf_ssl.hub.cards import is_edited
+from hf_ssl.hub.cards import card_to_push, is_edited
 from hf_ssl.hub.model_card import render_model_card
 from hf_ssl.hub.names import check_license, check_refs, check_repo_id, url_of
 from hf_ssl.hub.push import push_files
@@ -97,19 +97,20 @@ def files_to_push(
                 f"`{run_dir}` cannot be published: it has no `{name}`. Give a folder that `hf-ssl pretrain` wrote."
             )
     encoder = run_dir / "encoder"
-    files: dict[str, Path | bytes] = {}
-    for path in _files_in(encoder):
-        files[path.relative_to(encoder).as_posix()] = path
-    for path in _files_in(run_dir / "pretraining"):
+    files: dict[str, Path | bytes] = {**files_in(encoder)}
+    for name, path in files_in(run_dir / "pretraining").items():
         if path.name != "README.md" or is_edited(path):  # it names a folder of this machine
-            files[path.relative_to(run_dir).as_posix()] = path
-    if not is_edited(encoder / "README.md"):
-        files["README.md"] = render_model_card(encoder, repo_id, license=license, model=model).encode()
+            files[f"pretraining/{name}"] = path
+    files["README.md"] = card_to_push(
+        encoder / "README.md", lambda: render_model_card(encoder, repo_id, license=license, model=model)
+    )
     return files
 
 
-def _files_in(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
+def files_in(folder: Path) -> dict[str, Path]:
+    """The files of a folder by their path in it, without hidden ones."""
+    found = sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
+    return {path.relative_to(folder).as_posix(): path for path in found}
 
 
 def _check_same_encoder(run_dir: Path) -> None:

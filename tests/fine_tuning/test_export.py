@@ -13,9 +13,15 @@ import torch
 from huggingface_hub import ModelCard
 from PIL import Image
 
+from hf_ssl.errors import UserError
 from hf_ssl.evaluation.encoders import ImageTransform
 from hf_ssl.fine_tuning.classifier import open_classifier
-from hf_ssl.fine_tuning.export import export_classifier, render_classifier_card, write_classifier_card
+from hf_ssl.fine_tuning.export import (
+    export_classifier,
+    publish_classifier,
+    render_classifier_card,
+    write_classifier_card,
+)
 
 NAMES = ["tabby cat", "dog", "owl, snowy", "eel"]
 RUN = {
@@ -156,6 +162,20 @@ def test_the_card_says_what_the_files_say(folder):
         assert text in card, text
 
 
+def test_weights_that_nothing_could_load_are_refused(tmp_path):
+    classifier = open_classifier("random:test_resnet", NAMES, image_size=32)
+    described = {"model_args": {}, "data_config": classifier.data_config, "class_names": NAMES}
+    with pytest.raises(
+        UserError, match=r"classifier cannot be exported as `resnet18`: \d+ weights differ.*Export the"
+    ):
+        export_classifier(classifier.module, tmp_path, architecture="resnet18", **described)
+    with pytest.raises(UserError, match="2 weights differ from timm's, such as `fc.bias`"):
+        export_classifier(
+            classifier.module, tmp_path, architecture="test_resnet", **described | {"class_names": NAMES[:3]}
+        )
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_card_without_results_says_so(tmp_path):
     _, path = export(tmp_path, "random:test_resnet", image_size=32)
     card = render_classifier_card(path)
@@ -171,3 +191,38 @@ def test_a_card_edited_by_hand_stays(tmp_path):
     card.write_text(card.read_text().replace("## Limits", "## Known limits"))
     write_classifier_card(path)
     assert "## Known limits" in card.read_text()
+
+
+def test_metadata_that_would_be_read_otherwise_is_refused(tmp_path):
+    _, path = export(tmp_path, "random:test_resnet", image_size=32)
+    (path / "results.json").write_text(json.dumps({"results": [ENTRY | {"value": float("nan")}]}))
+    with pytest.raises(UserError, match=r"`results.json` holds numbers that the card's metadata cannot\. Measure"):
+        write_classifier_card(path)
+    assert not (path / "README.md").exists()
+
+
+def test_data_in_memory_has_its_article(tmp_path):
+    _, path = export(tmp_path, "random:test_resnet", image_size=32)
+    run = RUN | {"data": RUN["data"] | {"dataset": "in-memory data set (a1b2)", "in_memory": True}}
+    (path / "run.json").write_text(json.dumps(run))
+    card = render_classifier_card(path)
+    assert "# `test_resnet`, classifier of 4 classes of an in-memory data set (a1b2)\n" in card
+    assert "10 % of the labels of an in-memory data set (a1b2)." in card
+
+
+def test_a_push_leaves_out_hidden_files_and_removes_what_is_stale(tmp_path, online):
+    _, path = export(tmp_path, "random:test_resnet", image_size=32)
+    (path / "figures").mkdir()
+    (path / "figures" / "confusion.png").write_bytes(b"png")
+    (path / ".DS_Store").write_bytes(b"hidden")
+    publish_classifier(path, "org/pets", license="mit", retry="again")
+    pushed = online.files("org/pets")
+    assert pushed.keys() == {"README.md", "config.json", "figures/confusion.png", "model.safetensors", "run.json"}
+    assert b'pipeline("image-classification", model="org/pets")' in pushed["README.md"]
+    (path / "figures" / "confusion.png").unlink()
+    write_classifier_card(path).write_text("Mine.")
+    online.edit("org/pets", "notes.md", b"Somebody's.")
+    publish_classifier(path, "org/pets", retry="again")
+    pushed = online.files("org/pets")
+    assert pushed["README.md"] == b"Mine."
+    assert "figures/confusion.png" not in pushed and "notes.md" in pushed

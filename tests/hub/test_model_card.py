@@ -7,6 +7,7 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard
 
+from hf_ssl.errors import UserError
 from hf_ssl.hub.model_card import render_model_card, write_model_card
 from hf_ssl.methods import METHODS
 
@@ -349,4 +350,11 @@ def test_every_method_has_a_card(encoder_folder, run_record, method):
 def test_a_folder_without_record_has_no_card(encoder_folder):
     (encoder_folder / "run.json").unlink()
     with pytest.raises(ValueError, match="has no `run.json`.*Export the run again"):
+        render_model_card(encoder_folder)
+
+
+def test_a_record_that_is_none_of_a_run_is_named(encoder_folder, run_record):
+    del run_record["config"]
+    write_record(encoder_folder, "run.json", run_record)
+    with pytest.raises(UserError, match=r"run\.json` is not the record of a run: it lacks `config`"):
         render_model_card(encoder_folder)

@@ -181,5 +181,5 @@ def _frozen_statistics(settings: CollapseSettings, part: int, bar: Any) -> tuple
         y_range=(1e-7, 30),
     )
     eigenvalues = torch.linalg.eigvalsh(growth)
-    counts = {"negative_eigenvalues": lost, "collapsed": collapsed_dimensions(trained[-1], 0.1)}
+    counts = {"negative_eigenvalues": lost, "collapsed": collapsed_dimensions(trained[-1])}
     return line_panels([panel]), {**counts, "eigenvalues": eigenvalues.tolist(), "values": trained[-1].tolist()}

@@ -16,7 +16,14 @@ from hf_ssl.training.arguments import TrainingSettings
 from hf_ssl.training.find import complete_checkpoints
 from hf_ssl.training.loop import train
 from hf_ssl.training.record import RunRecord
-from hf_ssl.training.watch.collapse import Collapse, CollapseAlarm, advice
+from hf_ssl.training.watch.collapse import (
+    LEAST_RANK,
+    LEAST_RANK_RATIO,
+    LEAST_SPREAD,
+    Collapse,
+    CollapseAlarm,
+    advice,
+)
 
 
 def listen(spreads: list[float], ranks: list[float], warmup_steps: int = 0) -> list[Collapse]:
@@ -178,3 +185,14 @@ def test_the_command_ends_a_collapsed_run_by_a_sentence(tmp_path: Path, capsys):
     assert "Complete collapse at step" in said and "`--predictor mlp`, now none" in said
     assert "Stopped after step" in said and "`--resume auto` goes on all the same." in said
     assert not (tmp_path / "encoder").exists()
+
+
+def test_the_guides_name_the_limits_of_the_alarm():
+    guides = Path(__file__).parents[3] / "scripts" / "guides"
+    reading, studies = ((guides / f"{name}.md").read_text() for name in ("reading_a_run", "studies"))
+    spread, rank, share = f"{LEAST_SPREAD:g}", f"{LEAST_RANK:g}", f"{100 * LEAST_RANK_RATIO:g} %"
+    assert (
+        f"| spread above {spread} |" in reading and f"| above {rank}, and above {share} of the run's best |" in reading
+    )
+    limits = f"complete below a spread of {spread}, dimensional below a rank of z of {rank} or {share} of the fresh"
+    assert limits in studies
