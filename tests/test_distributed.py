@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 from hf_ssl.distributed import (
+    Shuffle,
     broadcast,
     gather,
     gather_rows,
@@ -70,10 +71,15 @@ def exchanged(number: int, world_size: int) -> dict[str, Tensor]:
     """What each function gives where the process with this number brings its number."""
     own = torch.full((2, 3), float(number))
     rows = torch.full((number, 2), number)  # the first process has none
-    torch.manual_seed(number)
     taken = torch.full((3,), number)
     broadcast(taken)
+    torch.manual_seed(number)
+    shuffle = Shuffle(5, torch.device("cpu"))
+    mine = 100 * number + torch.arange(5)[:, None]
+    torch.manual_seed(number)
     return {
+        "there": shuffle.there(mine),
+        "back": shuffle.back(shuffle.there(mine)),
         "gather": gather(own),
         "gather_rows": gather_rows(rows, torch.device("cpu")),
         "mean": mean_over_processes(own),
@@ -146,6 +152,24 @@ def test_every_process_gets_the_same_in_rank_order(ranks, number):
     assert torch.equal(first["permutation"], torch.randperm(5 * number))
     assert torch.equal(first["uniform"], torch.rand(number, 4))
     assert torch.equal(first["broadcast"], torch.zeros(3, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("number", WORLDS)
+def test_shuffled_rows_are_in_the_drawn_order_and_come_back(ranks, number):
+    rows = torch.cat([100 * place + torch.arange(5)[:, None] for place in range(number)])
+    torch.manual_seed(0)
+    order = torch.randperm(5 * number)  # that the first process draws
+    assert torch.equal(torch.cat([result["there"] for result in ranks[number]]), rows[order])
+    assert torch.equal(torch.cat([result["back"] for result in ranks[number]]), rows)
+
+
+def test_one_process_shuffles_its_rows_in_the_same_way():
+    rows = torch.randn(6, 2)
+    torch.manual_seed(3)
+    order = torch.randperm(6)
+    torch.manual_seed(3)
+    shuffle = Shuffle(6, torch.device("cpu"))
+    assert torch.equal(shuffle.there(rows), rows[order]) and torch.equal(shuffle.back(rows[order]), rows)
 
 
 def test_one_process_gets_the_tensor_itself():

@@ -160,7 +160,7 @@ def shuffled_keys() -> dict:
     for architecture in ("test_convnext", "test_resnet"):
         for shuffle in (True, False):
             model = make_model("moco", architecture=architecture)
-            results[architecture, shuffle], _ = target_outputs(
+            _, results[architecture, shuffle] = target_outputs(
                 make_views(1, 32)[:, 1], model.target_encoder, model.target_projector, bn_splits=8, shuffle=shuffle
             )
     return results
