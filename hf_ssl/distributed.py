@@ -139,6 +139,60 @@ def shared_permutation(length: int, device: torch.device) -> Tensor:
     return permutation
 
 
+class Shuffle:
+    """Rows of all processes in one random order, and back to where they came from.
+
+    Each row travels to one process and not to all, so that the bytes and the memory of a process do not grow with the
+    number of processes. How many rows go where depends on the order: drawing it waits for the device, where there are
+    several processes.
+
+    Args:
+        batch_size: Rows of each process, at least 1.
+        device: Where the rows are. The order is drawn from that device's global generator on rank 0.
+    """
+
+    def __init__(self, batch_size: int, device: torch.device):
+        size, own = world_size(), rank()
+        order = shared_permutation(batch_size * size, device)
+        if size == 1:
+            self._leaving = order
+            return
+        # Rows are sent and received as those of one process after the other.
+        source = order // batch_size
+        self._leaving = order[source == own] - own * batch_size
+        self._arriving = source[own * batch_size : (own + 1) * batch_size].argsort(stable=True)
+        target = torch.arange(size, device=device).repeat_interleave(batch_size)
+        counts = torch.bincount(target * size + source, minlength=size * size).view(size, size)
+        self._sent, self._received = torch.stack([counts[:, own], counts[own]]).tolist()
+
+    @torch.no_grad()
+    def there(self, rows: Tensor) -> Tensor:
+        """The rows that the order gives to this process.
+
+        Args:
+            rows: (batch, ...), the same shape on every process.
+        """
+        rows = rows[self._leaving]
+        return rows if world_size() == 1 else self._placed(rows, self._sent, self._received, self._arriving)
+
+    @torch.no_grad()
+    def back(self, rows: Tensor) -> Tensor:
+        """What belongs to the own rows, in their order, from the processes that `there` gave them to.
+
+        Args:
+            rows: (batch, ...), one for each row that `there` returned.
+        """
+        if world_size() == 1:
+            return torch.empty_like(rows).index_copy_(0, self._leaving, rows)
+        return self._placed(rows[self._arriving], self._received, self._sent, self._leaving)
+
+    @staticmethod
+    def _placed(rows: Tensor, sent: list[int], received: list[int], places: Tensor) -> Tensor:
+        arrived = torch.empty_like(rows, memory_format=torch.contiguous_format)
+        dist.all_to_all_single(arrived, rows.contiguous(), received, sent)
+        return torch.empty_like(arrived).index_copy_(0, places, arrived)
+
+
 @torch.no_grad()
 def shared_uniform(num_rows: int, num_columns: int, device: torch.device) -> Tensor:
     """Random numbers drawn on rank 0 and equal on every process.

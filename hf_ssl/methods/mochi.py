@@ -392,7 +392,7 @@ class MoCHiForPreTraining(SSLPreTrainedModel):
             losses.append(loss)
             metrics.append(measured)
         if not config.symmetric:
-            h.append(key_h[own].to(h[0].dtype))
+            h.append(key_h.to(h[0].dtype))
             z.append(key_z[own].to(z[0].dtype))
         if self.training:
             columns = enqueue(self.queue, self.queue_position, torch.cat(keys))

@@ -227,7 +227,7 @@ class MoCoForPreTraining(SSLPreTrainedModel):
             losses.append(loss)
             accuracies.append(accuracy)
         if not self.config.symmetric:
-            h.append(key_h[own].to(h[0].dtype))
+            h.append(key_h.to(h[0].dtype))
             z.append(key_z[own].to(z[0].dtype))
         if self.training:
             enqueue(self.queue, self.queue_position, torch.cat(keys))

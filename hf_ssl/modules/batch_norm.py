@@ -205,7 +205,10 @@ class SyncBatchNorm(_BatchNorm):
 
     def _normalise(self, input: Tensor) -> Tensor:
         weight, bias = self._parameters["weight"], self._parameters["bias"]
-        weight = torch.ones(self.num_features, device=input.device) if weight is None else weight
+        if weight is None:
+            # As plain BatchNorm: half precision is too coarse for statistics, float64 stays.
+            dtype = torch.promote_types(input.dtype, torch.float32)
+            weight = torch.ones(self.num_features, dtype=dtype, device=input.device)
         bias = torch.zeros_like(weight) if bias is None else bias
         output, mean, variance = _NormaliseTogether.apply(input, weight, bias, self.eps)  # pyright: ignore[reportGeneralTypeIssues]
         _move_running_statistics(self, mean, variance)
@@ -217,7 +220,7 @@ class _NormaliseTogether(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, input: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        values = input.float()
+        values = input.to(torch.promote_types(input.dtype, torch.float32))
         axes = [axis for axis in range(input.ndim) if axis != 1]
         own = torch.cat([*torch.var_mean(values, axes, correction=0), values.new_tensor([values[:, 0].numel()])])
         each = gather(own[None])
@@ -238,7 +241,7 @@ class _NormaliseTogether(torch.autograd.Function):
         values, weight, mean, variance, total = ctx.saved_tensors
         # As if mean and variance were constants; what flows through them is taken off below.
         of_values, of_weight, of_bias = torch.ops.aten.native_batch_norm_backward(
-            gradient.float(), values, weight, mean, variance, None, None, False, ctx.eps, [True, True, True]
+            gradient.to(values.dtype), values, weight, mean, variance, None, None, False, ctx.eps, [True, True, True]
         )
         sums = torch.cat([of_weight, of_bias])
         if world_size() > 1:

@@ -1,16 +1,16 @@
-"""What a target network makes of the views of all processes, in BatchNorm groups that betray no positive."""
+"""What a target network makes of views, in BatchNorm groups that betray no positive."""
 
 import torch
 from torch import Tensor, nn
 
-from hf_ssl.distributed import gather, rank, shared_permutation, world_size
+from hf_ssl.distributed import Shuffle, gather, world_size
 
 
 @torch.no_grad()
 def target_outputs(
     view: Tensor, target_encoder: nn.Module, target_projector: nn.Module, *, bn_splits: int, shuffle: bool
 ) -> tuple[Tensor, Tensor]:
-    """Target representations and projections of the views of all processes, in rank order.
+    """Target representations of the own views, and projections of those of all processes, in rank order.
 
     A query and its key from the same BatchNorm group would share a trace of the group's statistics. Shuffling gives
     the keys to the groups of all processes in random order, and puts the outputs back into their places (He et al.,
@@ -25,18 +25,13 @@ def target_outputs(
         shuffle: Whether to shuffle.
 
     Returns:
-        Representations (batch * processes, hidden size) and projections before normalisation (batch * processes,
-        projection dim), both float32 and equal on every process.
+        Representations (batch, hidden size) of this process's images; and projections before normalisation (batch *
+        processes, projection dim), equal on every process. Both float32.
     """
-    order = None
-    if shuffle and max(world_size(), bn_splits) > 1:
-        images = gather(view)
-        order = shared_permutation(len(images), view.device)
-        view = images[order.chunk(world_size())[rank()]]
-    h = target_encoder(view)
+    if not shuffle or max(world_size(), bn_splits) == 1:
+        h = target_encoder(view)
+        return h.float(), gather(target_projector(h).float())
+    order = Shuffle(len(view), view.device)
+    h = target_encoder(order.there(view))
     z = target_projector(h)
-    h, z = gather(h.float()), gather(z.float())
-    if order is not None:
-        place = order.argsort()
-        h, z = h[place], z[place]
-    return h, z
+    return order.back(h.float()), gather(order.back(z.float()))

@@ -1,4 +1,4 @@
-"""Split and synchronised BatchNorm; run as a script, this file is one of two processes."""
+"""Split and synchronised BatchNorm; run as a script, this file starts processes."""
 
 import subprocess
 import sys
@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 from timm.layers import BatchNormAct2d
 from torch import nn
+from torch.multiprocessing.spawn import start_processes
 
 from hf_ssl.modules import batch_norm
 from hf_ssl.modules.batch_norm import (
@@ -21,6 +22,9 @@ from hf_ssl.modules.batch_norm import (
     split_batch_norm,
     synchronize_batch_norm,
 )
+
+# Processes may hold different numbers of images.
+_SIZES = {2: (5, 7), 8: (1, 2, 1, 2, 1, 2, 1, 2)}
 
 
 def _network() -> nn.Sequential:
@@ -172,7 +176,7 @@ def test_pytorch_synchronises_on_other_backends(monkeypatch):
 
 
 def _images() -> torch.Tensor:
-    return torch.randn(12, 3, 8, 8, generator=torch.Generator().manual_seed(2))
+    return torch.randn(12, 3, 8, 8, generator=torch.Generator().manual_seed(2)).double()
 
 
 def _results(net: nn.Module, x: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -186,10 +190,15 @@ def _results(net: nn.Module, x: torch.Tensor) -> dict[str, torch.Tensor]:
     return {"output": outputs[0].detach(), "evaluation": evaluation, **gradients, **net.state_dict()}
 
 
-def _process(rank: int, folder: Path) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
-    net = _network()
+def _parts(number: int) -> list[slice]:
+    """The images of each process."""
+    ends = np.cumsum(_SIZES[number]).tolist()
+    return [slice(start, end) for start, end in zip([0, *ends], ends, strict=False)]
+
+
+def _process(rank: int, number: int, folder: Path) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{folder}/{number}", rank=rank, world_size=number)
+    net = _network().double()
     names, parameters = list(net.state_dict()), list(net.parameters())
     split = nn.Sequential(SplitBatchNorm(4, 8))
     synchronize_batch_norm(split)
@@ -198,40 +207,43 @@ def _process(rank: int, folder: Path) -> None:
     same_state = list(net.state_dict()) == names and all(
         a is b for a, b in zip(parameters, net.parameters(), strict=True)
     )
-    # Processes may hold different numbers of images.
-    results = _results(net, _images()[:5] if rank == 0 else _images()[5:])
+    results = _results(net, _images()[_parts(number)[rank]])
     same_state = same_state and isinstance(split[0], SplitBatchNorm) and kinds.count(SyncBatchNorm) == 3
-    torch.save({"same_state": same_state, **results}, folder / f"{rank}.pt")
+    torch.save({"same_state": same_state, **results}, folder / f"{number}-{rank}.pt")
     dist.destroy_process_group()
 
 
-def test_two_processes_equal_one(tmp_path):
-    processes = [subprocess.Popen([sys.executable, __file__, str(rank), str(tmp_path)]) for rank in range(2)]
-    assert [process.wait(timeout=120) for process in processes] == [0, 0]
-    parts = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
-    assert all(part.pop("same_state") for part in parts)
-    # Outputs of 5 and 7 images lie side by side; running statistics agree.
-    net = _network()
+@pytest.mark.timeout(1800)  # a busy machine is slow, not wrong
+def test_processes_equal_one(tmp_path):
+    done = subprocess.run([sys.executable, __file__, str(tmp_path)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for number in _SIZES:
+        _compare([torch.load(tmp_path / f"{number}-{rank}.pt") for rank in range(number)], _parts(number))
+
+
+def _compare(results: list[dict], parts: list[slice]) -> None:
+    assert all(result.pop("same_state") for result in results)
+    net, close = _network().double(), {"atol": 1e-12, "rtol": 1e-12}
     whole = _images()
-    outputs = net(whole)
-    torch.testing.assert_close(torch.cat([part["output"] for part in parts]), outputs, atol=1e-5, rtol=1e-5)
-    for name in ("0.1.running_mean", "0.1.running_var", "0.3.running_var", "3.running_mean", "3.num_batches_tracked"):
-        assert torch.equal(parts[0][name], parts[1][name])
-    net = _network()
-    losses = []
     first, second = net(whole), net(whole * 0.5 + 1)
-    for part in (slice(0, 5), slice(5, 12)):
-        losses.append((first[part] * second[part].detach()).pow(2).mean() + second[part].sin().mean())
-    sum(losses).backward()
+    assert first.dtype == results[0]["output"].dtype == torch.float64
+    torch.testing.assert_close(torch.cat([result["output"] for result in results]), first.detach(), **close)
+    losses = [(first[part] * second[part].detach()).pow(2).mean() + second[part].sin().mean() for part in parts]
+    torch.stack(losses).sum().backward()
     for name, parameter in net.named_parameters():
-        total = parts[0][f"gradient.{name}"] + parts[1][f"gradient.{name}"]
-        torch.testing.assert_close(total, parameter.grad, atol=1e-4, rtol=1e-4)
-    for name, value in net.state_dict().items():
-        torch.testing.assert_close(parts[0][name], value, atol=1e-5, rtol=1e-5)
+        total = torch.stack([result[f"gradient.{name}"] for result in results]).sum(0)
+        torch.testing.assert_close(total, parameter.grad, **close)
+    for result in results:
+        for name, value in net.state_dict().items():
+            torch.testing.assert_close(result[name], value, **close)
+            assert torch.equal(result[name], results[0][name])
     net.eval()
-    evaluation = torch.cat([part["evaluation"] for part in parts])
-    torch.testing.assert_close(evaluation, net(whole), atol=1e-5, rtol=1e-5)
+    evaluation = torch.cat([result["evaluation"] for result in results])
+    torch.testing.assert_close(evaluation, net(whole).detach(), **close)
 
 
 if __name__ == "__main__":
-    _process(int(sys.argv[1]), Path(sys.argv[2]))
+    torch.set_num_threads(1)
+    for world_size in _SIZES:
+        # A process that fails ends the others.
+        start_processes(_process, (world_size, Path(sys.argv[1])), nprocs=world_size, start_method="fork")
