@@ -11,6 +11,7 @@ import sys
 import threading
 from pathlib import Path
 
+from huggingface_hub import get_session
 from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
 from hf_ssl.hub.export import export_run
@@ -117,6 +118,7 @@ class BackgroundPublisher:
         shown = not are_progress_bars_disabled()
         if shown:  # they would tear the training's own
             disable_progress_bars()
+        _leave_connections_to_this_process()
         try:
             url = publish(
                 snapshot,
@@ -138,6 +140,18 @@ class BackgroundPublisher:
         finally:
             if shown:
                 enable_progress_bars()
+
+
+def _leave_connections_to_this_process() -> None:
+    """Keep the Hub's client from waiting in processes that are forked while this thread uses it.
+
+    It closes itself in each of them, such as a data worker, and waits there for ever if this thread held a lock of its
+    connections at that moment.
+    """
+    client, owner = get_session(), os.getpid()
+    if "close" not in vars(client):
+        close = client.close
+        client.close = lambda: close() if os.getpid() == owner else None
 
 
 def leave_uploads(code: int | str) -> None:

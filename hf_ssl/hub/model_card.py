@@ -5,12 +5,10 @@ does not say.
 """
 
 from collections.abc import Mapping
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from safetensors import safe_open
-from transformers import PreTrainedConfig
 
 from hf_ssl.errors import UserError
 from hf_ssl.hub.cards import (
@@ -24,7 +22,7 @@ from hf_ssl.hub.cards import (
     write_card,
 )
 from hf_ssl.methods import METHODS
-from hf_ssl.methods.base import SSLConfig, SSLPreTrainedModel
+from hf_ssl.methods.base import SSLPreTrainedModel, method_name, own_settings
 from hf_ssl.training.record import RunRecord
 
 
@@ -69,7 +67,7 @@ def render_model_card(
     """
     run = RunRecord.read(encoder_folder)
     if run is None and model is not None:
-        run = RunRecord(_name_of(type(model)), config=own_settings(model.config))  # pyright: ignore[reportArgumentType]
+        run = RunRecord(method_name(type(model)), config=own_settings(model.config))  # pyright: ignore[reportArgumentType]
     if run is None:
         raise UserError(
             f"`{encoder_folder}` has no `run.json`, which the model card is made of. Export the run again."
@@ -117,16 +115,6 @@ def describe_method(method: type[SSLPreTrainedModel] | None, name: str = "") -> 
     idea = (vars(method).get("__doc__") or "").strip().split("\n\n")[0]
     name = method.__name__.removesuffix("ForPreTraining")
     return {"method": name, "idea": " ".join(idea.split()), "paper": method.paper}
-
-
-def own_settings(config: SSLConfig) -> dict[str, Any]:
-    """A config's settings, without those that every config of transformers has."""
-    inherited = {field.name for field in fields(PreTrainedConfig)}
-    return {field.name: getattr(config, field.name) for field in fields(config) if field.name not in inherited}
-
-
-def _name_of(method: type[SSLPreTrainedModel]) -> str:
-    return method.config_class.model_type.removeprefix("hf_ssl_")
 
 
 def _start_of(run: RunRecord) -> str:

@@ -28,9 +28,10 @@ from hf_ssl.distributed import rank, world_size
 from hf_ssl.errors import UserError
 from hf_ssl.training.changes import agreed_changes
 from hf_ssl.training.files import flush, refusal_of_storage, storage_error, write_json
-from hf_ssl.training.find import checkpoint_folder, complete_checkpoints, remove
+from hf_ssl.training.find import checkpoint_folder, complete_checkpoints, leave_newer, remove, run_of
 from hf_ssl.training.integrity import STATE, file_facts, read_state, sealed
 from hf_ssl.training.limits import check_room
+from hf_ssl.training.output import is_locked
 
 
 @dataclass(frozen=True)
@@ -184,8 +185,9 @@ def load_checkpoint(
 ) -> Restored:
     """Load the state of a checkpoint into this process, also one that another number of processes has written.
 
-    Buffers that differed between processes, such as local BatchNorm statistics, are then those of the process with
-    the same number, or with that number less the former number of processes.
+    The run that holds its folder then leaves what it has done after that; see `leave_newer`. Buffers that differed
+    between processes, such as local BatchNorm statistics, are then those of the process with the same number, or with
+    that number less the former number of processes.
 
     Args:
         accelerator: The run's accelerator.
@@ -221,6 +223,8 @@ def load_checkpoint(
         set_random_state(process_state["random"], accelerator.device)
     else:  # two processes with one state would draw alike: each begins anew, as at the start of the run
         set_seed(identity["seed"] + state["step"], device_specific=True)
+    if rank() == 0 and is_locked(run_of(checkpoint)):
+        leave_newer(checkpoint)
     return Restored(
         step=state["step"],
         seconds=state["seconds"],
@@ -281,7 +285,7 @@ def record_in(checkpoint: Path) -> dict[str, Any]:
 
 def command_of(checkpoint: Path) -> str | None:
     """The command that started the run of a checkpoint, if its record tells."""
-    record = checkpoint.parent.parent / "run.json"
+    record = run_of(checkpoint) / "run.json"
     for read in (lambda: json.loads(record.read_text())["command"], lambda: record_in(checkpoint)["command"]):
         try:
             return read()

@@ -14,6 +14,9 @@ from hf_ssl.training.integrity import STATE, damage_of, is_complete
 
 logger = logging.getLogger(__name__)
 
+LOGS = ("metrics.jsonl", "diagnostics.jsonl")
+"""Files of a run with a line for each look at it, which are cut where a run goes on."""
+
 
 def checkpoint_folder(output_dir: Path, step: int) -> Path:
     """Where the checkpoint of a step lies."""
@@ -49,7 +52,7 @@ def find_checkpoint(output_dir: Path, resume: str | None) -> Path | None:
         None to start from the beginning.
 
     Raises:
-        UserError: If `resume` names no whole checkpoint, or newer ones than it lie in `output_dir`.
+        UserError: If `resume` names no whole checkpoint, or one of another run and `output_dir` holds newer ones.
     """
     if resume is None:
         return None
@@ -85,12 +88,48 @@ def _choose(output_dir: Path, resume: str) -> Path | None:
             f"complete checkpoint, got `{resume}`{f', of which {damage}' if is_one else ''}."
         )
     newer = [path for path in complete_checkpoints(output_dir) if step_of(path) > step_of(chosen)]
-    if newer:
+    if newer and run_of(chosen).resolve() != output_dir.resolve():
         raise UserError(
-            f"`{output_dir}` holds checkpoints after step {step_of(chosen)}, such as `{newer[-1]}`. Delete them, or "
-            "resume into another `output_dir`."
+            f"`{output_dir}` holds checkpoints after step {step_of(chosen)}, such as `{newer[-1]}`, and `{resume}` is "
+            "of another run. Give another `output_dir`."
         )
     return chosen
+
+
+def run_of(checkpoint: Path) -> Path:
+    """Folder of the run that a checkpoint belongs to."""
+    return checkpoint.parent.parent
+
+
+def leave_newer(checkpoint: Path) -> None:
+    """Put away what a run has done after a checkpoint to which it goes back, so that `auto` does not find it again.
+
+    Newer checkpoints, and copies of the logs that are cut after it, go into a folder `left-at-step-N` beside it. Does
+    nothing for the newest checkpoint.
+
+    Raises:
+        UserError: If the disk refuses.
+    """
+    newer = [path for path in _folders(run_of(checkpoint)) if step_of(path) > step_of(checkpoint)]
+    if not newer:
+        return
+    name, count = f"left-at-{checkpoint.name}", 1
+    while (aside := checkpoint.with_name(name if count == 1 else f"{name}.{count}")).exists():
+        count += 1
+    with storage_errors_explained(aside):
+        aside.mkdir()
+        for log in LOGS:
+            if (run_of(checkpoint) / log).exists():
+                shutil.copyfile(run_of(checkpoint) / log, aside / log)
+        for path in newer:  # the newest last: a kill in between leaves the rest to the next start
+            path.rename(aside / path.name)
+    names = ", ".join(f"`{path.name}`" for path in newer)
+    logger.warning(
+        "The run goes back to step %d: %s and the logs up to there are kept in `%s`.",
+        step_of(checkpoint),
+        names,
+        aside,
+    )
 
 
 def _newest_whole(run_dir: Path, sets_aside: bool) -> Path | None:
@@ -130,7 +169,7 @@ def remove_leftovers(output_dir: Path) -> None:
     left += [path for path in _folders(output_dir) if step_of(path) < newest and not (path / STATE).exists()]
     for path in left:
         shutil.rmtree(path, ignore_errors=True)
-    for name in (RUN_FILE, "metrics.jsonl", "diagnostics.jsonl", "recipe.json"):
+    for name in (RUN_FILE, "recipe.json", *LOGS):
         (output_dir / f".{name}.partial").unlink(missing_ok=True)
 
 

@@ -88,8 +88,12 @@ def locked_output_dir(settings: TrainingSettings) -> Iterator[None]:
         yield
         return
     if fcntl is None:
-        remove_leftovers(folder)
-        yield
+        _held.add(key)
+        try:
+            remove_leftovers(folder)
+            yield
+        finally:
+            _held.remove(key)
         return
     with storage_errors_explained(folder / _LOCK):
         file = (folder / _LOCK).open("a")
@@ -108,6 +112,11 @@ def locked_output_dir(settings: TrainingSettings) -> Iterator[None]:
             yield
         finally:
             _held.remove(key)
+
+
+def is_locked(folder: Path) -> bool:
+    """Whether this process is in `locked_output_dir` of a folder, so that the run in it is its own."""
+    return folder.resolve() in _held
 
 
 def _is_first_process() -> bool:

@@ -1,6 +1,7 @@
 """Publishing while training goes on: what arrives, what is reported, and that training does not notice."""
 
 import logging
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -11,6 +12,8 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState
 from hub_server import Handler
+from huggingface_hub import get_session, set_client_factory
+from huggingface_hub.utils._http import default_client_factory
 from safetensors.torch import load
 
 from hf_ssl.commands import main
@@ -231,3 +234,29 @@ background.leave_uploads(130)
 def test_a_stopped_process_does_not_wait_for_an_upload():
     done = subprocess.run([sys.executable, "-c", SLOW], capture_output=True, text=True, timeout=50, check=False)
     assert (done.returncode, done.stdout) == (130, "stopped\n"), done.stderr
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="data workers are not forked here")
+def test_data_workers_start_while_a_checkpoint_is_pushed(online, publisher, model):
+    """The Hub's client closes itself in every forked process, and would wait for a lock that the thread held."""
+    held = threading.Lock()
+
+    class Client(type(get_session())):
+        def close(self):
+            with held:
+                super().close()
+
+    set_client_factory(lambda: Client(follow_redirects=True, timeout=None))
+    try:
+        publisher.submit(1, model)
+        publisher.wait()
+        with held:
+            worker = multiprocessing.get_context("fork").Process(target=int)
+            worker.start()
+            worker.join(20)
+            waits = worker.is_alive()
+            worker.kill()
+            worker.join()
+        assert not waits
+    finally:
+        set_client_factory(default_client_factory)

@@ -26,6 +26,7 @@ from hf_ssl.methods import METHODS
 from hf_ssl.training import pretraining
 from hf_ssl.training.arguments import TrainingSettings
 from hf_ssl.training.find import complete_checkpoints, step_of
+from hf_ssl.training.integrity import is_complete
 from hf_ssl.training.loop import train
 
 
@@ -252,6 +253,29 @@ def test_a_finished_run_is_left_alone(digits, tmp_path: Path, caplog: pytest.Log
     assert_same(weights(again), weights(first))
     assert (tmp_path / "run" / "metrics.jsonl").read_text() == log
     assert json.loads((tmp_path / "run" / "run.json").read_text())["finished"] == json.loads(run)["finished"]
+
+
+@pytest.mark.parametrize("refused", [False, True], ids=["taken", "refused"])
+def test_going_back_keeps_what_was_done_after_that(digits, tmp_path: Path, caplog, refused: bool):
+    run = tmp_path / "run"
+    whole = new_model()
+    train(whole, digits, DATA, settings(run, checkpoint_every=2))
+    log = read_log(run)
+    if refused:  # what is not loaded leaves all as it was
+        with pytest.raises(UserError, match="`seed` was `0`"):
+            train(new_model(), digits, DATA, settings(run, checkpoint_every=2, resume="step-000004", seed=1))
+        assert [path.name for path in complete_checkpoints(run)] == ["step-000004", "step-000006"]
+        return
+    for name in ("left-at-step-000004", "left-at-step-000004.2"):
+        model = new_model()
+        train(model, digits, DATA, settings(run, checkpoint_every=2, resume="step-000004"))
+        aside = run / "checkpoints" / name
+        assert is_complete(aside / "step-000006") and read_log(aside) == log
+        assert f"goes back to step 4: `step-000006` and the logs up to there are kept in `{aside}`" in caplog.text
+        assert_same(weights(model), weights(whole))
+        assert [line["step"] for line in read_log(run)] == [2, 4, 6]
+        log = read_log(run)
+    assert [path.name for path in complete_checkpoints(run)] == ["step-000004", "step-000006"]
 
 
 def test_resume_without_checkpoint_starts_and_says_so(digits, tmp_path: Path, caplog: pytest.LogCaptureFixture):
