@@ -20,6 +20,7 @@ from hf_ssl.hub.export import replacing
 from hf_ssl.hub.publish import files_in, is_stale
 from hf_ssl.hub.push import push_files
 from hf_ssl.hub.timm_folder import write_timm_folder
+from hf_ssl.training.files import RUN_FILE
 from hf_ssl.training.record import RunRecord
 
 _ONLY_FOR_TRAINING = ("drop_rate", "drop_path_rate")  # endings of `model_args` that say nothing about the weights
@@ -61,8 +62,8 @@ def export_classifier(
             data_config=data_config,
             class_names=class_names,
         )
-        if (run_dir / "run.json").is_file():
-            shutil.copyfile(run_dir / "run.json", new / "run.json")
+        if (run_dir / RUN_FILE).is_file():
+            shutil.copyfile(run_dir / RUN_FILE, new / "run.json")
     return folder
 
 

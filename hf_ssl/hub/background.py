@@ -18,6 +18,7 @@ from hf_ssl.hub.export import export_run
 from hf_ssl.hub.publish import publish
 from hf_ssl.methods.base import SSLPreTrainedModel
 from hf_ssl.tokens import without_tokens
+from hf_ssl.training.files import RUN_FILE
 
 logger = logging.getLogger(__name__)
 
@@ -51,8 +52,8 @@ class BackgroundPublisher:
         partial = self.folder / f".{snapshot.name}"
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        if (self.run_dir / "run.json").is_file():
-            shutil.copyfile(self.run_dir / "run.json", partial / "run.json")
+        if (self.run_dir / RUN_FILE).is_file():
+            shutil.copyfile(self.run_dir / RUN_FILE, partial / "run.json")
         export_run(model, partial)
         with self._state:
             if snapshot == self._at_work:  # left by an earlier process, and the same bit for bit

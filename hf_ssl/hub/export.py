@@ -20,6 +20,7 @@ from hf_ssl.hub.timm_folder import plain_state_dict, write_json, write_timm_fold
 from hf_ssl.methods.base import SSLConfig, SSLPreTrainedModel
 from hf_ssl.modules.preprocessing import preprocessing
 from hf_ssl.modules.quiet import quiet_transformers
+from hf_ssl.training.files import RUN_FILE
 
 # What sentence-transformers reads since 5.4. Without these it would average the tokens of a ViT, class token included.
 _SENTENCE_TRANSFORMERS: dict[str, Any] = {
@@ -95,12 +96,12 @@ def export_run(model: SSLPreTrainedModel, run_dir: Path) -> Path:
     encoder_folder = run_dir / "encoder"
     with replacing(encoder_folder) as new:
         export_encoder(model.encoder, model.config, new)  # pyright: ignore[reportArgumentType]
-        for record in ("run.json", "metrics.jsonl"):
+        for record in (RUN_FILE, "metrics.jsonl"):
             if (run_dir / record).is_file():
                 shutil.copyfile(run_dir / record, new / record)
         if _same_file(encoder_folder / "model.safetensors", new / "model.safetensors"):
             _keep_what_describes_the_weights(encoder_folder, new)
-        if (new / "run.json").is_file():
+        if (new / RUN_FILE).is_file():
             write_model_card(new, shown_as=encoder_folder)
     with replacing(run_dir / "pretraining") as new, quiet_transformers():
         weights = {name: value.contiguous() for name, value in plain_state_dict(model).items()}

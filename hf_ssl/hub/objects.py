@@ -18,6 +18,7 @@ from hf_ssl.hub.push import push_files
 from hf_ssl.hub.timm_folder import plain_state_dict
 from hf_ssl.methods import METHODS
 from hf_ssl.methods.base import SSLPreTrainedModel
+from hf_ssl.training.files import RUN_FILE
 
 
 def write_readme(model: SSLPreTrainedModel, folder: Path) -> None:
@@ -94,7 +95,7 @@ def _run_of(model: SSLPreTrainedModel) -> Path | None:
         return None
     loaded_from = Path(model.name_or_path)
     for run_dir in (loaded_from, loaded_from.parent):  # the second for `runs/first/pretraining`
-        if (run_dir / "encoder" / "run.json").is_file() and _holds(run_dir / "pretraining", model):
+        if (run_dir / "encoder" / RUN_FILE).is_file() and _holds(run_dir / "pretraining", model):
             return run_dir
     return None
 

@@ -14,6 +14,7 @@ from hf_ssl.hub.model_card import render_model_card
 from hf_ssl.hub.names import check_license, check_refs, check_repo_id, url_of
 from hf_ssl.hub.push import push_files
 from hf_ssl.methods.base import SSLPreTrainedModel
+from hf_ssl.training.files import RUN_FILE
 
 _NEEDED = ("encoder/config.json", "encoder/model.safetensors", "pretraining/config.json")
 
@@ -151,7 +152,7 @@ def is_stale(path: str) -> bool:
     top, _, rest = path.partition("/")
     if rest:
         return top == "pretraining" or (top == "figures" and path.endswith(".png"))
-    written = {"run.json", "results.json", "embedding.json", "metrics.jsonl", "assignments.parquet"}
+    written = {RUN_FILE, "results.json", "embedding.json", "metrics.jsonl", "assignments.parquet"}
     written |= {"resnet_cifar.py", "preprocessor_config.json"}
     return path in written or path.endswith(".png")
 

@@ -27,7 +27,7 @@ from hf_ssl.data.order.stream import merged_positions
 from hf_ssl.distributed import rank, world_size
 from hf_ssl.errors import UserError
 from hf_ssl.training.changes import agreed_changes
-from hf_ssl.training.files import flush, refusal_of_storage, storage_error, write_json
+from hf_ssl.training.files import RUN_FILE, flush, refusal_of_storage, storage_error, write_json
 from hf_ssl.training.find import checkpoint_folder, complete_checkpoints, leave_newer, remove, run_of
 from hf_ssl.training.integrity import STATE, file_facts, read_state, sealed
 from hf_ssl.training.limits import check_room
@@ -285,7 +285,7 @@ def record_in(checkpoint: Path) -> dict[str, Any]:
 
 def command_of(checkpoint: Path) -> str | None:
     """The command that started the run of a checkpoint, if its record tells."""
-    record = run_of(checkpoint) / "run.json"
+    record = run_of(checkpoint) / RUN_FILE
     for read in (lambda: json.loads(record.read_text())["command"], lambda: record_in(checkpoint)["command"]):
         try:
             return read()
