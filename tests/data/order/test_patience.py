@@ -54,7 +54,7 @@ def examples(failures, shards):
             yield f"{key}-{row['label']}", row
 
 
-def source_of(kind, failures, timeout=60.0):
+def source_of(kind, failures, timeout=3600.0):
     features = datasets.Features({"image": datasets.Image(decode=False), "label": datasets.Value("int64")})
     read = ArrowExamplesIterable if kind == "tables" else ExamplesIterable
     iterable = read(partial(tables if kind == "tables" else examples, failures), {"shards": list(range(SHARDS))})
@@ -192,7 +192,7 @@ def torch_of(image):
 
 
 def test_a_parquet_file_that_comes_back_is_read_on(parquet, no_pauses, monkeypatch):
-    source = open_source(str(parquet), data_timeout=60.0)
+    source = open_source(str(parquet), data_timeout=3600.0)
     reading = patient_tables(source, source.records, 10)
     labels = next(reading)[0]["label"].to_pylist()
     away = parquet.with_suffix(".away")
@@ -238,7 +238,7 @@ def on_hub(online, no_pauses, monkeypatch):
 
 @pytest.mark.parametrize("fault", ["drop", "lost", "truncated", "403", "404", "429", "500", "503"])
 def test_faults_of_the_hub_lose_no_record(on_hub, fault):
-    source = open_source("org/photos", data_timeout=60.0)
+    source = open_source("org/photos", data_timeout=3600.0)
     assert source.access.remote
     reading = patient_tables(source, source.records, 10)
     labels = next(reading)[0]["label"].to_pylist()
@@ -276,7 +276,7 @@ def test_a_silent_connection_stops_in_time(on_hub, monkeypatch):
 
 def test_training_sees_the_same_images_whatever_fails(on_hub):
     def batches(faults, number, position=None):
-        source = open_source("org/photos", data_timeout=60.0)
+        source = open_source("org/photos", data_timeout=3600.0)
         stream = iter(TrainingStream(source, Views("shapes", 8), 8, seed=1, window_size=20, position=position))
         on_hub.faults = faults
         return [next(stream) for _ in range(number)]

@@ -277,7 +277,7 @@ def test_an_image_of_the_hub_that_fails_is_tried_again_in_the_worker(hub, monkey
     monkeypatch.setattr("hf_ssl.data.decode.unavailable._FIRST_PAUSE", 0.001)
     monkeypatch.setattr(huggingface_hub.utils._http.time, "sleep", lambda _: None)
     state = hub({f"train/{number}.png": png(number) for number in range(4)})
-    source = open_source("org/photos", data_timeout=60.0)
+    source = open_source("org/photos", data_timeout=3600.0)
     state.faults = [("GET", "resolve", "500")] * 8
     assert seen(source) == ([0, 1, 2, 3], {})
     source = open_source("org/photos", data_timeout=0.2)

@@ -174,7 +174,7 @@ def test_a_connection_that_breaks_off_loses_nothing(whole, server, packing, monk
     name = "c.tar" + packing
     server.contents[name] = PACK[packing](whole)
     address = f"http://127.0.0.1:{server.server_address[1]}/{name}"
-    access = Access(("http://127.0.0.1",), timeout=60.0)
+    access = Access(("http://127.0.0.1",), timeout=3600.0)
     source = replace(open_source("digits"), image_column="png", access=access)
     records = tar_records([address], tar_layout([address]), "png", ["png"]).decode(False)
     server.failing = 3
