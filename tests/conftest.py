@@ -1,9 +1,11 @@
 """One environment for all tests: no network, one thread, the same seed."""
 
 import atexit
+import contextlib
 import gc
 import logging
 import os
+import time
 from pathlib import Path
 
 # What is in there runs in every Python that a test starts.
@@ -17,6 +19,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
+import psutil
 import pytest
 import torch
 
@@ -28,6 +31,20 @@ atexit.unregister(gc.freeze)
 def pytest_collection_modifyitems(items: list[pytest.Item]):
     """Slow tests first: one that starts last keeps one worker busy while the others wait."""
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call():
+    """A test that fails, or hangs until `timeout` of pyproject.toml ends it, leaves no process behind."""
+    started = time.time() - 1  # the system tells when a process started, to about a second
+    try:
+        return (yield)
+    except BaseException:
+        for process in psutil.Process().children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if process.create_time() > started:
+                    process.kill()
+        raise
 
 
 @pytest.fixture(autouse=True)

@@ -100,7 +100,24 @@ def test_python_reads_the_same_folder(run, features):
         )
 
 
-def launch(processes, *arguments):
+HELD = """
+import sys, threading
+from hf_ssl.commands import program
+from hf_ssl.features import extract
+
+last, write_shard = sys.argv.pop(1), extract.write_shard
+
+def held(path, *content):
+    if path.name == last:
+        threading.Event().wait()
+    write_shard(path, *content)
+
+extract.write_shard = held
+program("extract")
+"""
+
+
+def launch(processes, *arguments, program=(str(SCRIPTS / "extract.py"),)):
     """Start the script in processes of its own."""
     environment = os.environ | {"ACCELERATE_USE_CPU": "true"}
     launcher = [
@@ -112,7 +129,7 @@ def launch(processes, *arguments):
         "0",
     ]
     return subprocess.Popen(
-        [sys.executable, "-m", *launcher, str(SCRIPTS / "extract.py"), *arguments],
+        [sys.executable, "-m", *launcher, *program, *arguments],
         env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -128,7 +145,9 @@ def test_killed_processes_leave_a_folder_that_others_complete(run, tmp_path, mon
     extract(sys.argv[2:])
     shards = len(list(whole.glob("data/*")))
     wanted = random.randrange(1, shards // 2)
-    process = launch(2, *arguments, "--output", str(killed))
+    (tmp_path / "held.py").write_text(HELD)  # which never writes the last shard
+    held = (str(tmp_path / "held.py"), max(path.name for path in whole.glob("data/*")))
+    process = launch(2, *arguments, "--output", str(killed), program=held)
     try:
         while len(list(killed.glob("data/train-*.parquet"))) < wanted:
             assert process.poll() is None, process.stdout.read()
@@ -143,7 +162,7 @@ def test_killed_processes_leave_a_folder_that_others_complete(run, tmp_path, mon
     there = len(list(killed.glob("data/train-*.parquet")))
     assert wanted <= there < shards
     process = launch(2, *arguments, "--output", str(killed))
-    printed, _ = process.communicate(timeout=200)
+    printed, _ = process.communicate()
     assert process.returncode == 0, printed
     assert f"{there} shards of split `train` are there." in printed
     ours, theirs = content_of(killed), content_of(whole)

@@ -17,10 +17,8 @@ from torch.distributed.run import get_args_parser
 from hf_ssl.commands.pretrain import COMMAND
 from hf_ssl.training.checkpoint import complete_checkpoints
 
-LONG = 240  # seconds, on however busy a machine
-
 HANG = """
-import os, time
+import os, threading
 from hf_ssl.data.order.stream import TrainingStream
 
 batches = TrainingStream.__iter__
@@ -28,7 +26,7 @@ batches = TrainingStream.__iter__
 def hanging(self):
     for number, batch in enumerate(batches(self)):
         if number == 12 and os.environ.get("RANK", "0") == "0":
-            time.sleep(1000)
+            threading.Event().wait()
         yield batch
 
 TrainingStream.__iter__ = hanging
@@ -89,10 +87,12 @@ def launch(tmp_path: Path):
 
 
 def wait_until(condition: Callable[[], bool], run: Launched) -> None:
-    end = time.monotonic() + LONG
-    while not condition():
-        assert time.monotonic() < end, run.said()
-        time.sleep(0.1)
+    try:
+        while not condition():
+            time.sleep(0.1)
+    except BaseException:
+        print(run.said())  # noqa: T201 (shown where the suite's limit ends a wait)
+        raise
 
 
 ACCELERATE = ["accelerate.commands.launch", "--num_processes", "1"]
@@ -155,7 +155,7 @@ case "$(basename $0) $1" in
         trap 'exit 143' TERM
         sleep 0.5
         eval "$KILL"
-        for i in $(seq 600); do [ -n "$KILL" ] || exit 0; sleep 0.1; done ;;
+        for i in $(seq 36000); do [ -n "$KILL" ] || exit 0; sleep 0.1; done ;;
 esac
 """
 
@@ -181,7 +181,7 @@ def test_the_examples_for_clusters(tmp_path: Path):
         calls = tmp_path / f"calls-{code}"
         stand_ins = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "CALLS": str(calls), "KILL": kill}
         done = subprocess.run(
-            ["bash", "job.sh"], cwd=tmp_path, env={**os.environ, **job, **stand_ins}, capture_output=True, timeout=LONG
+            ["bash", "job.sh"], cwd=tmp_path, env={**os.environ, **job, **stand_ins}, capture_output=True
         )
         called = calls.read_text().splitlines()
         assert done.returncode == code, (called, done.stderr)

@@ -27,6 +27,23 @@ from hf_ssl.methods import METHODS
 from hf_ssl.training.find import complete_checkpoints
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "pretrain.py"
+HELD = """
+import sys, threading
+from hf_ssl.commands import program
+from hf_ssl.methods import METHODS
+
+last = int(sys.argv.pop(1))
+method = METHODS[sys.argv[sys.argv.index("--method") + 1]]
+after_optimizer_step = method.after_optimizer_step
+
+def held(self, step, num_steps):
+    if step == last:
+        threading.Event().wait()
+    after_optimizer_step(self, step, num_steps)
+
+method.after_optimizer_step = held
+program("pretrain")
+"""
 NUM_IMAGES = 230
 
 
@@ -82,8 +99,8 @@ def main(arguments: list[str]) -> int:
     return commands.main(["pretrain", *arguments])
 
 
-def launch(arguments: list[str], num_processes: int) -> subprocess.Popen:
-    command = [sys.executable, str(SCRIPT), *arguments]
+def launch(arguments: list[str], num_processes: int, *program: str) -> subprocess.Popen:
+    command = [sys.executable, *(program or (str(SCRIPT),)), *arguments]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     if num_processes > 1:
         options = ["--multi_gpu", "--num_processes", str(num_processes), "--main_process_port", "0"]
@@ -95,13 +112,16 @@ def launch(arguments: list[str], num_processes: int) -> subprocess.Popen:
 
 
 def finish(process: subprocess.Popen) -> str:
-    output, _ = process.communicate(timeout=240)
+    output, _ = process.communicate()
     assert process.returncode == 0, output
     return output
 
 
-def kill_after(process: subprocess.Popen, checkpoint: Path) -> None:
-    """SIGKILL all processes of a run as soon as a checkpoint is there and a little more has been trained."""
+def kill_after(checkpoint: Path, arguments: list[str], num_processes: int, last: int) -> None:
+    """SIGKILL all processes of a run that holds before step `last` ends, a moment after a checkpoint is there."""
+    program = checkpoint.parents[2] / "held.py"
+    program.write_text(HELD)
+    process = launch(arguments, num_processes, str(program), str(last))
     while not checkpoint.exists():
         assert process.poll() is None, process.communicate()[0]
         time.sleep(0.005)
@@ -111,9 +131,9 @@ def kill_after(process: subprocess.Popen, checkpoint: Path) -> None:
     for one in everyone:
         with contextlib.suppress(psutil.NoSuchProcess):
             one.kill()
-    psutil.wait_procs(everyone[1:], timeout=30)
+    psutil.wait_procs(everyone[1:], timeout=30)  # one that nobody waits for stays as a zombie
     process.communicate()
-    assert process.returncode == -signal.SIGKILL, "the run was over before it could be killed"
+    assert process.returncode == -signal.SIGKILL
 
 
 def same_weights(one: Path, other: Path) -> bool:
@@ -154,7 +174,7 @@ def test_killed_and_resumed_equals_uninterrupted(parquet: Path, tmp_path: Path, 
     options = {"method": "byol", "projector_hidden_dim": 32, "view_recipe": "byol"}
     assert main(words(parquet, whole, **options)) == 0
     arguments = words(parquet, cut, "--resume", "auto", **options)
-    kill_after(launch(arguments, 1), cut / "checkpoints" / "step-000030")
+    kill_after(cut / "checkpoints" / "step-000030", arguments, 1, last=33)
     assert not (cut / "encoder").exists()
     assert main([*arguments, "--num_workers", "0"]) == 0
     assert "Resuming after step" in capsys.readouterr().err
@@ -177,7 +197,7 @@ def test_two_processes_killed_and_resumed(parquet: Path, tmp_path: Path, capsys:
     assert result["protocol"] == "knn" and result["num_images"] == 40 and 0 <= result["value"] <= 1
 
     arguments = words(parquet, cut, "--resume", "auto", "--knn_every", "3", **options)
-    kill_after(launch(arguments, 2), cut / "checkpoints" / "step-000010")
+    kill_after(cut / "checkpoints" / "step-000010", arguments, 2, last=21)
     # One process goes on in a copy: with the same images in the same steps, up to the same places in the data.
     alone = tmp_path / "alone"
     shutil.copytree(cut, alone)
@@ -204,7 +224,7 @@ def test_a_request_for_two_processes_that_starts_one_is_noticed(parquet: Path, t
         stderr=subprocess.STDOUT,
         text=True,
     )
-    output, _ = process.communicate(timeout=240)
+    output, _ = process.communicate()
     assert process.returncode != 0
     assert "error: At least 2 processes were requested, but 1 would run. Type `ACCELERATE_USE_CPU=true" in output
     assert not (tmp_path / "run" / "checkpoints").exists()

@@ -43,7 +43,7 @@ PROGRAM = """
 
 
 def run(*words, folder, environment):
-    done = subprocess.run([*map(str, words)], cwd=folder, env=environment, capture_output=True, text=True, timeout=280)
+    done = subprocess.run([*map(str, words)], cwd=folder, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, f"{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
     return done.stdout
 

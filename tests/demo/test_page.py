@@ -6,7 +6,6 @@ import re
 import shutil
 import subprocess
 import sys
-import threading
 
 import numpy as np
 import pytest
@@ -26,8 +25,6 @@ def address():
     words = [*COMMAND, "--max_images", "100", "--num_workers", "0", "--device", "cpu"]
     environment = os.environ | {"PYTHONUNBUFFERED": "1"}
     process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment)
-    giving_up = threading.Timer(120, process.kill)
-    giving_up.start()
     lines = []
     for line in process.stderr:
         lines.append(line)
@@ -36,10 +33,9 @@ def address():
             break
     else:
         pytest.fail("".join(lines))
-    giving_up.cancel()
     yield found.group()
     process.terminate()  # not SIGINT: a program that was started in the background inherits that it is ignored
-    process.communicate(timeout=30)
+    process.communicate()
 
 
 @pytest.fixture(scope="module")
@@ -56,13 +52,14 @@ def test_the_page_finds_the_neighbours_of_an_upload(address, picture, tmp_path):
     with sync_api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         page = browser.new_page(viewport={"width": 1280, "height": 900})
+        page.set_default_timeout(0)  # none
         asked, faults = [], []
         page.on("request", lambda request: asked.append(request.url))
         page.on("pageerror", lambda error: faults.append(str(error)))
         page.goto(address)
         upload = "#upload input[type=file]"
 
-        page.set_input_files(upload, tmp_path / "text.png", timeout=20000)
+        page.set_input_files(upload, tmp_path / "text.png")
         page.wait_for_selector(".toast-body")
         assert "This file cannot be used as an image: not an image. Choose another." in page.inner_text(".toast-body")
         assert page.locator("#neighbours img").count() == 0

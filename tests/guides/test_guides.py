@@ -265,7 +265,6 @@ def with_what_was_done_before(document: str) -> list[Block]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 @pytest.mark.parametrize(
     "document", [document for document in DOCUMENTS if any(one.order == "run" for one in blocks_of(document))]
 )

@@ -41,7 +41,7 @@ class Gate:
         def held(handler, *arguments):
             self.reached.set()
             handler.hub.lock.release()  # others are served meanwhile
-            self.opened.wait(30)
+            self.opened.wait()
             handler.hub.lock.acquire()
             return commit(handler, *arguments)
 
@@ -77,16 +77,23 @@ def test_each_step_becomes_a_branch_of_its_own_weights(online, publisher, model,
 
 
 def test_a_slow_hub_costs_no_time_and_only_two_snapshots(online, publisher, model, monkeypatch, caplog):
+    left = publisher.left
+
+    def left_and_then_open():
+        found = left()
+        gate.opened.set()
+        return found
+
     gate = Gate(monkeypatch)
     publisher.submit(1, model)
-    assert gate.reached.wait(30)
+    assert gate.reached.wait()
     for step in (2, 3, 4):
         publisher.submit(step, model)  # returns although nothing is pushed
     assert publisher.left() == ["step-000001", "step-000004"]
     assert sorted(path.name for path in publisher.folder.iterdir()) == ["step-000001", "step-000004"]
     for step in (2, 3):
         assert f"step-00000{step} is not published: the Hub is slower than the checkpoints" in caplog.text
-    threading.Timer(0.2, gate.opened.set).start()
+    monkeypatch.setattr(publisher, "left", left_and_then_open)  # which `wait` asks before it waits
     publisher.wait()
     assert "Waiting until step-000001 and step-000004 have reached the Hub. Ctrl-C ends the wait" in caplog.text
     assert set(online.repos["org/x"].commits) == {"main", "step-000001", "step-000004"}
@@ -119,7 +126,7 @@ def test_a_step_that_an_earlier_process_left_may_be_written_again(online, publis
     publisher.wait()
     online.forbidden = False
     publisher.resume()
-    assert gate.reached.wait(30)
+    assert gate.reached.wait()
     publisher.submit(1, model)
     gate.opened.set()
     publisher.wait()
@@ -154,7 +161,7 @@ def test_with_nothing_left_to_push_a_failing_program_ends_as_usual(online, publi
     publisher.wait()
     for thread in threading.enumerate():
         if thread.name == _THREAD:
-            thread.join(10)
+            thread.join()
     leave_uploads(2)
     assert ends == [2]
     publisher.submit(2, model)
@@ -224,7 +231,7 @@ SLOW = """
 import logging, sys, threading
 from concurrent.futures import ThreadPoolExecutor
 from hf_ssl.hub import background
-upload = lambda: ThreadPoolExecutor().submit(threading.Event().wait, 60)
+upload = lambda: ThreadPoolExecutor().submit(threading.Event().wait)
 threading.Thread(target=lambda: (upload(), threading.Event().wait()), name=background._THREAD, daemon=True).start()
 print("stopped")
 background.leave_uploads(130)
@@ -232,7 +239,7 @@ background.leave_uploads(130)
 
 
 def test_a_stopped_process_does_not_wait_for_an_upload():
-    done = subprocess.run([sys.executable, "-c", SLOW], capture_output=True, text=True, timeout=50, check=False)
+    done = subprocess.run([sys.executable, "-c", SLOW], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (130, "stopped\n"), done.stderr
 
 

@@ -134,7 +134,6 @@ def door_job(name, folder, expected, images, make_run):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 def test_every_door_gives_the_features_of_training(tmp_path, image_files, online, hub_server, make_run):
     jobs = {name: door_job(name, tmp_path / name, tmp_path / f"{name}.pt", image_files, make_run) for name in ENCODERS}
     (tmp_path / "jobs.json").write_text(json.dumps(jobs))

@@ -228,7 +228,7 @@ def test_no_network(online, run_dir, monkeypatch):
 def run_script(environment, *arguments):
     """`scripts/publish.py` as a user runs it, in a process of its own."""
     command = [sys.executable, str(SCRIPT), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120, check=False)
+    return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
 
 
 def test_the_script_pushes(online, run_dir, hub_server, tmp_path):

@@ -279,9 +279,9 @@ def test_other_processes_pull_data_sets(online, hub_server, tmp_path):
     push(files, "org/rows", repo_type="dataset", private=True, tag="v1")
     push({f"folder/{number}.txt": b"" for number in range(5)}, "org/many")
     environment = hub_server.environment(tmp_path / "home")
-    done = subprocess.run([sys.executable, "-c", PULL], env=environment, capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", PULL], env=environment, capture_output=True, text=True)
     assert done.stdout.splitlines() == ["[0, 1, 2] [0, 1, 2]", "3", "5"], done.stderr
     stranger = hub_server.environment(tmp_path / "other", token="hf_stranger")
-    done = subprocess.run([sys.executable, "-c", PULL], env=stranger, capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", PULL], env=stranger, capture_output=True, text=True)
     assert done.returncode != 0
     assert "org/rows" in done.stderr

