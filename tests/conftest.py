@@ -5,6 +5,7 @@ import contextlib
 import gc
 import logging
 import os
+import signal
 import time
 from pathlib import Path
 
@@ -22,6 +23,12 @@ os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 import psutil
 import pytest
 import torch
+
+# Under `nohup`, or in the background of a shell, some signals are ignored, and every program that a test starts would
+# ignore them too.
+for _signal in (signal.SIGINT, getattr(signal, "SIGHUP", signal.SIGINT)):
+    if signal.getsignal(_signal) is signal.SIG_IGN:
+        signal.signal(_signal, signal.default_int_handler if _signal == signal.SIGINT else signal.SIG_DFL)
 
 # pytest-xdist's workers have started so too, but live long.
 gc.enable()
