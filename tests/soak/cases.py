@@ -147,7 +147,8 @@ def cases(seed: int, most_blows: int) -> Iterator[Case]:
         if (method in NEED_INDICES or "--cache" in flags) and source in ("tars", "stream"):  # which have no numbers
             source = "parquet"
         if chance.random() < 0.5:
-            flags += ["--images_per_device", str(chance.choice((2, 4)))]
+            least = 4 if "--bn_splits" in METHODS[method] else 2
+            flags += ["--images_per_device", str(max(least, chance.choice((2, 4))))]
         if len(processes) > 1:
             flags += ["--batch_norm", "sync"]  # which is promised not to depend on their number
         publishes = chance.random() < 0.4

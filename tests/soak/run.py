@@ -58,11 +58,11 @@ def main() -> int:
             started = time.monotonic()
             place = folder / f"case-{case.number}"
             shutil.rmtree(place, ignore_errors=True)
-            done.append(suffer(case, place, folder / "data", hub))
-            done[-1]["seconds"] = round(time.monotonic() - started)
+            one = {**suffer(case, place, folder / "data", hub), "seconds": round(time.monotonic() - started)}
+            done = sorted([*done, one], key=lambda one: one["case"])
             given.output.write_text(json.dumps({"seed": given.seed, "cases": done}, indent=1) + "\n")
-            print(json.dumps(done[-1]), flush=True)  # noqa: T201
-            if not done[-1]["differences"]:
+            print(json.dumps(one), flush=True)  # noqa: T201
+            if not one["differences"]:
                 shutil.rmtree(place)
     finally:
         hub.close()

@@ -1,6 +1,7 @@
 """The short form of the soak: runs that are hit by kills and signals, one program for all, since its start is dear."""
 
 import json
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -25,3 +26,10 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
 @pytest.mark.parametrize("name", NAMES)
 def test_a_run_survives(found, name: str):
     assert found[name] == []
+
+
+def test_the_guide_has_the_table_of_the_results():
+    results = json.loads(Path(__file__).with_name("results.json").read_text())
+    guide = Path(__file__).parents[2] / "scripts" / "guides" / "resume.md"
+    assert runpy.run_path(str(Path(__file__).with_name("table.py")))["table"](results["cases"]) in guide.read_text()
+    assert not any(case["differences"] for case in results["cases"])
