@@ -170,7 +170,8 @@ def check_flags(words: list[str]) -> None:
 
 def test_the_examples_for_clusters(tmp_path: Path):
     guide = (Path(__file__).parents[2] / "scripts" / "guides" / "resume.md").read_text()
-    slurm, elastic = re.findall(r"<!-- not run.*?```bash\n(.*?)```", guide, re.DOTALL)
+    cluster = guide[guide.index("## On a cluster") : guide.index("## Disks that fail")]
+    slurm, elastic = re.findall(r"<!-- not run.*?```bash\n(.*?)```", cluster, re.DOTALL)
     check_flags(shlex.split(elastic.replace("\\\n", " "))[1:])
     for name in ("scontrol", "srun", "torchrun"):
         (tmp_path / name).write_text(STAND_IN)

@@ -117,9 +117,8 @@ class Ranks:
                 if closed_at is None:
                     self._store.set(self._key(f"beat/{rank()}"), str(count))
                     lost = self._look(rank())
-                elif time.monotonic() > closed_at + SILENCE_SECONDS:
-                    lost = 0, f"The launcher or the machine of process 0 ({self._peers[0][1]}) no longer answers."
-                    self._lost = lost
+                else:
+                    lost = self._look_without_store(closed_at)
             except RuntimeError:
                 closed_at = time.monotonic()  # a connection that is lost stays so
             if lost is not None:
@@ -136,9 +135,9 @@ class Ranks:
         if self._store.check([self._key("lost")]):
             self._tell(-1, "")  # which only reads it
             return self._lost
-        dead = next((one for one in range(len(self._peers)) if one != me and self._has_died(one)), None)
+        dead = self._dead()
         if dead is not None:
-            self._tell(dead, f"{self._name(dead)} has died.")
+            self._tell(*dead)
             return self._lost
         silent = next((one for one in (range(1, len(self._peers)) if me == 0 else [0]) if self._is_silent(one)), None)
         if silent is not None:
@@ -146,6 +145,20 @@ class Ranks:
             self._tell(silent, text)
             return self._lost
         return None
+
+    def _look_without_store(self, closed_at: float) -> tuple[int, str] | None:
+        """The same where nobody can be asked: the store is in the launcher, or without one in process 0."""
+        lost = self._dead()
+        if lost is None and time.monotonic() > closed_at + SILENCE_SECONDS:
+            lost = 0, f"The launcher or the machine of process 0 ({self._peers[0][1]}) no longer answers."
+        if lost is not None:
+            self._lost = lost
+        return lost
+
+    def _dead(self) -> tuple[int, str] | None:
+        """Another process of this machine that has ended, in words."""
+        others = (number for number in range(len(self._peers)) if number != rank())
+        return next(((number, f"{self._name(number)} has died.") for number in others if self._has_died(number)), None)
 
     def _has_died(self, number: int) -> bool:
         """Whether a process of this machine has ended."""
