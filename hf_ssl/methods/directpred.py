@@ -124,8 +124,10 @@ class DirectPredForPreTraining(SSLPreTrainedModel):
     and epsilon 0.1 of the paper's table 8, learning rate 0.03 with 128 images. `paper-imagenet` is the paper's
     300-epoch run, which takes over BYOL's settings at that length, on 8 GPUs; rho and epsilon of ImageNet were
     not found and are those of table 8. `quickstart` trains a small encoder in minutes on a CPU; its values were
-    tuned on the embedded shapes. Deviation: timm starts the last BatchNorm of each residual block at zero,
-    torchvision (and the authors) at one; `--model_args '{"zero_init_last": false}'` does so here.
+    tuned on the embedded shapes. Deviations: timm starts the last BatchNorm of each residual block at zero,
+    torchvision (and the authors) at one; `--model_args '{"zero_init_last": false}'` does so here. The authors' code
+    also trains on the last, smaller batch of an epoch (CIFAR-10: 391 steps of 128 images); here every step has the
+    same number of images, so that runs go on with another number of processes, and an epoch has 390.
     """
 
     config_class = DirectPredConfig
@@ -161,7 +163,7 @@ class DirectPredForPreTraining(SSLPreTrainedModel):
             "architecture": "resnet18_cifar",
             "image_size": 32,
             "image_mean": (0.4914, 0.4822, 0.4465),
-            "image_std": (0.2470, 0.2435, 0.2616),
+            "image_std": (0.2023, 0.1994, 0.2010),
             "view_recipe": "directpred_cifar",
             "projector_hidden_dim": 512,
             "projection_dim": 128,
