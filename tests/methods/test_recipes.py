@@ -84,3 +84,24 @@ def test_simsiams_views_of_cifar_are_those_of_imagenet_without_blur():
     recipe = VIEW_RECIPES[METHODS["simsiam"].recipes["cifar"]["view_recipe"]]
     assert recipe.first == recipe.second == replace(VIEW_RECIPES["simsiam"].first, blur_probability=0.0)
     assert recipe.first.crop_scale == (0.2, 1.0)
+
+
+def test_the_runs_of_directpreds_tables_are_recipes():
+    directpred, byol = METHODS["directpred"].recipes, METHODS["byol"].recipes
+    # Table 9: 300 epochs with BYOL's settings, 60 with SGD and the loss of one direction.
+    for name in ("paper-imagenet", "paper-imagenet-linear"):
+        assert directpred[name]["num_epochs"] == 300 and directpred[name]["batch_size"] == 4096
+        same = {key: value for key, value in byol["paper-imagenet-300"].items() if key in directpred[name]}
+        assert {key: directpred[name][key] for key in same} == same
+    for name in ("paper-imagenet-60", "paper-imagenet-60-linear"):
+        short = directpred[name]
+        assert (short["num_epochs"], short["batch_size"], short["optimizer"]) == (60, 256, "sgd")
+        assert short["symmetric"] is False
+    # Table 8: luckmatters byol_config.yaml, with rho (`dyn_lambda`) and epsilon (`dyn_eps`) of the table.
+    for name in ("cifar", "stl10"):
+        rows = [directpred[name], directpred[f"{name}-freq5"], directpred[f"{name}-linear"]]
+        assert [row.get("freq", 1) for row in rows] == [1, 5, 0]
+        assert all({**row, "freq": 1} == {**rows[0], "freq": 1} for row in rows)
+        assert (rows[0]["rho"], rows[0]["epsilon"], rows[0]["ema_momentum"]) == (0.3, 0.1, 0.996)
+        assert plan_of("directpred", name, CIFAR).learning_rate == pytest.approx(0.03)
+    assert (directpred["stl10"]["image_mean"], directpred["stl10"]["image_std"]) == ((0, 0, 0), NONE)
