@@ -45,7 +45,8 @@ class FineTuningSettings:
         learning_rate_scaling: `linear` multiplies the learning rate by images a step / 256, `none` takes it as it is.
         weight_decay: Weight decay; never on biases, normalisation weights and what timm excludes for the model.
         optimizer_momentum: Momentum of SGD, LARS and those of timm that have one, in [0, 1).
-        lr_schedule: Learning rate after the warm-up: `cosine` to zero, `constant`, or `step` (x 0.1 at 60 and 80 %).
+        lr_schedule: Learning rate after the warm-up: `cosine` to zero every step or `cosine_by_epoch`, `constant`, or
+            `step` (x 0.1 at 60 and 80 %).
         warmup_epochs: Epochs in which the learning rate rises linearly from zero; a twentieth of the run if neither
             this nor `warmup_steps` is given.
         warmup_steps: The same in optimizer steps, instead of `warmup_epochs`.
@@ -93,7 +94,7 @@ class FineTuningSettings:
     learning_rate_scaling: Literal["linear", "none"] = "linear"
     weight_decay: float = 0.05
     optimizer_momentum: float = 0.9
-    lr_schedule: Literal["cosine", "constant", "step"] = "cosine"
+    lr_schedule: Literal["cosine", "cosine_by_epoch", "constant", "step"] = "cosine"
     warmup_epochs: float | None = None
     warmup_steps: int | None = None
     max_grad_norm: float | None = None

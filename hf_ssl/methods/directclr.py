@@ -45,8 +45,8 @@ class DirectCLRForPreTraining(SSLPreTrainedModel):
     Recipes: `paper-imagenet` is the official code (facebookresearch/directclr) on 8 GPUs. Deviations: the
     learning rate falls to zero, not to a thousandth of its start; there is no online linear classifier, which the
     official code trains beside the encoder on its detached output. `cifar` has no official reference: it is SimCLR's
-    CIFAR-10 example with a sub-vector of a quarter of the representation. `quickstart` trains a small encoder in
-    minutes on a CPU, with values of its own.
+    CIFAR-10 example with a sub-vector of a quarter of the representation, on normalised images. `quickstart` trains a
+    small encoder in minutes on a CPU, with values of its own.
     """
 
     config_class = DirectCLRConfig
@@ -61,7 +61,7 @@ class DirectCLRForPreTraining(SSLPreTrainedModel):
         "paper-imagenet": {
             "architecture": "resnet50",
             "image_size": 224,
-            "view_recipe": "byol",
+            "view_recipe": "directclr",
             "subvector_dim": 360,
             "temperature": 0.1,
             "batch_size": 4096,
@@ -116,7 +116,7 @@ class DirectCLRForPreTraining(SSLPreTrainedModel):
             "warmup_epochs": 0,
         },
     }
-    view_recipe = "byol"
+    view_recipe = "directclr"
     batch_norm = "sync"
     least_images = 2
 

@@ -66,8 +66,9 @@ class EndToEndForPreTraining(SSLPreTrainedModel):
     (google-research/simclr), whose projector has a layer more. Deviations: the loss is the mean over both views, as in
     the paper; the official code adds the views up, twice as much, which LARS takes off the weights again, but there
     norms and biases learn at twice the rate and the decay counts half. LARS multiplies by the learning rate after the
-    momentum, not before. Images are normalised; the official code leaves them in [0, 1]. `quickstart` trains a small
-    encoder in minutes on a CPU, with values of its own.
+    momentum, not before. `paper-imagenet` normalises images, so that its encoder takes what others take; the official
+    code (data_util.py) leaves them in [0, 1], as `cifar` does. `quickstart` trains a small encoder in minutes on a
+    CPU, with values of its own.
     """
 
     config_class = EndToEndConfig
@@ -100,8 +101,8 @@ class EndToEndForPreTraining(SSLPreTrainedModel):
         "cifar": {
             "architecture": "resnet18_cifar",
             "image_size": 32,
-            "image_mean": (0.4914, 0.4822, 0.4465),
-            "image_std": (0.2470, 0.2435, 0.2616),
+            "image_mean": (0.0, 0.0, 0.0),
+            "image_std": (1.0, 1.0, 1.0),
             "view_recipe": "simclr_cifar",
             "projector_layers": 3,
             "temperature": 0.5,

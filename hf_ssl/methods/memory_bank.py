@@ -22,7 +22,8 @@ class MemoryBankConfig(SSLConfig):
         bank_size: Entries of the bank, one for each image of the data set; filled in from the data set if not given.
             They take 4 * `bank_size` * `projection_dim` bytes: 656 MB for ImageNet.
         objective: `nce` tells the own entry from `num_negatives` drawn ones by noise-contrastive estimation, `sampled`
-            by a softmax; `full` is the softmax over the whole bank.
+            by a softmax; `full` is the softmax over the whole bank. Drawn ones may be the own entry, as in the
+            official code: `nce` is made for that, `sampled` leaves them out.
         num_negatives: Entries drawn for each image, uniformly and with replacement, at least 1; they are held until
             the backward pass. `full` draws none.
         bank_momentum: Fraction of an entry that an update keeps, in [0, 1].
@@ -91,12 +92,13 @@ class MemoryBankForPreTraining(SSLPreTrainedModel):
     entries of its own, so several processes are not equal to one with the whole batch; with `--batch_norm sync` and
     `objective` full they are.
 
-    Recipes: `paper-imagenet` is the official code (zhirongw/lemniscate.pytorch) for ImageNet on 8 GPUs, its
-    views those that MoCo v1 took over. `cifar` is its code for CIFAR-10 with the softmax over the whole bank (its
-    `--nce-k 0`); as coded, views are not flipped and the learning rate falls after 120 and 160 of 200 epochs.
-    `quickstart` trains a small encoder in minutes on a CPU, with values of its own. Deviation: timm starts the last
-    BatchNorm of each residual block at zero, the official code at one; `--model_args '{"zero_init_last": false}'`
-    does so here.
+    Recipes: `paper-imagenet` is the official code (zhirongw/lemniscate.pytorch, main.py) for ImageNet on 8 GPUs, its
+    views those that MoCo v1 took over. `cifar` is its code for CIFAR-10 (cifar.py) with the softmax over the whole
+    bank (its `--nce-k 0`); as coded, views are not flipped and the learning rate falls after 120 and 160 of 200
+    epochs. `quickstart` trains a small encoder in minutes on a CPU, with values of its own. Deviations: timm starts
+    the last BatchNorm of each residual block at zero, the official code at one;
+    `--model_args '{"zero_init_last": false}'` does so here. The official code also trains on the last, smaller batch
+    of an epoch (CIFAR-10: 391 steps); here every step has the same number of images, and an epoch has 390.
     """
 
     config_class = MemoryBankConfig
@@ -255,7 +257,8 @@ class MemoryBankForPreTraining(SSLPreTrainedModel):
             accuracy = (scores.detach().argmax(dim=1) == 0).float().mean()
             if self.config.objective == "nce":
                 return self._nce(scores), accuracy
-            # Deviation: a draw that hits the own entry is left out, which others (HobbitLong/CMC) count as a negative.
+            # Deviation: a draw of the own entry is left out, which HobbitLong/CMC counts as a negative although it is
+            # the answer. The official code (lemniscate) has no such softmax, and no recipe here takes it.
             own = F.pad(drawn == indices[:, None], (1, 0))
             scores = scores.masked_fill(own, -math.inf)
             return F.cross_entropy(scores, torch.zeros_like(indices)), accuracy

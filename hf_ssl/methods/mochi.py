@@ -201,7 +201,7 @@ class MoCHiForPreTraining(SSLPreTrainedModel):
     `paper-imagenet100` MoCHi (1024, 1024, 128), both on 8 GPUs, mixing after 10 epochs. `cifar` is the
     CIFAR-10 demo of MoCo's official code with mixtures of our own choice; `quickstart` trains a small encoder in
     minutes on a CPU, with values of its own. As in MoCo, timm starts the last BatchNorm of each residual block at
-    zero; `--model_args '{"zero_init_last": false}'` starts it at one.
+    zero; `--model_args '{"zero_init_last": false}'` starts it at one; and epochs count from 0 for the cosine.
     """
 
     config_class = MoCHiConfig
@@ -234,7 +234,7 @@ class MoCHiForPreTraining(SSLPreTrainedModel):
             "weight_decay": 1e-4,
             "optimizer_momentum": 0.9,
             "decay_norm_and_bias": True,
-            "lr_schedule": "cosine",
+            "lr_schedule": "cosine_by_epoch",
             "warmup_epochs": 0,
         },
         "paper-imagenet100": {
@@ -256,14 +256,14 @@ class MoCHiForPreTraining(SSLPreTrainedModel):
             "weight_decay": 1e-4,
             "optimizer_momentum": 0.9,
             "decay_norm_and_bias": True,
-            "lr_schedule": "cosine",
+            "lr_schedule": "cosine_by_epoch",
             "warmup_epochs": 0,
         },
         "cifar": {
             "architecture": "resnet18_cifar",
             "image_size": 32,
             "image_mean": (0.4914, 0.4822, 0.4465),
-            "image_std": (0.2470, 0.2435, 0.2616),
+            "image_std": (0.2023, 0.1994, 0.2010),
             "view_recipe": "moco_cifar",
             "projector": "linear",
             "queue_size": 4096,
@@ -283,7 +283,7 @@ class MoCHiForPreTraining(SSLPreTrainedModel):
             "weight_decay": 5e-4,
             "optimizer_momentum": 0.9,
             "decay_norm_and_bias": True,
-            "lr_schedule": "cosine",
+            "lr_schedule": "cosine_by_epoch",
             "warmup_epochs": 0,
         },
         "quickstart": {

@@ -73,10 +73,11 @@ class MoCoForPreTraining(SSLPreTrainedModel):
     `bn_splits` is a multiple of their number: the groups are the same.
 
     Recipes: `paper-imagenet` is version 2 and `paper-imagenet-v1` version 1 of the official code
-    (facebookresearch/moco) on 8 GPUs, `cifar` its CIFAR-10 demo with the symmetric loss. `quickstart`
-    trains a small encoder in minutes on a CPU, with values of its own. Deviation: timm starts
-    the last BatchNorm of each residual block at zero, torchvision (and the official code) at one;
-    `--model_args '{"zero_init_last": false}'` does so here.
+    (facebookresearch/moco, main_moco.py) on 8 GPUs, `cifar` its CIFAR-10 demo (colab/moco_cifar10_demo.ipynb) with the
+    symmetric loss. `quickstart` trains a small encoder in minutes on a CPU, with values of its own. Deviations: timm
+    starts the last BatchNorm of each residual block at zero, torchvision (and the official code) at one;
+    `--model_args '{"zero_init_last": false}'` does so here. The demo counts epochs from 1 for its cosine, so that its
+    last epoch has learning rate zero; here all count from 0, as in main_moco.py.
     """
 
     config_class = MoCoConfig
@@ -102,7 +103,7 @@ class MoCoForPreTraining(SSLPreTrainedModel):
             "weight_decay": 1e-4,
             "optimizer_momentum": 0.9,
             "decay_norm_and_bias": True,
-            "lr_schedule": "cosine",
+            "lr_schedule": "cosine_by_epoch",
             "warmup_epochs": 0,
         },
         "paper-imagenet-v1": {
@@ -126,7 +127,7 @@ class MoCoForPreTraining(SSLPreTrainedModel):
             "architecture": "resnet18_cifar",
             "image_size": 32,
             "image_mean": (0.4914, 0.4822, 0.4465),
-            "image_std": (0.2470, 0.2435, 0.2616),
+            "image_std": (0.2023, 0.1994, 0.2010),
             "view_recipe": "moco_cifar",
             "projector": "linear",
             "queue_size": 4096,
@@ -142,7 +143,7 @@ class MoCoForPreTraining(SSLPreTrainedModel):
             "weight_decay": 5e-4,
             "optimizer_momentum": 0.9,
             "decay_norm_and_bias": True,
-            "lr_schedule": "cosine",
+            "lr_schedule": "cosine_by_epoch",
             "warmup_epochs": 0,
         },
         "quickstart": {

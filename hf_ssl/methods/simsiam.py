@@ -51,9 +51,10 @@ class SimSiamForPreTraining(SSLPreTrainedModel):
     Relations: BYOL without the moving average, with BatchNorm at the projector's output and a bottleneck in the
     predictor; needs neither negatives (MoCo) nor a second network.
 
-    Recipes: `paper-imagenet` is the official code (facebookresearch/simsiam) on 8 GPUs, `cifar` the paper's
-    appendix D. Deviation: the width of the bottleneck on CIFAR-10, which was not found, is that of ImageNet.
-    `quickstart` trains a small encoder in minutes on a CPU, with values of its own.
+    Recipes: `paper-imagenet` is the official code (facebookresearch/simsiam, main_simsiam.py) on 8 GPUs, `cifar` the
+    paper's appendix D, of which there is no code: the width of its bottleneck and its schedule, which were not found,
+    are those of ImageNet, and pixels are normalised by CIFAR-10's own mean and deviation. `quickstart` trains a small
+    encoder in minutes on a CPU, with values of its own.
     """
 
     config_class = SimSiamConfig
@@ -77,7 +78,7 @@ class SimSiamForPreTraining(SSLPreTrainedModel):
             "weight_decay": 1e-4,
             "optimizer_momentum": 0.9,
             "decay_norm_and_bias": True,
-            "lr_schedule": "cosine",
+            "lr_schedule": "cosine_by_epoch",
             "warmup_epochs": 0,
         },
         "cifar": {
@@ -85,7 +86,7 @@ class SimSiamForPreTraining(SSLPreTrainedModel):
             "image_size": 32,
             "image_mean": (0.4914, 0.4822, 0.4465),
             "image_std": (0.2470, 0.2435, 0.2616),
-            "view_recipe": "moco_cifar",
+            "view_recipe": "simsiam_cifar",
             "projector_layers": 2,
             "batch_size": 512,
             "num_epochs": 800,
@@ -95,7 +96,7 @@ class SimSiamForPreTraining(SSLPreTrainedModel):
             "weight_decay": 5e-4,
             "optimizer_momentum": 0.9,
             "decay_norm_and_bias": True,
-            "lr_schedule": "cosine",
+            "lr_schedule": "cosine_by_epoch",
             "warmup_epochs": 0,
         },
         "quickstart": {

@@ -38,10 +38,11 @@ class ResNetCifar(ResNet):
         super().__init__(block, layers, in_chans=in_chans, **kwargs)  # pyright: ignore[reportArgumentType]
         stem = self.conv1.weight
         assert isinstance(stem, torch.Tensor)
+        # It keeps PyTorch's own initialisation, as in the CIFAR codes of MoCo (moco_cifar10_demo.ipynb) and DirectPred
+        # (luckmatters, resnet_base_network.py), which replace the stem of a finished network too.
         self.conv1 = nn.Conv2d(
             in_chans, stem.shape[0], 3, stride=1, padding=1, bias=False, device=stem.device, dtype=stem.dtype
         )
-        nn.init.kaiming_normal_(self.conv1.weight, mode="fan_out", nonlinearity="relu")
         self.maxpool = nn.Identity()
         for level in self.feature_info:
             # Neither the stem nor the pooling halves the image.

@@ -37,7 +37,8 @@ class TrainingSettings:
         decay_norm_and_bias: Apply weight decay to biases and normalisation weights too.
         predictor_lr_multiplier: Factor of the learning rate of a predictor that gradients train.
         predictor_weight_decay: Weight decay of such a predictor; without it `weight_decay`.
-        lr_schedule: Learning rate after the warm-up: `cosine` to zero, `constant`, or `step` (x 0.1 at 60 and 80 %).
+        lr_schedule: Learning rate after the warm-up: `cosine` to zero every step or `cosine_by_epoch`, `constant`, or
+            `step` (x 0.1 at 60 and 80 %).
         warmup_epochs: Epochs in which the learning rate rises linearly from zero.
         warmup_steps: The same in optimizer steps, instead of `warmup_epochs`.
         max_grad_norm: Largest norm of the gradient, above which it is scaled down.
@@ -103,7 +104,7 @@ class TrainingSettings:
     decay_norm_and_bias: bool = True
     predictor_lr_multiplier: float = 1.0
     predictor_weight_decay: float | None = None
-    lr_schedule: Literal["cosine", "constant", "step"] = "cosine"
+    lr_schedule: Literal["cosine", "cosine_by_epoch", "constant", "step"] = "cosine"
     warmup_epochs: float | None = None
     warmup_steps: int | None = None
     max_grad_norm: float | None = None

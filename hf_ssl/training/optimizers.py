@@ -143,17 +143,21 @@ def scaled_learning_rate(settings: TrainingSettings) -> float:
     return settings.base_learning_rate * scale
 
 
-def learning_rate_factor(step: int, num_steps: int, warmup_steps: int, lr_schedule: str) -> float:
+def learning_rate_factor(
+    step: int, num_steps: int, warmup_steps: int, lr_schedule: str, steps_per_epoch: int = 1
+) -> float:
     """Fraction of the peak learning rate that one optimizer step uses.
 
-    Linear from 0 during the warm-up, then the schedule over the remaining steps. The cosine moves every step, as in
-    BYOL and MoCo v3; MoCo v2 and SimSiam move it every epoch.
+    Linear from 0 during the warm-up, then the schedule over the remaining steps.
 
     Args:
         step: Optimizer steps done before this one, in [0, `num_steps`).
         num_steps: Optimizer steps of the whole run.
         warmup_steps: Steps of the warm-up, fewer than `num_steps`.
-        lr_schedule: `cosine`, `constant` or `step` (x 0.1 at 60 and again at 80 % of the run, as in MoCo v1).
+        lr_schedule: `cosine` moves every step, as in BYOL and MoCo v3, and `cosine_by_epoch` at the start of an
+            epoch, as in MoCo v2 and SimSiam. `constant`, or `step` (x 0.1 at 60 and again at 80 % of the run, as in
+            MoCo v1).
+        steps_per_epoch: Optimizer steps of an epoch, for `cosine_by_epoch`.
 
     Returns:
         In [0, 1].
@@ -164,6 +168,8 @@ def learning_rate_factor(step: int, num_steps: int, warmup_steps: int, lr_schedu
         return 1.0
     if lr_schedule == "step":
         return 0.1 ** sum(step >= milestone * num_steps for milestone in (0.6, 0.8))
+    if lr_schedule == "cosine_by_epoch":
+        step = max(step - step % steps_per_epoch, warmup_steps)
     return 0.5 * (1 + math.cos(math.pi * (step - warmup_steps) / (num_steps - warmup_steps)))
 
 

@@ -26,7 +26,7 @@ class Plan:
         warmup_steps: Optimizer steps of the warm-up.
         lanes: See `choose_lanes`.
         learning_rate: Peak learning rate.
-        lr_schedule: See `TrainingSettings`.
+        lr_schedule: See `TrainingSettings`; `cosine` for `cosine_by_epoch` where no one knows when an epoch ends.
         fits_hours: Whether the length was fitted to `max_hours`.
     """
 
@@ -53,7 +53,9 @@ class Plan:
 
     def factor(self, step: int) -> float:
         """Fraction of the peak learning rate for the step after `step` finished ones."""
-        return learning_rate_factor(step, self.num_steps, self.warmup_steps, self.lr_schedule)
+        return learning_rate_factor(
+            step, self.num_steps, self.warmup_steps, self.lr_schedule, self.steps_per_epoch or 1
+        )
 
 
 def make_plan(source: Source, settings: TrainingSettings, num_processes: int, lanes: int | None = None) -> Plan:
@@ -94,13 +96,16 @@ def make_plan(source: Source, settings: TrainingSettings, num_processes: int, la
             f"The warm-up of {warmup_steps} steps must be shorter than the run of {num_steps}. Lower `warmup_steps`, "
             "or train longer."
         )
+    lr_schedule = settings.lr_schedule
+    if lr_schedule == "cosine_by_epoch" and steps_per_epoch is None:
+        lr_schedule = "cosine"
     return Plan(
         num_steps=num_steps,
         steps_per_epoch=steps_per_epoch,
         warmup_steps=warmup_steps,
         lanes=lanes,
         learning_rate=scaled_learning_rate(settings),
-        lr_schedule=settings.lr_schedule,
+        lr_schedule=lr_schedule,
     )
 
 

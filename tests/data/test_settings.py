@@ -60,6 +60,7 @@ def test_wrong_settings_are_refused_in_one_sentence(values, sentence):
         ({"jitter": [0.4, 0.4, 0.4, 0.6]}, "the last at most 0.5"),
         ({"blur_sigma": [0, 2]}, "`blur_sigma` of a view must be two positive numbers of pixels"),
         ({"blur_kernel_ratio": 0}, r"`blur_kernel_ratio` of a view must be a fraction in \(0, 1\]"),
+        ({"blur_filter": "box"}, "`blur_filter` of a view must be one of gaussian, boxes, got 'box'"),
     ],
 )
 def test_wrong_parameters_of_views_are_refused_in_one_sentence(changes, sentence):
@@ -70,6 +71,15 @@ def test_wrong_parameters_of_views_are_refused_in_one_sentence(changes, sentence
 def test_parameters_of_views_are_refused_wherever_they_are_made():
     with pytest.raises(UserError, match="`solarize_probability` of a view"):
         ViewParameters(solarize_probability=-0.1)
+
+
+def test_a_kernel_that_a_blur_by_boxes_would_ignore_is_refused():
+    sentence = "needs `blur_filter` gaussian, got 0.1 with boxes. Set that too, or leave it at none"
+    for recipe, changes in (("byol", {"blur_filter": "boxes"}), ("moco_v2", {"blur_kernel_ratio": 0.1})):
+        with pytest.raises(UserError, match=sentence):
+            DataSettings(view_settings=changes).find_recipe(recipe)
+    both = DataSettings(view_settings={"blur_filter": "boxes", "blur_kernel_ratio": None}).find_recipe("byol")
+    assert (both.first, both.second) == (VIEW_RECIPES["directclr"].first, VIEW_RECIPES["directclr"].second)
 
 
 def test_a_recipe_is_changed_for_both_views_or_for_one():

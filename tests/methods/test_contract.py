@@ -74,6 +74,7 @@ VARIANTS = {
     "directpred": [
         {"freq": 5, "rho": None, "projector_affine": False, "projector_bias": True},
         {"rule": "directcopy", "use_ema": False, "remove_mean": True},
+        {"freq": 0, "symmetric": False},
     ],
 }
 CASES = [

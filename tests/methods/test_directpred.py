@@ -228,7 +228,7 @@ def test_removing_the_mean_uses_the_covariance():
     )
 
 
-@pytest.mark.parametrize(("freq", "refreshed"), [(1, [1, 2, 3, 4, 5, 6, 7]), (3, [1, 4, 7])])
+@pytest.mark.parametrize(("freq", "refreshed"), [(1, [1, 2, 3, 4, 5, 6, 7]), (3, [1, 4, 7]), (0, [])])
 def test_predictor_is_set_after_the_first_step_and_every_freq_steps(freq, refreshed):
     model = make_model(freq=freq)
     seen = []
@@ -341,7 +341,7 @@ def test_projector_can_be_that_of_either_code():
         ({"projector_layers": 0}, "`projector_layers` must be at least 1, got 0"),
         ({"projector_hidden_dim": 0}, "`projector_hidden_dim` must be at least 1, got 0"),
         ({"projection_dim": 0}, "`projection_dim` must be at least 1, got 0"),
-        ({"freq": 0}, "`freq` must be at least 1, got 0"),
+        ({"freq": -1}, "`freq` must be at least 0, got -1"),
         ({"epsilon": -0.1}, "`epsilon` must be at least 0, got -0.1"),
         ({"rule": "directset", "exponent": 0.0}, "`exponent` must be positive, got 0.0"),
         ({"rho": 1.0}, r"`rho` must be in \[0, 1\) or None, got 1.0"),

@@ -261,6 +261,9 @@ DIRECTPRED = {
     "offset, code": {"offset": 0.2, "epsilon": 0.0},
     "covariance": {"remove_mean": True},
     "no moving average": {"use_ema": False},
+    "trained by gradients": {"freq": 0},
+    "one direction": {"symmetric": False, "freq": 2},
+    "one direction, no moving average": {"symmetric": False, "use_ema": False},
     "directset": {"rule": "directset", "exponent": 0.8},
     "directset, literal epsilon": {"rule": "directset", "exponent": 1.5, "epsilon_form": "paper"},
     "directcopy": {"rule": "directcopy", "epsilon": 0.3},
@@ -286,18 +289,21 @@ def test_directpred(case):
         return state["correlation"].value - config.remove_mean * np.outer(mean, mean)
 
     def forward(state: State, batch: Batch) -> Node:
-        weight = state["predictor.weight"] if config.freq > 1 else stop_gradient(state["predictor.weight"])
-        z = [sequential(state, "projector", encode(state, "encoder", view), layers) for view in batch.views]
+        weight = state["predictor.weight"] if config.freq != 1 else stop_gradient(state["predictor.weight"])
+        online = batch.views if config.symmetric else batch.views[:1]
+        z = [sequential(state, "projector", encode(state, "encoder", view), layers) for view in online]
         targets = z
-        if config.use_ema:
-            h = [encode(state, "target_encoder", view) for view in batch.views]
-            targets = [sequential(state, "target_projector", h_i, layers) for h_i in h]
+        if config.use_ema or not config.symmetric:
+            branch = "target_" if config.use_ema else ""
+            predicted = batch.views if config.symmetric else batch.views[1:]
+            h = [encode(state, f"{branch}encoder", view) for view in predicted]
+            targets = [sequential(state, f"{branch}projector", h_i, layers) for h_i in h]
         loss = Node(0)
-        for i, j in ((0, 1), (1, 0)):
+        for i, j in ((0, 1), (1, 0)) if config.symmetric else ((0, 0),):
             loss = loss - 2.0 * mean_cosine(z[i] @ weight.T, stop_gradient(targets[j]))
-        # Mean over both views of the mean outer product, and of the mean.
-        outer = (z[0].value.T @ z[0].value + z[1].value.T @ z[1].value) / (2 * 8)
-        mean = (z[0].value.mean(0) + z[1].value.mean(0)) / 2
+        # Mean over the views of the mean outer product, and of the mean.
+        outer = sum(z_i.value.T @ z_i.value / 8 for z_i in z) / len(z)
+        mean = sum(z_i.value.mean(0) for z_i in z) / len(z)
         batches = state["correlation_batches"].value
         kept = 0.0 if batches == 0 else batches / (batches + 1) if config.rho is None else config.rho
         state["correlation"] = Node(kept * state["correlation"].value + (1 - kept) * outer)
@@ -329,7 +335,7 @@ def test_directpred(case):
         return u @ np.diag(p) @ u.T
 
     def after(state: State, batch: Batch) -> None:
-        if (batch.step - 1) % config.freq == 0:
+        if config.freq and (batch.step - 1) % config.freq == 0:
             state["predictor.weight"] = Node(predictor(state))
         if config.use_ema:
             done = (batch.step - 1) / batch.num_steps

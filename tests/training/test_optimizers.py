@@ -189,6 +189,18 @@ def test_cosine_with_warmup():
     assert factors[10:] == pytest.approx([0.5 * (1 + math.cos(math.pi * step / 20)) for step in range(20)])
 
 
+def test_cosine_by_epoch_is_that_of_moco_and_simsiam():
+    # main_moco.py and main_simsiam.py: lr * 0.5 * (1 + cos(pi * epoch / epochs)), set before each epoch.
+    epochs, steps = 5, 7
+    factors = [learning_rate_factor(step, epochs * steps, 0, "cosine_by_epoch", steps) for step in range(35)]
+    expected = [0.5 * (1 + math.cos(math.pi * epoch / epochs)) for epoch in range(epochs) for _ in range(steps)]
+    assert factors == pytest.approx(expected)
+    # After a warm-up that ends within an epoch, the rest of that epoch has the peak.
+    warm = [learning_rate_factor(step, 35, 10, "cosine_by_epoch", steps) for step in range(35)]
+    assert warm[:10] == pytest.approx([step / 10 for step in range(10)]) and warm[10:14] == [1.0] * 4
+    assert warm[14:21] == pytest.approx([0.5 * (1 + math.cos(math.pi * 4 / 25))] * 7)
+
+
 def test_step_and_constant_schedules():
     factors = [learning_rate_factor(step, 10, 0, "step") for step in range(10)]
     assert factors == pytest.approx([1.0] * 6 + [0.1] * 2 + [0.01] * 2)

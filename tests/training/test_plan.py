@@ -46,6 +46,15 @@ def test_batches_that_cannot_be_dealt_are_refused(values: dict, num_processes: i
         make_plan(SOURCE, settings(num_steps=3, **values), num_processes, lanes)
 
 
+def test_a_cosine_by_epoch_moves_every_step_where_epochs_have_no_length():
+    by_epoch = make_plan(SOURCE, settings(num_epochs=3, lr_schedule="cosine_by_epoch"), num_processes=1)
+    assert by_epoch.lr_schedule == "cosine_by_epoch" and by_epoch.steps_per_epoch == 12
+    assert by_epoch.factor(11) == 1.0 and by_epoch.factor(12) == by_epoch.factor(23) == pytest.approx(0.75)
+    endless = replace(SOURCE, num_images=None)
+    plan = make_plan(endless, settings(num_steps=36, lr_schedule="cosine_by_epoch"), num_processes=1)
+    assert plan == make_plan(endless, settings(num_steps=36), num_processes=1)
+
+
 def test_steps_need_no_known_size():
     plan = make_plan(replace(SOURCE, num_images=None), settings(num_steps=9, warmup_steps=2), num_processes=1)
     assert (plan.num_steps, plan.warmup_steps, plan.steps_per_epoch) == (9, 2, None)

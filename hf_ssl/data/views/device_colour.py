@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from hf_ssl.data.views.cpu import LUMA, blur_reach
+from hf_ssl.data.views.cpu import LUMA, NUM_BOXES, blur_reach, box_kernel
 from hf_ssl.data.views.device import send
 from hf_ssl.data.views.draws import (
     BLUR_SIGMA,
@@ -37,7 +37,7 @@ class DeviceColour:
     """Jitter, grey, blur, solarize and invert of a batch of views.
 
     Args:
-        recipe: What the draws leave open: kernel width and the place of grey.
+        recipe: What the draws leave open: kind and kernel width of the blur, and the place of grey.
         image_size: Height and width of a view, in pixels.
         device: Where the views are.
     """
@@ -47,8 +47,12 @@ class DeviceColour:
         self._image_size = image_size
         self._device = device
         blurred = [parameters for parameters in self._parameters if parameters.blur_probability]
-        self._reach = max((self._reach_of(one.blur_sigma[1], one.blur_kernel_ratio) for one in blurred), default=0)
+        reaches = [(one.blur_filter, self._reach_of(one.blur_sigma[1], one.blur_kernel_ratio)) for one in blurred]
+        self._reach = max((reach for kind, reach in reaches if kind == "gaussian"), default=0)
         self._mirrored = _mirrored(self._reach, image_size).to(device)
+        boxes = [one.blur_sigma[1] for one in blurred if one.blur_filter == "boxes"]
+        self._box_reach = len(box_kernel(max(boxes))) // 2 if boxes else 0
+        self._repeated = _repeated(self._box_reach, image_size).to(device)
 
     def __call__(self, crops: Tensor, draws: Tensor) -> Tensor:
         """Carry out the draws.
@@ -92,7 +96,10 @@ class DeviceColour:
                     (operation, draws[:, PLACES][:, number] == place, draws[:, FACTORS][:, number : number + 1])
                 )
         wanted.append((to_grey, is_grey & ~grey_first, none))
-        wanted.append((self._blur, draws[:, BLUR_SIGMA] > 0, self._kernels(draws[:, BLUR_SIGMA])))
+        sigma = draws[:, BLUR_SIGMA]
+        by_boxes = np.repeat([parameters.blur_filter == "boxes" for parameters in self._parameters], len(draws) // 2)
+        wanted.append((self._blur, (sigma > 0) & ~by_boxes, self._kernels(sigma)))
+        wanted.append((self._blur_by_boxes, (sigma > 0) & by_boxes, self._box_kernels(sigma * by_boxes)))
         wanted.append((solarize, draws[:, SOLARIZE] > 0, none))
         wanted.append((invert, draws[:, INVERT] > 0, none))
         chosen = [(operation, np.flatnonzero(mask), numbers) for operation, mask, numbers in wanted]
@@ -107,6 +114,15 @@ class DeviceColour:
         kernels = np.exp(-0.5 * (distance / sigma) ** 2) * (distance <= reach[:, None])
         return kernels / kernels.sum(axis=1, keepdims=True)
 
+    def _box_kernels(self, sigma: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The box of each view that has a sigma, with zeros beyond its own width, (2 * batch, 2 * box reach + 1)."""
+        kernels = np.zeros((len(sigma), 2 * self._box_reach + 1))
+        for view in np.flatnonzero(sigma):
+            kernel = box_kernel(sigma[view])
+            start = self._box_reach - len(kernel) // 2
+            kernels[view, start : start + len(kernel)] = kernel
+        return kernels
+
     def _reach_of(self, sigma: float, kernel_ratio: float | None) -> int:
         return blur_reach(sigma, kernel_ratio or None, self._image_size)
 
@@ -114,6 +130,12 @@ class DeviceColour:
         # As two matrix products: a convolution with a kernel for each view would be one in as many groups.
         matrices = (kernels @ self._mirrored.flatten(1)).unflatten(1, self._mirrored.shape[1:])
         return _levels(matrices @ pixels @ matrices.transpose(1, 2))
+
+    def _blur_by_boxes(self, pixels: Tensor, kernels: Tensor) -> Tensor:
+        matrices = (kernels @ self._repeated.flatten(1)).unflatten(1, self._repeated.shape[1:])
+        for _ in range(NUM_BOXES):
+            pixels = _levels(matrices @ pixels @ matrices.transpose(1, 2))
+        return pixels
 
 
 def _mirrored(reach: int, size: int) -> Tensor:
@@ -125,6 +147,12 @@ def _mirrored(reach: int, size: int) -> Tensor:
     period = max(1, 2 * size - 2)
     taken = (torch.arange(size) + torch.arange(-reach, reach + 1)[:, None]).remainder(period)
     return functional.one_hot(torch.where(taken < size, taken, period - taken), size).float()
+
+
+def _repeated(reach: int, size: int) -> Tensor:
+    """Like `_mirrored`, with the pixels at the ends of a row repeated beyond them."""
+    taken = (torch.arange(size) + torch.arange(-reach, reach + 1)[:, None]).clamp(0, size - 1)
+    return functional.one_hot(taken, size).float()
 
 
 # What follows takes pixels from 0 to 255, (3, views, height, width), and returns such, rounded.

@@ -25,9 +25,11 @@ class ViewParameters:
         jitter_probability: Of jittering at all.
         grey_probability: Of losing the colours.
         grey_first: Drop colours before the jitter instead of after it.
-        blur_probability: Of a Gaussian blur.
+        blur_probability: Of a blur.
         blur_sigma: Smallest and largest standard deviation of the blur, in pixels.
-        blur_kernel_ratio: Width of the blur's kernel as a fraction of the view's; None for one wide enough for sigma.
+        blur_filter: `gaussian`, or `boxes` for three box blurs in its place, as Pillow's `GaussianBlur` is made.
+        blur_kernel_ratio: Width of a `gaussian` blur's kernel as a fraction of the view's; None for one wide enough
+            for sigma.
         solarize_probability: Of inverting the pixels above half of full brightness.
         invert_probability: Of inverting all pixels.
 
@@ -47,6 +49,7 @@ class ViewParameters:
     grey_first: bool = False
     blur_probability: float = 0.0
     blur_sigma: tuple[float, float] = (0.1, 2.0)
+    blur_filter: Literal["gaussian", "boxes"] = "gaussian"
     blur_kernel_ratio: float | None = None
     solarize_probability: float = 0.0
     invert_probability: float = 0.0
@@ -56,6 +59,11 @@ class ViewParameters:
             value, rule = getattr(self, field.name), _rule_of(field.name)
             if not rule.allows(value):
                 raise UserError(f"`{field.name}` of a view must be {rule.words}, got {value!r}.")
+        if self.blur_filter == "boxes" and self.blur_kernel_ratio is not None:
+            raise UserError(
+                f"`blur_kernel_ratio` of a view needs `blur_filter` gaussian, got {self.blur_kernel_ratio} with boxes."
+                " Set that too, or leave it at none (null)."
+            )
 
 
 @dataclass(frozen=True)
@@ -152,6 +160,7 @@ _RULES = {
     ),
     "grey_first": _Rule("true or false", lambda value: isinstance(value, bool)),
     "blur_sigma": _Rule("two positive numbers of pixels, the smaller first", _is_positive_range),
+    "blur_filter": _one_of(("gaussian", "boxes")),
     "blur_kernel_ratio": _Rule(
         "a fraction in (0, 1], or none (null)",
         lambda value: value is None or (_is_number(value) and 0 < value <= 1),
@@ -172,6 +181,7 @@ _MOCO_V2 = ViewParameters(
     jitter_probability=0.8,
     grey_probability=0.2,
     blur_probability=0.5,
+    blur_filter="boxes",
 )
 _CIFAR = ViewParameters(jitter=(0.4, 0.4, 0.4, 0.1), jitter_probability=0.8, grey_probability=0.2)
 _BYOL = ViewParameters(
@@ -182,8 +192,8 @@ _BYOL = ViewParameters(
     blur_probability=1.0,
     blur_kernel_ratio=0.1,
 )
-# As coded, crops are bilinear and the blur is Pillow's, as in MoCo v2.
-_MOCO_V3 = replace(_BYOL, crop_scale=(0.2, 1.0), interpolation="bilinear", blur_kernel_ratio=None)
+_DIRECTCLR = replace(_BYOL, blur_filter="boxes", blur_kernel_ratio=None)
+_MOCO_V3 = replace(_DIRECTCLR, crop_scale=(0.2, 1.0), interpolation="bilinear")
 _MOCO_V3_CIFAR = replace(_BYOL, blur_probability=0.0)
 _SIMCLR = ViewParameters(
     jitter=(0.8, 0.8, 0.8, 0.2),
@@ -205,7 +215,10 @@ _SHAPES = ViewParameters(
 
 VIEW_RECIPES: dict[str, ViewRecipe] = {
     "moco_v1": _both(_MOCO_V1, "He et al., 2019; facebookresearch/moco main_moco.py without --aug-plus"),
-    "moco_v2": _both(_MOCO_V2, "Chen et al., 2020; facebookresearch/moco main_moco.py with --aug-plus"),
+    "moco_v2": _both(
+        _MOCO_V2,
+        "Chen et al., 2020; facebookresearch/moco main_moco.py with --aug-plus, and Pillow's blur of loader.py",
+    ),
     "moco_cifar": _both(_CIFAR, "facebookresearch/moco, CIFAR-10 demo"),
     "byol": ViewRecipe(
         _BYOL,
@@ -219,7 +232,7 @@ VIEW_RECIPES: dict[str, ViewRecipe] = {
     "moco_v3": ViewRecipe(
         _MOCO_V3,
         replace(_MOCO_V3, blur_probability=0.1, solarize_probability=0.2),
-        "Chen et al., 2021; facebookresearch/moco-v3 main_moco.py with --crop-min=.2, as for ResNet-50",
+        "Chen et al., 2021; facebookresearch/moco-v3 main_moco.py, loader.py with --crop-min=.2, as for ResNet-50",
     ),
     "moco_v3_vit": ViewRecipe(
         replace(_MOCO_V3, crop_scale=(0.08, 1.0)),
@@ -231,7 +244,15 @@ VIEW_RECIPES: dict[str, ViewRecipe] = {
         replace(_MOCO_V3_CIFAR, solarize_probability=0.2),
         "vturrisi/solo-learn scripts/pretrain/cifar, asymmetric augmentations",
     ),
-    "simsiam": _both(_MOCO_V2, "Chen and He, 2020, section 3; facebookresearch/simsiam main_simsiam.py"),
+    "simsiam": _both(_MOCO_V2, "Chen and He, 2020, section 3; facebookresearch/simsiam main_simsiam.py, loader.py"),
+    "simsiam_cifar": _both(
+        replace(_MOCO_V2, blur_probability=0.0), "Chen and He, 2020, appendix D: as on ImageNet, without blur"
+    ),
+    "directclr": ViewRecipe(
+        _DIRECTCLR,
+        replace(_DIRECTCLR, blur_probability=0.1, solarize_probability=0.2),
+        "Jing et al., 2021; facebookresearch/directclr utils.py: BYOL's views with Pillow's blur",
+    ),
     "directpred_cifar": _both(_CIFAR, "Tian et al., 2021; facebookresearch/luckmatters, CIFAR-10"),
     "directpred_stl": _both(
         replace(_SIMCLR, blur_probability=1.0), "Tian et al., 2021; facebookresearch/luckmatters, STL-10"

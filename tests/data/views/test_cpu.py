@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageFilter
 from torch.nn import functional as F
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as reference
@@ -21,6 +21,7 @@ from hf_ssl.data.views.cpu import (
     adjust_hue,
     adjust_saturation,
     blur,
+    blur_by_boxes,
     make_view,
     resize,
     solarize,
@@ -171,6 +172,28 @@ def test_blur_equals_torchvision(sigma):
         _same(blur(picture, sigma, kernel_ratio), expected, 1)
 
 
+@pytest.mark.parametrize("size", [(96, 80), (1, 7), (2, 2)])
+@pytest.mark.parametrize("sigma", [0.1, 0.3, 0.5, 0.9, 1.4, 2.0, 3.7])
+def test_the_blur_by_boxes_is_pillows(sigma, size):
+    noise = np.random.default_rng(1).integers(0, 256, (*size, 3), dtype=np.uint8)
+    for picture in (noise, _photo(*size)):
+        pillow = np.asarray(Image.fromarray(picture).filter(ImageFilter.GaussianBlur(sigma))).astype(int)
+        difference = np.abs(blur_by_boxes(picture, sigma) - pillow)
+        assert difference.max() <= 3  # Pillow rounds six times, this three times
+        assert difference.mean() < 1.2
+    # A Gaussian of this deviation is another one.
+    if sigma == 0.3 and size == (96, 80):
+        assert np.abs(blur(noise, sigma, None) - pillow).max() > 20
+
+
+@pytest.mark.parametrize("recipe", ["moco_v2", "moco_v3", "moco_v3_vit", "simsiam", "directclr"])
+def test_codes_that_blur_by_pillow_have_its_blur(recipe):
+    picture = _photo(40, 40)
+    for view in (VIEW_RECIPES[recipe].first, VIEW_RECIPES[recipe].second):
+        made = make_view(picture, replace(view, grey_first=False), row_of((0, 0, 40, 40), blur_sigma=0.6), 40)
+        np.testing.assert_array_equal(made, blur_by_boxes(picture, 0.6))
+
+
 def test_the_kernel_of_byol_at_224_pixels_is_23_wide():
     picture = np.zeros((224, 224, 3), np.uint8)
     picture[:, 112] = 255
@@ -297,7 +320,8 @@ def test_the_recipes_are_those_of_the_papers():
     assert byol.first.jitter == byol.second.jitter == (0.4, 0.4, 0.2, 0.1)
     for name, recipe in VIEW_RECIPES.items():
         assert recipe.source
-        assert (recipe.first == recipe.second) != (name in ("byol", "moco_v3", "moco_v3_vit", "moco_v3_cifar"))
+        two_kinds = ("byol", "directclr", "moco_v3", "moco_v3_vit", "moco_v3_cifar")
+        assert (recipe.first == recipe.second) != (name in two_kinds)
     assert VIEW_RECIPES["moco_v1"].first.jitter_probability == 1.0
     assert VIEW_RECIPES["moco_v1"].first.blur_probability == 0.0
     assert VIEW_RECIPES["moco_v2"].first == VIEW_RECIPES["simsiam"].first

@@ -109,6 +109,30 @@ def test_blurs_have_the_width_of_the_cpus(size, kernel_ratio):
     assert (difference > 0).mean() < 0.001
 
 
+@pytest.mark.parametrize("size", [1, 2, 8, 32, 96])
+def test_blurs_by_boxes_are_the_cpus(size):
+    pictures = _pictures(size=size)
+    parameters = replace(PLAIN, blur_probability=1.0, blur_sigma=(0.1, 2.5), blur_filter="boxes")
+    sigmas = np.random.default_rng(3).uniform(0.1, 2.5, len(pictures)).tolist()
+    rows = [row_of((0, 0, size, size), blur_sigma=sigma) for sigma in sigmas]
+    blurred = [views.blur_by_boxes(picture, sigma) for picture, sigma in zip(pictures, sigmas, strict=True)]
+    difference = _differences(_by_device(pictures, parameters, rows), blurred)
+    assert difference.max() <= 1
+    assert (difference > 0).mean() < 0.001
+
+
+def test_each_view_has_its_own_kind_of_blur():
+    pictures = _pictures()
+    gaussian = replace(PLAIN, blur_probability=1.0)
+    recipe = ViewRecipe(replace(gaussian, blur_filter="boxes"), gaussian, "")
+    crops = torch.from_numpy(np.stack([pictures, pictures], axis=1))
+    rows = torch.tensor([[row_of((0, 0, 32, 32), blur_sigma=0.6)] * 2] * len(pictures))
+    made = DeviceColour(recipe, 32, CPU)(crops, rows)
+    assert _differences(made[:, 0], [views.blur_by_boxes(one, 0.6) for one in pictures]).max() <= 1
+    assert _differences(made[:, 1], [views.blur(one, 0.6, None) for one in pictures]).max() <= 1
+    assert _differences(made[:, 0], made[:, 1]).max() > 10
+
+
 @pytest.mark.parametrize("grey_first", [True, False])
 def test_operations_come_in_the_order_of_each_draw(grey_first):
     pictures = _pictures(48)
