@@ -18,7 +18,6 @@ TINY = ["--recipe", "quickstart", "--encoder", "test_resnet", "--image_size", "3
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1800)  # a busy machine is slow, not wrong
 def test_two_processes_send_what_stands_on_paper(tmp_path):
     output = tmp_path / "check.json"
     command = [sys.executable, str(ROOT / "scripts" / "benchmarks" / "scale.py"), "--check", "2", *TINY]
