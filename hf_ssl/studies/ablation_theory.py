@@ -23,7 +23,7 @@ from hf_ssl.methods.base import SSLPreTrainedModel
 from hf_ssl.studies.ablation_grid import Cell
 from hf_ssl.training.arguments import TrainingSettings
 from hf_ssl.training.batches import inputs_of, open_stream
-from hf_ssl.training.watch.collapse import LEAST_RANK, LEAST_RANK_RATIO, LEAST_SPREAD
+from hf_ssl.training.watch.collapse import LEAST_RANK_RATIO, LEAST_SPREAD, least_rank
 from hf_ssl.training.watch.diagnosis import diagnose, linear_predictor
 
 Collapse = Literal["no", "dimensional", "complete"]
@@ -218,7 +218,7 @@ def collapse_of(spread: float, projection_rank: float, rank_at_start: float) -> 
     """
     if spread < LEAST_SPREAD:
         return "complete"
-    if projection_rank < max(LEAST_RANK, LEAST_RANK_RATIO * rank_at_start):
+    if projection_rank < least_rank(rank_at_start):
         return "dimensional"
     return "no"
 

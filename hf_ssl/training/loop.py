@@ -117,13 +117,14 @@ def run_task(task: Task) -> TrainingResult:
         average_batch_norm(task.module)
         task.module.to(memory_format=torch.contiguous_format)  # pyright: ignore[reportCallIssue]
         recorder.finish(step)
+        is_main_process = accelerator.is_main_process  # asking later would make a process group again
         accelerator.end_training()
     record = beginning.record
     return TrainingResult(
         step=step,
         num_steps=recorder.plan.num_steps,
         signal=recorder.stopped_by,
-        is_main_process=accelerator.is_main_process,
+        is_main_process=is_main_process,
         last_checkpoint=recorder.last_checkpoint,
         seconds=record.progress.seconds,
         collapse=record.collapse["report"] if record.collapse else None,

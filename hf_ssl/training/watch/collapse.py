@@ -40,6 +40,11 @@ _SETTLING_STEPS = 100  # after the warm-up: where a network starts says nothing
 _RISE = 1.1  # over the lines that must agree: figures that rise are those of a start
 
 
+def least_rank(best: float) -> float:
+    """The rank below which a collapse is dimensional, where `best` is what it was."""
+    return max(LEAST_RANK, LEAST_RANK_RATIO * best)
+
+
 def collapse_figures(output: SSLOutput) -> dict[str, Tensor]:
     """Spread of the projections and effective rank of the representations of one batch of all processes.
 
@@ -114,7 +119,7 @@ class CollapseAlarm:
 
     def _dimensional(self, step: int) -> Collapse | None:
         best = max(self._ranks)
-        if not _stays_below(self._ranks, max(LEAST_RANK, LEAST_RANK_RATIO * best)) or best < 2 * self._ranks[-1]:
+        if not _stays_below(self._ranks, least_rank(best)) or best < 2 * self._ranks[-1]:
             return None
         return Collapse(
             "dimensional",
