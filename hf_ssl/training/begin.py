@@ -17,7 +17,7 @@ from hf_ssl.training.find import find_checkpoint
 from hf_ssl.training.fit import images_that_fit
 from hf_ssl.training.limits import check_disk
 from hf_ssl.training.plan import Plan, make_plan
-from hf_ssl.training.processes import prepare, start_accelerator
+from hf_ssl.training.processes import prepare
 from hf_ssl.training.record import RunRecord, former_record
 from hf_ssl.training.same_data import check_same_data, keep_listing
 from hf_ssl.training.task import Task
@@ -52,17 +52,17 @@ class Beginning:
     images: int
 
 
-def begin(task: Task) -> Beginning:
-    """Start the processes and bring the task to where its run begins; long because the order matters.
+def begin(task: Task, accelerator: Accelerator) -> Beginning:
+    """Bring a task to where its run begins; long because the order matters.
 
     Args:
         task: What is trained; its module is moved to the device, and gets the weights of the checkpoint.
+        accelerator: Of the processes that train together.
 
     Raises:
         UserError: If settings, data, checkpoint and machine do not fit together.
     """
     settings, source, module = task.settings, task.source, task.module
-    accelerator = start_accelerator(settings)
     output_dir = Path(settings.output_dir)
     checkpoint = find_checkpoint(output_dir, settings.resume)
     former = {} if checkpoint is None else identity_in(checkpoint)
@@ -142,7 +142,7 @@ def _go_on(record: RunRecord, former: RunRecord | None, output_dir: Path, restor
     """Take over what is known about the part of the run that is done, and note what changes from here on."""
     at_end = restored.step == num_steps
     if former is not None:
-        record.go_on(former, at_end)
+        record.go_on(former, restored.step, at_end)
     record.changes = list(restored.changes)
     for one in restored.changes:
         if one["step"] == restored.step:

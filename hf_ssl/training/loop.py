@@ -10,15 +10,16 @@ from hf_ssl.data.settings import DataSettings
 from hf_ssl.data.sources.open import Source
 from hf_ssl.methods.base import SSLPreTrainedModel
 from hf_ssl.training.arguments import TrainingSettings
-from hf_ssl.training.begin import begin
+from hf_ssl.training.begin import Beginning, begin
 from hf_ssl.training.limits import memory_errors_explained
 from hf_ssl.training.optimizers import set_learning_rate
 from hf_ssl.training.output import check_tracker, locked_output_dir, prepare_output_dir
 from hf_ssl.training.pretraining import Pretraining
-from hf_ssl.training.processes import average_batch_norm, own_accelerate_state
+from hf_ssl.training.processes import average_batch_norm, own_accelerate_state, start_accelerator
 from hf_ssl.training.recorder import Recorder
 from hf_ssl.training.start import Start
 from hf_ssl.training.task import Task
+from hf_ssl.training.watch.ranks import Ranks
 
 
 @dataclass(frozen=True)
@@ -93,30 +94,16 @@ def run_task(task: Task) -> TrainingResult:
     check_tracker(settings.report_to)
     prepare_output_dir(settings)
     with locked_output_dir(settings), own_accelerate_state():
-        beginning = begin(task)
-        accelerator, network, optimizer = beginning.accelerator, beginning.network, beginning.optimizer
-        recorder, step = Recorder(task, beginning), beginning.restored.step
-        with recorder, memory_errors_explained(beginning.images):
-            for batch in recorder.batches():
-                with accelerator.accumulate(network):
-                    output = task.forward(network, batch)
-                    accelerator.backward(output.loss)
-                    if accelerator.sync_gradients and settings.max_grad_norm is not None:
-                        accelerator.clip_grad_norm_(network.parameters(), settings.max_grad_norm)
-                    set_learning_rate(optimizer, recorder.plan.learning_rate, recorder.plan.factor(step))
-                    optimizer.step()
-                    optimizer.zero_grad()
-                recorder.add_loss(output, step + 1)
-                if not accelerator.sync_gradients:
-                    continue
-                step += 1
-                if not accelerator.optimizer_step_was_skipped:  # fp16 met an overflow
-                    task.after_optimizer_step(step, recorder.plan.num_steps)
-                if recorder.after_step(step, output, batch.epoch):
-                    break
-        average_batch_norm(task.module)
-        task.module.to(memory_format=torch.contiguous_format)  # pyright: ignore[reportCallIssue]
-        recorder.finish(step)
+        accelerator = start_accelerator(settings)
+        with Ranks() as ranks:
+            beginning = begin(task, accelerator)
+            recorder = Recorder(task, beginning)
+            ranks.left = recorder.where_it_stands
+            with recorder, memory_errors_explained(beginning.images):
+                step = _steps(task, beginning, recorder)
+            average_batch_norm(task.module)
+            task.module.to(memory_format=torch.contiguous_format)  # pyright: ignore[reportCallIssue]
+            recorder.finish(step)
         is_main_process = accelerator.is_main_process  # asking later would make a process group again
         accelerator.end_training()
     record = beginning.record
@@ -129,3 +116,27 @@ def run_task(task: Task) -> TrainingResult:
         seconds=record.progress.seconds,
         collapse=record.collapse["report"] if record.collapse else None,
     )
+
+
+def _steps(task: Task, beginning: Beginning, recorder: Recorder) -> int:
+    """Everything that is trained, in its order; returns the optimizer steps that are done."""
+    accelerator, network, optimizer = beginning.accelerator, beginning.network, beginning.optimizer
+    step, max_grad_norm = beginning.restored.step, task.settings.max_grad_norm
+    for batch in recorder.batches():
+        with accelerator.accumulate(network):
+            output = task.forward(network, batch)
+            accelerator.backward(output.loss)
+            if accelerator.sync_gradients and max_grad_norm is not None:
+                accelerator.clip_grad_norm_(network.parameters(), max_grad_norm)
+            set_learning_rate(optimizer, recorder.plan.learning_rate, recorder.plan.factor(step))
+            optimizer.step()
+            optimizer.zero_grad()
+        recorder.add_loss(output, step + 1)
+        if not accelerator.sync_gradients:
+            continue
+        step += 1
+        if not accelerator.optimizer_step_was_skipped:  # fp16 met an overflow
+            task.after_optimizer_step(step, recorder.plan.num_steps)
+        if recorder.after_step(step, output, batch.epoch):
+            break
+    return step

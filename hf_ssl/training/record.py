@@ -212,15 +212,18 @@ class RunRecord:
             for name, value in flat.items()
         }
 
-    def go_on(self, former: "RunRecord", at_end: bool) -> None:
+    def go_on(self, former: "RunRecord", step: int, at_end: bool) -> None:
         """Take over what is known of the part of the run that is done.
 
         Args:
             former: The record of that part.
+            step: Optimizer steps that are done.
             at_end: Whether nothing is left to do.
         """
         for name in _KEPT:
             setattr(self, name, getattr(former, name))
+        if self.collapse is not None and self.collapse["step"] > step:  # the run went back to before it
+            self.collapse = None
         self.finished = former.finished if at_end else None
 
     def end(self) -> None:

@@ -26,7 +26,6 @@ from hf_ssl.training.watch.clock import Clock
 from hf_ssl.training.watch.energy import EnergyMeter, EnergyWatch
 from hf_ssl.training.watch.log import MetricsLog
 from hf_ssl.training.watch.loss import LossMonitor, check_weights
-from hf_ssl.training.watch.ranks import Ranks
 from hf_ssl.training.watch.signals import StopSignal
 from hf_ssl.training.watch.skipped import Skipped
 
@@ -59,8 +58,7 @@ class Recorder:
         self.last_step = (restored.step, restored.position)  # that is finished, and what it had read
         self.mid_step = False  # images of a step that is not finished have been through the model
         self.stopped_by = 0
-        self.stop = StopSignal(self.settings.grace_seconds, self._where_it_stands)
-        self.ranks = Ranks(self._where_it_stands)
+        self.stop = StopSignal(self.settings.grace_seconds, self.where_it_stands)
         self.speed = SpeedCheck(restored.step, self.accelerator.device)
         self.log = None
         if self.accelerator.is_main_process:
@@ -98,16 +96,12 @@ class Recorder:
 
     def __enter__(self) -> "Recorder":
         self.stop.__enter__()
-        self.ranks.__enter__()
         self.clock.resume()
         return self
 
     def __exit__(self, *reason: Any) -> None:
         self.bar.close()
-        try:
-            self.ranks.__exit__(*reason)
-        finally:
-            self.stop.__exit__(*reason)
+        self.stop.__exit__(*reason)
 
     def batches(self) -> Iterator[Batch]:
         """The batches that are left, timed and counted; none where the run had already ended."""
@@ -145,7 +139,8 @@ class Recorder:
             self._save_if_new()
         return batch
 
-    def _where_it_stands(self) -> str:
+    def where_it_stands(self) -> str:
+        """What a run that ends now leaves, and how to go on: for a message."""
         if self.last_checkpoint is None:
             return f"The run stopped after step {self.last_step[0]}, before its first checkpoint."
         return (
@@ -157,7 +152,7 @@ class Recorder:
         """Save what is trained, where no other process is needed for that, and say how to go on."""
         if self.accelerator.num_processes == 1 and not self.mid_step:
             self._save_if_new()
-        return self._where_it_stands()
+        return self.where_it_stands()
 
     def _save_if_new(self) -> None:
         """Save the state after the last step that was finished, unless there is a checkpoint of it."""

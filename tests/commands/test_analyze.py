@@ -18,6 +18,7 @@ from hf_ssl.evaluation.encoders import Encoder, ImageTransform
 from hf_ssl.evaluation.view_features import ManyViews, extract_view_features
 from hf_ssl.hub.export import export_run
 from hf_ssl.methods import METHODS
+from hf_ssl.training.record import RunRecord
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +36,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         run = folder / name
         run.mkdir()
         config = {"image_size": 16, "image_mean": [0.5] * 3, "image_std": [0.25] * 3}
-        (run / "run.json").write_text(json.dumps({"data": {"view_recipe": "simclr"}, "config": config}))
+        record = RunRecord(name, data={"view_recipe": "simclr"}, config=config)
+        record.write(run)
         # A card needs a whole record of a run.
         (run / "run.json").rename(run / "later.json")
         export_run(method(method.config_class(architecture="test_resnet", **config, **values)), run)

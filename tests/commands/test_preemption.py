@@ -4,6 +4,7 @@ import os
 import re
 import shlex
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -188,3 +189,44 @@ def test_the_examples_for_clusters(tmp_path: Path):
         assert done.returncode == code, (called, done.stderr)
         check_flags(shlex.split(next(line for line in called if line.startswith("torchrun")))[1:])
         assert ("scontrol requeue 77" in called) == requeued
+
+
+DIES = """
+import os, signal
+from hf_ssl.training import pretraining
+
+opened = pretraining.open_stream
+
+def open_stream(*arguments, **options):
+    if os.environ["RANK"] == "1":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return opened(*arguments, **options)
+
+pretraining.open_stream = open_stream
+from hf_ssl.commands import program
+program()
+"""
+
+
+def test_a_process_that_dies_before_the_first_step_is_named(tmp_path: Path):
+    """Without a launcher that would end the others, as under srun."""
+    program = tmp_path / "program.py"
+    program.write_text(DIES)
+    settings = ["--method", "simsiam", "--dataset", "digits", "--output_dir", str(tmp_path / "run")]
+    settings += ["--architecture", "test_resnet", "--image_size", "16", "--batch_size", "8", "--num_workers", "0"]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, str(program), "pretrain", *settings],
+            env={**os.environ, **address, "WORLD_SIZE": "2", "RANK": number, "LOCAL_RANK": number},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for number in "01"
+    ]
+    _, said = processes[0].communicate()
+    processes[1].communicate()
+    assert [process.returncode for process in processes] == [75, -signal.SIGKILL], said
+    assert re.search(r"error: Process 1 of 2 \(pid \d+ on .*\) has died. Training had not begun.", said)

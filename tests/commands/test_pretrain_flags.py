@@ -43,7 +43,7 @@ def test_help_shows_every_setting(method: str, capsys: pytest.CaptureFixture):
     headings = [text.index(f"\n{name}:") for name in ("most used", f"settings of {method}", "data", *GROUPS)]
     assert headings == sorted(headings)
     first = text[headings[0] : headings[1]]
-    assert [line.split()[0] for line in first.splitlines() if line.startswith("  --")] == [
+    assert [line.split()[0].strip(",") for line in first.splitlines() if line.startswith("  --")] == [
         "--method", "--dataset", "--output_dir", "--encoder", "--recipe", "--num_epochs", "--max_hours",
         "--batch_size", "--image_size", "--resume",
     ]  # fmt: skip

@@ -24,6 +24,7 @@ from hf_ssl.hub.export import export_run
 from hf_ssl.hub.names import check_license
 from hf_ssl.methods import METHODS
 from hf_ssl.settings import as_declared, checked, rule_of
+from hf_ssl.training.record import RunRecord
 
 PRETRAIN = "pretrain --encoder test_resnet --num_steps 2 --warmup_steps 0 --batch_size 16 --num_workers 0"
 PRETRAIN += " --dataset digits --cpu"
@@ -239,16 +240,16 @@ def test_an_analysis_of_private_images_with_the_views_of_the_run(
     for number in range(4):
         Image.effect_noise((32, 32), 80).convert("RGB").save(tmp_path / "photos" / f"{number}.png")
     changed = {"crop_scale": [0.9, 1.0]}
-    record = {"data": {"dataset": "shapes", "view_recipe": "simclr", "view_settings": changed}}
-    (run / "encoder" / "run.json").write_text(json.dumps({**record, "config": {"image_size": 32}}))
+    data = {"dataset": "shapes", "view_recipe": "simclr", "view_settings": changed}
+    record = RunRecord("simsiam", data=data, config={"image_size": 32})
+    record.write(run / "encoder")
     values = {"split": "train", "views": 2, "num_workers": 0, "seed": 3}
     result = hf_ssl.analyze(run, dataset=tmp_path / "photos", **values)
     assert result.folder == run / "evaluations" and (result.folder / "analysis.json").is_file()
     assert not (run / "encoder" / "analysis.json").exists() and not (run / "encoder" / "figures").exists()
     (told,) = result.encoders.values()
     assert told["view_settings"] == changed and find_recipe("simclr", changed) != find_recipe("simclr")
-    (run / "encoder" / "run.json").write_text(
-        json.dumps({"data": {**record["data"], "view_settings": None}, "config": {"image_size": 32}})
-    )
+    record.data["view_settings"] = None
+    record.write(run / "encoder")
     (plain,) = hf_ssl.analyze(run, dataset=tmp_path / "photos", **values).encoders.values()
     assert plain["representation"]["numbers"]["alignment"] != told["representation"]["numbers"]["alignment"]

@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from test_loop import DATA, assert_same, new_model, settings, weights
 
 from hf_ssl.data.sources.open import open_source
-from hf_ssl.training import begin, processes
+from hf_ssl.training import loop, processes
 from hf_ssl.training.find import complete_checkpoints
 from hf_ssl.training.loop import train
 
@@ -41,7 +41,7 @@ def float16(monkeypatch: pytest.MonkeyPatch):
     """`train` may use fp16 on the CPU."""
     start = processes.start_accelerator
     monkeypatch.setattr(processes, "Accelerator", OnCPU)
-    monkeypatch.setattr(begin, "start_accelerator", lambda values: start(replace(values, mixed_precision="no")))
+    monkeypatch.setattr(loop, "start_accelerator", lambda values: start(replace(values, mixed_precision="no")))
 
 
 @pytest.fixture(scope="module")

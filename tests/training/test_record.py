@@ -67,8 +67,17 @@ def test_a_run_that_goes_on_keeps_its_past():
     former.finished = "2026-01-01T00:00:00+00:00"
     for at_end, finished in ((True, former.finished), (False, None)):
         record = begun(data={"dataset": "digits"})
-        record.go_on(former, at_end)
+        record.go_on(former, 5, at_end)
         assert (record.command, record.skipped, record.progress.step) == ("hf-ssl pretrain", {"damaged": 2}, 5)
         assert record.finished == finished
         record.end()
         assert (record.finished == former.finished) is at_end
+
+
+def test_a_collapse_after_the_step_that_a_run_goes_back_to_has_not_happened():
+    former = begun(data={})
+    former.collapse = {"kind": "complete", "step": 6, "report": "..."}
+    for step, kept in ((5, None), (6, former.collapse)):
+        record = begun(data={})
+        record.go_on(former, step, at_end=False)
+        assert record.collapse == kept

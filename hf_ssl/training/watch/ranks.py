@@ -44,11 +44,11 @@ class Ranks:
     Does nothing in a single process.
 
     Args:
-        left: What to tell of the run's state when it is ended: a sentence.
+        left: What to tell of the run's state when it is ended: a sentence. May be replaced while it is entered.
     """
 
-    def __init__(self, left: Callable[[], str]):
-        self._left = left
+    def __init__(self, left: Callable[[], str] = lambda: "Training had not begun."):
+        self.left = left
         self._store: Any = None
         self._ended = threading.Event()
         self._found = threading.Event()
@@ -89,7 +89,7 @@ class Ranks:
             logger.debug("The other processes could not be told: %s", unreachable)
 
     def _sentence(self) -> str:
-        return f"{self._lost[1]} {self._left()}"
+        return f"{self._lost[1]} {self.left()}"
 
     def _speaks(self) -> bool:
         """Whether this process is the first of those that are left, which speaks for all."""
