@@ -2,13 +2,14 @@
 
     hf-ssl study methods --dataset uoft-cs/cifar10 --seeds 3 --output_dir runs/methods
     hf-ssl study ablation --dataset uoft-cs/cifar10 --view_recipe moco_v2 --output_dir runs/ablation
+    hf-ssl study reproduce directpred-cifar10 --dataset uoft-cs/cifar10 --output_dir runs/directpred-cifar10
 
 A study that was killed or stopped continues with the same command.
 """
 
 from hf_ssl.commands.command import Command, CommandGroup
 from hf_ssl.data.settings import OF_DATA
-from hf_ssl.studies import ablation, methods, negatives
+from hf_ssl.studies import ablation, methods, negatives, reproduce
 
 _FIRST = ("dataset", "output_dir", "seeds", "num_steps", "recipe", "view_recipe", "encoder")
 _DATA = (*OF_DATA, "split", "num_workers")
@@ -48,6 +49,18 @@ COMMAND = CommandGroup(
                     *("queue_size", "num_hard_negatives", "num_mixed_negatives", "num_mixed_queries"),
                     "start_step",
                 ),
+            },
+        ),
+        "reproduce": Command(
+            "study reproduce",
+            reproduce.ReproduceSettings,
+            reproduce.run,
+            reproduce.__doc__ or "",
+            words=("table",),
+            first=("dataset", "output_dir", "runs", "seeds", "list", "num_epochs", "num_steps"),
+            groups={
+                "data": (*_DATA, "probe_split", "test_split", "eval_images", "augmented_passes"),
+                "to try it out": ("batch_size", "encoder"),
             },
         ),
     },

@@ -207,13 +207,13 @@ class DirectPredForPreTraining(SSLPreTrainedModel):
 
     Recipes: `cifar` and `stl10` are the authors' code (facebookresearch/luckmatters, ssl/real-dataset) with rho 0.3
     and epsilon 0.1 of the paper's table 8 (the README's command has 0.01), learning rate 0.03 with 128 images, 100
-    epochs of the table's 100, 300 and 500; STL-10 trains on its split train+unlabeled. `paper-imagenet` is the paper's
-    300-epoch run, which takes over BYOL's settings at that length, on 8 GPUs, and `paper-imagenet-60` that of 60
-    epochs. Of these two there is no code: rho and epsilon, those of table 8 here, and what `paper-imagenet-60` has
-    beyond SGD, 256 images a step and the loss of one direction, were not found. `-freq5` sets the predictor at every
-    fifth step, and `-linear` is the baseline, whose linear predictor gradients train. `quickstart` trains a small
-    encoder in minutes on a CPU; its values were tuned on the embedded shapes. Deviations: timm starts the last
-    BatchNorm of each residual block at zero, torchvision (and the authors) at one;
+    epochs of the table's 100, 300 and 500; on STL-10 the authors train on labelled and unlabelled images together.
+    `paper-imagenet` is the paper's 300-epoch run, which takes over BYOL's settings at that length, on 8 GPUs, and
+    `paper-imagenet-60` that of 60 epochs. Of these two there is no code: rho and epsilon, those of table 8 here, and
+    what `paper-imagenet-60` has beyond SGD, 256 images a step and the loss of one direction, were not found. `-freq5`
+    sets the predictor at every fifth step, and `-linear` is the baseline, whose linear predictor gradients train.
+    `quickstart` trains a small encoder in minutes on a CPU; its values were tuned on the embedded shapes. Deviations:
+    timm starts the last BatchNorm of each residual block at zero, torchvision (and the authors) at one;
     `--model_args '{"zero_init_last": false}'` does so here. The authors' code also trains on the last, smaller batch
     of an epoch (CIFAR-10: 391 steps of 128 images); here every step has the same number of images, so that runs go on
     with another number of processes, and an epoch has 390.

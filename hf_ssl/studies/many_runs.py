@@ -8,14 +8,18 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from hf_ssl.data.settings import DataSettings
+from hf_ssl.data.settings import DataSettings, PlaceSettings
 from hf_ssl.data.sources.open import Source
 from hf_ssl.errors import UserError
 from hf_ssl.evaluation.references import read_json
-from hf_ssl.studies.settings import StudySettings
+from hf_ssl.hub.export import export_run
+from hf_ssl.methods import METHODS
+from hf_ssl.methods.base import SSLConfig, SSLPreTrainedModel
 from hf_ssl.training.arguments import TrainingSettings
 from hf_ssl.training.files import write_json
+from hf_ssl.training.loop import train
 from hf_ssl.training.output import make_folder
+from hf_ssl.training.plan import make_plan
 
 
 class StoppedError(Exception):
@@ -48,7 +52,7 @@ def check_one_process() -> None:
         )
 
 
-def choice_of(settings: StudySettings, names: Sequence[str], source: Source) -> dict[str, Any]:
+def choice_of(settings: PlaceSettings, names: Sequence[str], source: Source) -> dict[str, Any]:
     """The settings that change the numbers of a study's runs, for `claim_folder`.
 
     Args:
@@ -57,7 +61,8 @@ def choice_of(settings: StudySettings, names: Sequence[str], source: Source) -> 
         source: The opened training split.
     """
     values = {name: getattr(settings, name) for name in names} | {"dataset": source.name}
-    return values if isinstance(settings.dataset, str | Path) else values | {"fingerprint": source.fingerprint}
+    is_named = isinstance(getattr(settings, "dataset"), str | Path)  # noqa: B009
+    return values if is_named else values | {"fingerprint": source.fingerprint}
 
 
 def claim_folder(folder: Path, settings: Mapping[str, Any]) -> None:
@@ -88,6 +93,73 @@ def parts_of_recipe(recipe: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str
     data, training = ({field.name for field in fields(kind)} for kind in (DataSettings, TrainingSettings))
     of_method = {name: value for name, value in recipe.items() if name not in data | training}
     return of_method, {name: value for name, value in recipe.items() if name in training}
+
+
+def settings_of_run(training: Mapping[str, Any], folder: Path, seed: int) -> TrainingSettings:
+    """The settings of one run of a study, which goes on if it was begun before.
+
+    Args:
+        training: Settings of the training by name.
+        folder: Of the run.
+        seed: Of the run.
+    """
+    own: dict[str, Any] = {"output_dir": str(folder), "resume": "auto" if folder.exists() else None, "seed": seed}
+    return TrainingSettings(**{**training, **own, "keep_checkpoints": 1, "diagnostics_every": 0})
+
+
+def config_of_run(method: str, of_method: Mapping[str, Any], source: Source, settings: TrainingSettings) -> SSLConfig:
+    """The config of a method for a run, which may be shorter than its recipe's.
+
+    Args:
+        method: Name in `METHODS`.
+        of_method: Settings of its config by name.
+        source: What it trains on.
+        settings: Length of the run. MoCHi mixes after a tenth of it where its recipe would start after the end.
+    """
+    values = dict(of_method)
+    num_steps = make_plan(source, settings, 1).num_steps
+    if values.get("start_step", 0) >= num_steps:
+        values["start_step"] = num_steps // 10
+    config = METHODS[method].config_class(**values)
+    config.adapt_to_data(source.num_images)
+    return config
+
+
+def train_run(model: SSLPreTrainedModel, source: Source, data: DataSettings, settings: TrainingSettings) -> float:
+    """Train one run and export its encoder.
+
+    Returns:
+        Seconds of training.
+
+    Raises:
+        StoppedError: If a signal ended it.
+    """
+    ended = train(model, source, data, settings)
+    if ended.signal:
+        raise StoppedError(ended.signal)
+    export_run(model, Path(settings.output_dir))
+    return ended.seconds
+
+
+def length_of(recipe: Mapping[str, Any], num_epochs: float | None, num_steps: int | None) -> dict[str, Any]:
+    """The settings of a run's length, with a warm-up that keeps its share of the recipe's run.
+
+    Args:
+        recipe: Settings of the recipe by name.
+        num_epochs: Epochs of the run; None if `num_steps` is given.
+        num_steps: Its optimizer steps; None if `num_epochs` is given.
+
+    Returns:
+        `num_epochs`, `num_steps`, `warmup_epochs` and `warmup_steps`; None for what is in the other unit.
+    """
+    share = 0.0
+    for unit in ("epochs", "steps"):
+        if recipe.get(f"num_{unit}"):
+            share = (recipe.get(f"warmup_{unit}") or 0) / recipe[f"num_{unit}"]
+    values: dict[str, Any] = dict.fromkeys(("num_epochs", "num_steps", "warmup_epochs", "warmup_steps"))
+    if num_steps is not None:
+        return values | {"num_steps": num_steps, "warmup_steps": int(share * num_steps)}
+    return values | {"num_epochs": num_epochs, "warmup_epochs": share * (num_epochs or 0)}
 
 
 def mean_text(values: Sequence[float], digits: int) -> str:

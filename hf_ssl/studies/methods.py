@@ -14,7 +14,6 @@ which has its `encoder` folder.
 """
 
 import logging
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,6 @@ from hf_ssl.errors import UserError
 from hf_ssl.evaluation.features import encoder_of, extract_features
 from hf_ssl.evaluation.protocols import measure, with_classes_of
 from hf_ssl.evaluation.references import read_json
-from hf_ssl.hub.export import export_run
 from hf_ssl.methods import METHODS
 from hf_ssl.methods.base import SSLConfig, SSLPreTrainedModel
 from hf_ssl.settings import check_least, check_positive, checked
@@ -37,14 +35,16 @@ from hf_ssl.studies.many_runs import (
     check_one_process,
     choice_of,
     claim_folder,
+    config_of_run,
+    length_of,
     parts_of_recipe,
+    settings_of_run,
+    train_run,
 )
 from hf_ssl.studies.methods_report import RANDOM, VARIANTS, MethodRun, line_of, table_of, write_report
 from hf_ssl.studies.settings import StudySettings, check_recipe, chosen_names
 from hf_ssl.training.arguments import TrainingSettings
 from hf_ssl.training.files import write_json
-from hf_ssl.training.loop import train
-from hf_ssl.training.plan import make_plan
 
 logger = logging.getLogger(__name__)
 
@@ -183,12 +183,8 @@ class _Bench:
         model = self._model(self.options.methods[0] if name == RANDOM else name, seed)
         seconds = 0.0
         if name != RANDOM:
-            settings = self._settings(name, seed)
-            ended = train(model, self.source, self.options.data_of(self._recipe(name)), settings)
-            if ended.signal:
-                raise StoppedError(ended.signal)
-            export_run(model, folder)
-            seconds = ended.seconds
+            data = self.options.data_of(self._recipe(name))
+            seconds = train_run(model, self.source, data, self._settings(name, seed))
         finished = MethodRun(name, seed, **self._measure(model, f"{name}, seed {seed}"), seconds=seconds)
         folder.mkdir(parents=True, exist_ok=True)
         write_json(result, asdict(finished))
@@ -203,19 +199,11 @@ class _Bench:
 
     def _config(self, name: str) -> SSLConfig:
         of_method, _ = parts_of_recipe(self._recipe(name))
-        plan = make_plan(self.source, self._settings(name, 0), 1)
-        if of_method.get("start_step", 0) >= plan.num_steps:
-            of_method["start_step"] = plan.num_steps // 10
-        config = METHODS[VARIANTS[name].method].config_class(**of_method)
-        config.adapt_to_data(self.source.num_images)
-        return config
+        return config_of_run(VARIANTS[name].method, of_method, self.source, self._settings(name, 0))
 
     def _settings(self, name: str, seed: int) -> TrainingSettings:
         _, training = parts_of_recipe(self._recipe(name))
-        folder = self._folder(name, seed)
-        own: dict[str, Any] = {"output_dir": str(folder), "resume": "auto" if folder.exists() else None, "seed": seed}
-        own |= {"keep_checkpoints": 1, "diagnostics_every": 0}
-        return TrainingSettings(**training | own)
+        return settings_of_run(training, self._folder(name, seed), seed)
 
     def _folder(self, name: str, seed: int) -> Path:
         return self.options.output_dir / name / f"seed{seed}"
@@ -254,24 +242,3 @@ def _shared_label(train: Source, test: Source) -> str:
             "no label column. Give `label_column`, or a data set with labels."
         )
     return shared[0]
-
-
-def length_of(recipe: Mapping[str, Any], num_epochs: float | None, num_steps: int | None) -> dict[str, Any]:
-    """The settings of a run's length, with a warm-up that keeps its share of the recipe's run.
-
-    Args:
-        recipe: Settings of the recipe by name.
-        num_epochs: Epochs of the run; None if `num_steps` is given.
-        num_steps: Its optimizer steps; None if `num_epochs` is given.
-
-    Returns:
-        `num_epochs`, `num_steps`, `warmup_epochs` and `warmup_steps`; None for what is in the other unit.
-    """
-    share = 0.0
-    for unit in ("epochs", "steps"):
-        if recipe.get(f"num_{unit}"):
-            share = (recipe.get(f"warmup_{unit}") or 0) / recipe[f"num_{unit}"]
-    values: dict[str, Any] = dict.fromkeys(("num_epochs", "num_steps", "warmup_epochs", "warmup_steps"))
-    if num_steps is not None:
-        return values | {"num_steps": num_steps, "warmup_steps": int(share * num_steps)}
-    return values | {"num_epochs": num_epochs, "warmup_epochs": share * (num_epochs or 0)}

@@ -12,6 +12,7 @@ from PIL import Image
 import hf_ssl
 from hf_ssl.commands import main
 from hf_ssl.modules.encoder import build_encoder
+from hf_ssl.studies import many_runs
 from hf_ssl.studies import methods as study
 from hf_ssl.studies.methods_report import VARIANTS, MethodRun, rows_of, table_of
 
@@ -77,7 +78,7 @@ def test_a_finished_study_trains_nothing_and_a_new_method_joins_it(
     def refuse(*arguments):
         raise AssertionError("trained again")
 
-    monkeypatch.setattr(study, "train", refuse)
+    monkeypatch.setattr(many_runs, "train", refuse)
     before = (finished / "methods.md").read_text()
     assert run(finished, "--methods", "mochi", "memory_bank", "moco_v1", "--seeds", "2") == 0
     said = capsys.readouterr().out
