@@ -10,6 +10,7 @@ from typing import TypeVar
 
 import psutil
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
@@ -309,9 +310,9 @@ def _check_memory(num_passes: int, num_images: int, dim: int) -> None:
 
 def _together(encoder: Encoder, source: Source, batches: Iterable[Features]) -> Features:
     """Stack the batches of all processes, ordered by row."""
-    parts = list(batches)
-    empty = torch.zeros(0, dtype=torch.int64)
     device = _device_of(encoder.module)
+    parts = _on_all(batches, source)
+    empty = torch.zeros(0, dtype=torch.int64)
     row_ids = gather_rows(torch.cat([part.row_ids for part in parts] or [empty]), device)
     if len(row_ids) == 0:
         raise UserError(f"Split `{source.split}` of `{source.name}` has no usable image. Check its files.")
@@ -323,6 +324,25 @@ def _together(encoder: Encoder, source: Source, batches: Iterable[Features]) -> 
     }
     order = row_ids.argsort(stable=True)
     return Features(features[order], {column: values[order] for column, values in labels.items()}, row_ids[order])
+
+
+def _on_all(batches: Iterable[Features], source: Source) -> list[Features]:
+    """The batches of this process; where those of any process fail all raise, for the others would wait for it."""
+    if world_size() == 1:
+        return list(batches)
+    parts, failure = [], None
+    try:
+        parts = list(batches)
+    except Exception as error:
+        failure = error
+    told: list[str | None] = [None] * world_size()
+    dist.all_gather_object(told, None if failure is None else f"{type(failure).__name__}: {failure}")
+    if failure is not None:
+        raise failure
+    for number, reason in enumerate(told):
+        if reason is not None:
+            raise UserError(f"Process {number} has no features of split `{source.split}` of `{source.name}`. {reason}")
+    return parts
 
 
 def _device_of(module: nn.Module) -> torch.device:

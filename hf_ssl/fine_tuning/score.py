@@ -1,6 +1,5 @@
 """Scores of a classifier in training."""
 
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,6 +11,7 @@ from hf_ssl.training.checkpoint import random_state, set_random_state
 from hf_ssl.training.plan import Plan
 from hf_ssl.training.processes import averaged_batch_norm
 from hf_ssl.training.watch.base import Moment, Watch
+from hf_ssl.training.watch.log import MetricsLog
 
 
 class ScoreWatch(Watch):
@@ -23,7 +23,8 @@ class ScoreWatch(Watch):
         test: The images.
         options: Label column, images of a batch, and worker processes; see `score`.
         device: The device that trains.
-        log: `metrics.jsonl` of the run.
+        log: `metrics.jsonl` of the run; None but on the first process.
+        step: Optimizer steps that are done.
 
     Attributes:
         score: The newest one; None before the first.
@@ -39,13 +40,14 @@ class ScoreWatch(Watch):
         test: Source,
         options: tuple[str, int, int],
         device: torch.device,
-        log: Path,
+        log: MetricsLog | None,
+        step: int,
     ):
         super().__init__(every or 0)
         self.score: Score | None = None
         self._by_epoch = every is None
         self._classifier, self._test, self._options = classifier, test, options
-        self._device, self._log = device, log
+        self._device, self._log, self._step = device, log, step
 
     def is_due(self, step: int, plan: Plan) -> bool:
         """After the last step, and every so many steps or at the end of every epoch."""
@@ -56,18 +58,23 @@ class ScoreWatch(Watch):
     def look(self, moment: Moment) -> dict[str, Any]:
         """Accuracy and loss."""
         self.score = self._scored()
-        return {"accuracy": self.score.accuracy, "test_loss": round(self.score.loss, 6)}
+        return _figures_of(self.score)
 
     def finished(self) -> None:
-        """Score again: what the result tells is more than the log has."""
+        """Score again: what the result tells is more than the log has, from which a signal may have kept the last."""
         self.score = self._scored()
+        if self._log is not None and not any(step == self._step for step, _ in self._logged(self._log)):
+            self._log.append({"step": self._step, **_figures_of(self.score)})
 
     def best(self) -> tuple[int, float] | None:
-        """Step and accuracy of the first of the best scorings of the whole run, from its log."""
-        lines = read_metrics(self._log) if self._log.is_file() else []
-        scored = [line for line in lines if "accuracy" in line]
-        best = max(scored, key=lambda line: line["accuracy"], default=None)
-        return None if best is None else (best["step"], best["accuracy"])
+        """Step and accuracy of the first of the best scorings of the whole run, from its log; None without one."""
+        scored = [] if self._log is None else self._logged(self._log)
+        return max(scored, key=lambda one: one[1], default=None)
+
+    @staticmethod
+    def _logged(log: MetricsLog) -> list[tuple[int, float]]:
+        lines = read_metrics(log.path) if log.path.is_file() else []
+        return [(line["step"], line["accuracy"]) for line in lines if "accuracy" in line]
 
     def _scored(self) -> Score:
         self.score = None  # a signal may cut this one short
@@ -78,3 +85,7 @@ class ScoreWatch(Watch):
                 return score(self._classifier, self._test, label, batch_size, num_workers)
         finally:
             set_random_state(before, self._device)
+
+
+def _figures_of(score: Score) -> dict[str, Any]:
+    return {"accuracy": score.accuracy, "test_loss": round(score.loss, 6)}

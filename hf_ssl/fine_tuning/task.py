@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -127,6 +126,8 @@ class FineTuning(Task):
     Attributes:
         scoring: What scores it, from the first step on; None if nothing is scored.
     """
+
+    smaller = "`--mixed_precision bf16`, `--train last-1`, or a smaller `--image_size` or encoder"
 
     def __init__(
         self,
@@ -298,8 +299,7 @@ class FineTuning(Task):
         """Scores on the test split."""
         if self.test is None:
             return []
-        settings, path = self.own, Path(self.settings.output_dir) / "metrics.jsonl"
-        label, workers = next(iter(self.source.labels)), self.data.num_workers
-        options = (label, settings.batch_size, workers)
-        self.scoring = ScoreWatch(settings.eval_every, self.classifier, self.test, options, accelerator.device, path)
+        every, device = self.own.eval_every, accelerator.device
+        options = (next(iter(self.source.labels)), self.own.batch_size, self.data.num_workers)
+        self.scoring = ScoreWatch(every, self.classifier, self.test, options, device, log, step)
         return [self.scoring]

@@ -92,6 +92,8 @@ def begin(task: Task, accelerator: Accelerator) -> Beginning:
         )
         _go_on(record, former_run, output_dir, restored, plan.num_steps)
     stream, images = None, 0
+    if restored.step == plan.num_steps and "images_per_device" in former:
+        record.training["images_per_device"] = former["images_per_device"]  # those of the last step, not `auto`
     if restored.step < plan.num_steps:
         check_disk(module, settings)
         images = _forward_images(task, accelerator, record, former)
@@ -114,6 +116,7 @@ def _forward_images(task: Task, accelerator: Accelerator, record: RunRecord, for
             settings,
             check=lambda images: task.check_images(images, num_processes),
             trial=task.trial,
+            smaller=task.smaller,
         )
     before = (former.get("num_processes", num_processes), former.get("images_per_device", images))
     if before != (num_processes, images):

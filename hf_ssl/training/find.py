@@ -10,7 +10,7 @@ import torch.distributed as dist
 from hf_ssl.distributed import rank, world_size
 from hf_ssl.errors import UserError
 from hf_ssl.training.files import RUN_FILE, storage_errors_explained
-from hf_ssl.training.integrity import STATE, damage_of, is_complete
+from hf_ssl.training.integrity import STATE, damage_of, is_complete, read_state
 
 logger = logging.getLogger(__name__)
 
@@ -24,8 +24,9 @@ def checkpoint_folder(output_dir: Path, step: int) -> Path:
 
 
 def step_of(checkpoint: Path) -> int:
-    """Optimizer steps done when a checkpoint was written."""
-    return int(checkpoint.name.removeprefix("step-"))
+    """Optimizer steps done when a checkpoint was written; of a copy with another name its state tells."""
+    number = checkpoint.name.removeprefix("step-")
+    return int(number) if number.isdigit() else read_state(checkpoint)["step"]
 
 
 def complete_checkpoints(output_dir: Path) -> list[Path]:

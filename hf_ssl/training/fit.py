@@ -15,7 +15,7 @@ from hf_ssl.errors import UserError
 from hf_ssl.methods.base import SSLPreTrainedModel
 from hf_ssl.training.arguments import TrainingSettings
 from hf_ssl.training.checkpoint import random_state, set_random_state
-from hf_ssl.training.limits import OUT_OF_MEMORY, optimizer_bytes
+from hf_ssl.training.limits import OUT_OF_MEMORY, SMALLER, optimizer_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +28,7 @@ def images_that_fit(
     settings: TrainingSettings,
     check: Callable[[int], None],
     trial: Callable[[int], None],
+    smaller: str = SMALLER,
 ) -> int:
     """Images of one forward pass of each process: what the settings say or, on a GPU, what fits.
 
@@ -39,6 +40,7 @@ def images_that_fit(
         settings: `images_per_device` and `batch_size`, which it divides.
         check: Raises `UserError` if so many images are too few.
         trial: Forward and backward pass of so many images; see `trial_step`.
+        smaller: See `memory_errors_explained`.
 
     Raises:
         UserError: If the images are too few, or even the fewest do not fit.
@@ -55,8 +57,7 @@ def images_that_fit(
     if not found:
         raise UserError(
             f"The memory of {accelerator.device} is not enough for the fewest images that can be used in one forward "
-            "pass. Give `--activation_checkpointing`, `--mixed_precision bf16`, a smaller `--image_size` or "
-            "`--encoder`."
+            f"pass. Give {smaller}."
         )
     if found < share:
         logger.info("%d of the %d images of this process in a step fit into one forward pass.", found, share)

@@ -17,6 +17,7 @@ from hf_ssl.training.arguments import TrainingSettings
 
 _STATES = {"sgd": 1, "lars": 1, "adamw": 2}  # numbers that an optimizer keeps for each weight
 _MOST_STATES = 3  # of others; few of timm keep more
+SMALLER = "`--activation_checkpointing`, `--mixed_precision bf16`, or a smaller `--image_size` or `--encoder`"
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "Cannot allocate memory")
 
 
@@ -109,11 +110,12 @@ def _tensor_bytes(state: Any) -> int:
 
 
 @contextmanager
-def memory_errors_explained(images: int) -> Iterator[None]:
+def memory_errors_explained(images: int, smaller: str = SMALLER) -> Iterator[None]:
     """Turn an allocation that failed, on a GPU or on the CPU, into one sentence with the flags that help.
 
     Args:
         images: Of one process in one forward pass.
+        smaller: What else saves memory: flags, within a sentence.
 
     Raises:
         UserError: In the place of such an error.
@@ -129,6 +131,5 @@ def memory_errors_explained(images: int) -> Iterator[None]:
         fewer = max(number for number in range(1, max(2, images // 2 + 1)) if images % number == 0)
         raise UserError(
             f"The memory is not enough for {images} images in one forward pass. Give `--images_per_device {fewer}`, "
-            "with which a step has the same images, `--activation_checkpointing`, `--mixed_precision bf16`, or a "
-            "smaller `--image_size` or `--encoder`."
+            f"with which a step has the same images, {smaller}."
         ) from error

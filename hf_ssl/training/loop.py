@@ -99,7 +99,7 @@ def run_task(task: Task) -> TrainingResult:
             beginning = begin(task, accelerator)
             recorder = Recorder(task, beginning)
             ranks.left = recorder.where_it_stands
-            with recorder, memory_errors_explained(beginning.images):
+            with recorder, memory_errors_explained(beginning.images, task.smaller):
                 step = _steps(task, beginning, recorder)
             average_batch_norm(task.module)
             task.module.to(memory_format=torch.contiguous_format)  # pyright: ignore[reportCallIssue]

@@ -159,6 +159,9 @@ class RunRecord:
         if lacking or not isinstance(content.get("method"), str):
             lacking = lacking or ["method"]
             raise UserError(f"it lacks {', '.join(f'`{name}`' for name in lacking)}")
+        collapse = content.get("collapse")
+        if collapse is not None and not (isinstance(collapse, Mapping) and {"step", "report"} <= collapse.keys()):
+            raise UserError("`collapse` is not what the alarm writes")
         names = {one.name for one in dataclasses.fields(cls)} - {"details", "progress"}
         known = {one.name for one in dataclasses.fields(Progress)}
         return cls(

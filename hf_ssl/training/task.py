@@ -14,6 +14,7 @@ from hf_ssl.data.settings import DataSettings
 from hf_ssl.data.sources.open import Source
 from hf_ssl.methods.base import SSLOutput
 from hf_ssl.training.arguments import TrainingSettings
+from hf_ssl.training.limits import SMALLER
 from hf_ssl.training.plan import Plan
 from hf_ssl.training.processes import with_precision
 from hf_ssl.training.record import RunRecord
@@ -32,7 +33,10 @@ class Task(ABC):
 
     Attributes:
         settings: With the precision that `auto` stands for.
+        smaller: What saves memory beside fewer images in a forward pass: flags, within a sentence.
     """
+
+    smaller: str = SMALLER
 
     def __init__(self, module: nn.Module, source: Source, data: DataSettings, settings: TrainingSettings):
         self.module, self.source, self.data = module, source, data

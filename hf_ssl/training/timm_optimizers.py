@@ -36,7 +36,7 @@ def check_optimizer(name: str) -> None:
         return
     known = known_optimizers()
     if name not in known:
-        near = near_name(name, known) or " Such as lamb, lion, muon or adan."
+        near = near_name(name.lower(), known) or " Such as lamb, lion, muon or adan."
         raise UserError(f"`optimizer` must be sgd, adamw, lars or an optimizer of timm, got `{name}`.{near}")
     for beginning, package in _PACKAGES.items():
         if name.startswith(beginning) and importlib.util.find_spec(package) is None:

@@ -111,6 +111,24 @@ def test_resume_is_exact(tmp_path, monkeypatch, values):
     assert result_again.score.accuracy == result.score.accuracy and result_again.best == result.best
     assert lines_of(tmp_path / "resumed") == lines_of(tmp_path / "whole")
     assert all(torch.equal(again[name], value) for name, value in whole.items())
+    record = json.loads((tmp_path / "resumed" / "run.json").read_text())
+    assert record["training"]["images_per_device"] == 16  # not `auto`, of which nothing was asked any more
+
+
+def test_a_score_that_a_signal_cut_short_is_in_the_log_after_the_resume(tmp_path):
+    *_, result = run(tmp_path)
+    lines = lines_of(tmp_path)
+    log = tmp_path / "metrics.jsonl"
+    cut = [json.loads(line) for line in log.read_text().splitlines()]
+    for name in ("accuracy", "test_loss"):
+        del cut[-1][name]
+    log.write_text("".join(json.dumps(line) + "\n" for line in cut))
+    for _ in range(2):  # once
+        *_, again = run(tmp_path, resume="auto")
+        assert again.best == result.best
+        last = lines_of(tmp_path)[-2:]
+        assert [line["step"] for line in lines_of(tmp_path)] == [1, 2, 3, 4, 5, 6, 6]
+        assert {**last[0], **last[1]} == lines[-1]
 
 
 def test_other_settings_are_refused_on_resume(tmp_path):
@@ -162,15 +180,26 @@ def test_views_of_the_device_are_refused(tmp_path):
 
 
 PROGRAM = """
-    import json, os, sys
+    import json, logging, os, sys
     from pathlib import Path
 
     from hf_ssl.data.settings import DataSettings
+    from hf_ssl.evaluation import features
     from hf_ssl.fine_tuning.classifier import open_classifier
     from hf_ssl.fine_tuning.task import fine_tune
     from hf_ssl.fine_tuning.settings import FineTuningSettings
 
     folder, number = Path(sys.argv[1]), os.environ["RANK"]
+    read, calls = features._batches, []
+
+    def read_or_fail(*arguments):
+        calls.append(1)
+        if number == "1" and len(calls) == 1:
+            raise OSError("the disk of one machine")
+        yield from read(*arguments)
+
+    features._batches = read_or_fail
+    logging.basicConfig()
     data = DataSettings(dataset="digits", num_workers=0, shuffle_window=100)
     settings = FineTuningSettings(output_dir=str(folder / "run"), batch_size=14, num_steps=4, eval_every=2)
     classifier = open_classifier("random:test_resnet", [str(digit) for digit in range(10)], image_size=16)
@@ -186,9 +215,13 @@ def test_two_processes_agree_and_score_every_image_once(tmp_path):
     program = tmp_path / "program.py"
     program.write_text(textwrap.dedent(PROGRAM))
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
-    done = subprocess.run([*command, str(program), str(tmp_path)], capture_output=True, text=True)
+    done = subprocess.run([*command, str(program), str(tmp_path)], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     first, second = (json.loads((tmp_path / f"seen-{number}.json").read_text()) for number in (0, 1))
     assert first == second
+    # Where one cannot score, none waits for it: the first of two scores is missing, and the run goes on.
+    assert "UserError: Process 1 has no features of split `test` of `digits`. OSError: the disk of one" in done.stderr
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "accuracy" in line] == [4]
     assert sum(map(sum, first["confusion"])) == 360  # batches of 14 do not divide it
     assert first["accuracy"] == pytest.approx(sum(row[i] for i, row in enumerate(first["confusion"])) / 360)

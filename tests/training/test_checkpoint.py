@@ -309,6 +309,8 @@ def test_resume_takes_a_checkpoint_or_the_folder_of_a_run(run, tmp_path: Path):
     copy = shutil.copytree(first, tmp_path / "other" / "checkpoints" / first.name)
     with pytest.raises(UserError, match="checkpoints after step 5.*is of another run. Give another `output_dir`"):
         find_checkpoint(tmp_path, str(copy))
+    backup = shutil.copytree(first, tmp_path / "checkpoints" / "backup")
+    assert find_checkpoint(tmp_path, "backup") == backup and step_of(backup) == 5
 
 
 @pytest.mark.parametrize(

@@ -139,7 +139,12 @@ def test_a_lack_of_memory_is_explained(error: Exception):
     cure = "not enough for 12 images in one forward pass. Give `--images_per_device 6`"
     with pytest.raises(UserError, match=cure) as told, memory_errors_explained(12):
         raise error
-    assert told.value.__cause__ is error
+    assert told.value.__cause__ is error and "--encoder" in str(told.value)
+    with (
+        pytest.raises(UserError, match="the same images, `--train last-1`.$"),
+        memory_errors_explained(12, "`--train last-1`"),
+    ):
+        raise error
 
 
 def test_other_errors_keep_their_traceback():

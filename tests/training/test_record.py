@@ -48,6 +48,7 @@ def test_the_record_of_an_older_version_is_read(tmp_path: Path):
         ({}, "`config`, `data`, `training`, `progress`"),
         ({**PARTS, "progress": 3}, "it lacks `progress`"),
         ({**PARTS, "progress": {}, "method": None}, "it lacks `method`"),
+        ({**PARTS, "progress": {}, "collapse": "yes"}, "`collapse` is not what the alarm writes"),
     ],
 )
 def test_another_file_of_this_name_is_no_record(content, lacking: str, tmp_path: Path):
