@@ -21,6 +21,9 @@ from hf_ssl.training.loop import train
 from hf_ssl.training.output import make_folder
 from hf_ssl.training.plan import make_plan
 
+SETTINGS_FILE = "settings.json"
+"""What `claim_folder` writes into the folder of a study."""
+
 
 class StoppedError(Exception):
     """A signal ended a run early.
@@ -75,7 +78,7 @@ def claim_folder(folder: Path, settings: Mapping[str, Any]) -> None:
     Raises:
         UserError: If its runs were trained with other settings; names the first.
     """
-    path = folder / "settings.json"
+    path = folder / SETTINGS_FILE
     if path.exists():
         before = read_json(path)
         for name, value in settings.items():

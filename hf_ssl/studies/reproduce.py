@@ -34,6 +34,7 @@ from hf_ssl.methods.base import SSLConfig
 from hf_ssl.modules.encoder import check_encoder
 from hf_ssl.settings import check_least, check_positive, checked
 from hf_ssl.studies.many_runs import (
+    SETTINGS_FILE,
     StoppedError,
     check_one_process,
     choice_of,
@@ -155,6 +156,7 @@ def run(settings: ReproduceSettings) -> ReproduceResult:
     table = TABLES[settings.table]
     names = settings.runs or []
     if settings.list:
+        _check_table_of(settings)
         done = _finished(settings, names)
         return ReproduceResult(done, table_text(table, names, done))
     check_one_process()
@@ -177,6 +179,17 @@ def run(settings: ReproduceSettings) -> ReproduceResult:
     write_json(files[0], {"table": settings.table, "runs": [asdict(one) for one in done]})
     files[1].write_text(text)
     return ReproduceResult(done, text, files, exit_code)
+
+
+def _check_table_of(settings: ReproduceSettings) -> None:
+    """Refuse to list the runs of another table: some have the same names."""
+    record = (settings.output_dir or Path()) / SETTINGS_FILE
+    other = read_json(record).get("table") if settings.output_dir is not None and record.is_file() else settings.table
+    if other != settings.table:
+        raise UserError(
+            f"`{settings.output_dir}` holds runs of `{other}`, not of `{settings.table}`. Give another `output_dir`, "
+            "or leave it out to see what there is to run."
+        )
 
 
 def _finished(settings: ReproduceSettings, names: Sequence[str]) -> Sequence[FinishedRun]:

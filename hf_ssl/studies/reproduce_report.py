@@ -50,7 +50,7 @@ def table_text(table: Table, names: Sequence[str], runs: Sequence[FinishedRun]) 
         own = [one for one in runs if one.name == name]
         for place, (measurement, number) in enumerate(row.published.items()):
             values = [100 * one.values[measurement] for one in own]
-            published = number.replace("+-", "\N{PLUS-MINUS SIGN}") + ("" if row.verified else " (UNVERIFIED)")
+            published = _with_sign(number) + ("" if row.verified else " (UNVERIFIED)")
             cells = (name, _recipe_text(row)) if place == 0 else ("", "")
             here = mean_text(values, 2) if own else "not run"
             cells = (*cells, title_of(measurement).rstrip("*"), published, here, _trained_text(own))
@@ -61,12 +61,16 @@ def table_text(table: Table, names: Sequence[str], runs: Sequence[FinishedRun]) 
     lines.append("")
     for source, of in together.items():
         which = "" if len(together) == 1 else f": {', '.join(of)}"
-        lines.append(f"- Published in {source}{which}.")
+        lines.append(f"- Published in {_with_sign(source)}{which}.")
     learnt = f", learnt from `{table.probe_split}`" if table.probe_split else ""
     lines.append(
         f"- {table.data}, trained on `{table.split}`; {PROTOCOLS[table.protocol]} on `{table.test_split}`{learnt}."
     )
     return "\n".join([*lines, *(f"- {note}" for note in table.notes)]) + "\n"
+
+
+def _with_sign(text: str) -> str:
+    return text.replace("+-", "\N{PLUS-MINUS SIGN}")
 
 
 def _recipe_text(row: Row) -> str:

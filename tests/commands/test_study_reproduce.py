@@ -98,6 +98,9 @@ def test_published_numbers_stand_beside_those_of_trained_runs(finished: Path, ca
     words = ["--list", "--output_dir", str(finished), "--runs", "linear-300"]
     assert main(["study", "reproduce", "directpred-cifar10", *words]) == 0
     assert cells(capsys.readouterr().out) == {"linear-300": rows["linear-300"]}
+    # Another table has a run of this name too.
+    assert main(["study", "reproduce", "directpred-stl10", *words]) == 2
+    assert "holds runs of `directpred-cifar10`, not of `directpred-stl10`" in capsys.readouterr().err
 
 
 def test_finished_runs_are_not_trained_again_and_a_stopped_one_is_missing(
