@@ -37,7 +37,9 @@ def check_optimizer(name: str) -> None:
     known = known_optimizers()
     if name not in known:
         near = near_name(name.lower(), known) or " Such as lamb, lion, muon or adan."
-        raise UserError(f"`optimizer` must be sgd, adamw, lars or an optimizer of timm, got `{name}`.{near}")
+        raise UserError(
+            f"`optimizer` must be sgd, adamw, lars or a first-order optimizer of timm, got `{name}`.{near}"
+        )
     for beginning, package in _PACKAGES.items():
         if name.startswith(beginning) and importlib.util.find_spec(package) is None:
             raise UserError(

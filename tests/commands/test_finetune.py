@@ -89,7 +89,7 @@ def unlabelled(tmp_path_factory):
         ),
         (["random:test_resnet", "--output_dir", "TAKEN"], "is not empty. Give `--resume auto`"),
         (["random:test_resnet", "--push_to_hub"], "`push_to_hub` needs `repo_id`"),
-        (["random:test_resnet", "--optimizer", "adm"], "an optimizer of timm, got `adm`. Did you mean `adam`"),
+        (["random:test_resnet", "--optimizer", "adm"], "optimizer of timm, got `adm`. Did you mean `adam`"),
         (["random:test_resnet", "--model_args", '{"num_classes": 3}'], "must not contain `num_classes`"),
         (["random:test_resnet", "--cache", "uint8"], "`cache` are for pretraining"),
         (["raw:test_resnet"], "`raw:` has no weights to train"),

@@ -114,7 +114,7 @@ def test_auto_is_the_default_and_what_it_chose_is_kept(tmp_path: Path, caplog: p
         ("--weight_decay much", "`--weight_decay` must be a number, got 'much'."),
         (
             "--optimizer sdg",
-            "sgd, adamw, lars or an optimizer of timm, got `sdg`. Did you mean `sgd`?",
+            "sgd, adamw, lars or a first-order optimizer of timm, got `sdg`. Did you mean `sgd`?",
         ),
         ("--compile=maybe", "`--compile` must be true or false, got 'maybe'."),
         ("--num_steps", "`--num_steps` needs a value."),

@@ -268,7 +268,7 @@ def test_every_optimizer_trains_and_goes_on_exactly(name: str):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("lam", r"must be sgd, adamw, lars or an optimizer of timm, got `lam`. Did you mean `lamb`\?"),
+        ("lam", r"must be sgd, adamw, lars or a first-order optimizer of timm, got `lam`. Did you mean `lamb`\?"),
         ("SGD", "got `SGD`. Did you mean `sgd`"),
         ("xyzzy", "got `xyzzy`. Such as lamb, lion, muon or adan."),
         ("adahessian", "got `adahessian`"),  # of second order

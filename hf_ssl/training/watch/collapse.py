@@ -165,13 +165,17 @@ class CollapseWatch(Watch):
         tensors = collapse_figures(moment.output)
         values = torch.stack([value.float() for value in tensors.values()]).tolist()
         figures = dict(zip(tensors, values, strict=True))
-        found = self._ring({"step": moment.step, **figures}, projections.shape[-1]) if rank() == 0 else None
-        if found is not None:
-            report = advice(found, self._record)
-            self._record.collapse = {"kind": found.kind, "step": found.step, "report": report}
-            logger.warning(report)
-        if self._ends_run:
-            self.stops = any_process(found is not None, projections.device)
+        found = None
+        try:
+            if rank() == 0:
+                found = self._ring({"step": moment.step, **figures}, projections.shape[-1])
+            if found is not None:
+                report = advice(found, self._record)
+                self._record.collapse = {"kind": found.kind, "step": found.step, "report": report}
+                logger.warning(report)
+        finally:  # the others wait for the answer, whatever happens here
+            if self._ends_run:
+                self.stops = any_process(found is not None, projections.device)
         return figures
 
     def _ring(self, line: Mapping[str, Any], projection_dim: int) -> Collapse | None:
