@@ -341,7 +341,7 @@ def _on_all(batches: Iterable[Features], source: Source) -> list[Features]:
         raise failure
     for number, reason in enumerate(told):
         if reason is not None:
-            raise UserError(f"Process {number} has no features of split `{source.split}` of `{source.name}`. {reason}")
+            raise UserError(f"Process {number} could not read split `{source.split}` of `{source.name}`: {reason}")
     return parts
 
 

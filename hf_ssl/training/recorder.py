@@ -178,7 +178,7 @@ class Recorder:
             epoch: Passes over the data so far.
 
         Returns:
-            Whether to stop: at the last step, on a signal, or where a watch says so.
+            Whether to stop: at the last step, on a signal, or because a watch asks for it.
 
         Raises:
             UserError: If a loss or weight was not finite, on all processes.
@@ -221,7 +221,7 @@ class Recorder:
         self._guarded(watch, (lambda: self.stop.unless_it_comes(look)) if alone else look, moment.step)
 
     def _guarded(self, watch: Watch, work: Callable[[], Any], step: int | None = None) -> None:
-        """Let a watch work; where it fails and may, a line in the log: that is no reason to lose a run."""
+        """Let a watch work. If it fails and may fail, the log says so and the run goes on."""
         try:
             work()
         except Exception as error:

@@ -220,7 +220,7 @@ def test_two_processes_agree_and_score_every_image_once(tmp_path):
     first, second = (json.loads((tmp_path / f"seen-{number}.json").read_text()) for number in (0, 1))
     assert first == second
     # Where one cannot score, none waits for it: the first of two scores is missing, and the run goes on.
-    assert "UserError: Process 1 has no features of split `test` of `digits`. OSError: the disk of one" in done.stderr
+    assert "UserError: Process 1 could not read split `test` of `digits`: OSError: the disk of one" in done.stderr
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "accuracy" in line] == [4]
     assert sum(map(sum, first["confusion"])) == 360  # batches of 14 do not divide it

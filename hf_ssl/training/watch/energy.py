@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from accelerate.utils import gather_object
 
-from hf_ssl.training.plan import Plan
 from hf_ssl.training.record import Progress
 from hf_ssl.training.watch.base import Watch
 
@@ -60,12 +59,8 @@ class EnergyWatch(Watch):
     name = "The energy meter"
 
     def __init__(self, meter: EnergyMeter | None, former: Progress):
-        super().__init__()
+        super().__init__(at_end=False)  # it is in the record, and in no line of the log
         self._meter, self._former = meter, former
-
-    def is_due(self, step: int, plan: Plan) -> bool:
-        """Never: energy is no figure of a step."""
-        return False
 
     def progress(self) -> dict[str, Any]:
         """Kilowatt-hours and what they are of; nothing where no machine tells."""
