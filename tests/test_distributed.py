@@ -102,6 +102,7 @@ def process(number: int, world_size: int, folder: Path) -> None:
     (everything + other).backward(torch.full_like(weight, 1.0 + number))
     results["leaf"], results["weight"] = leaf.grad, weight.grad
     torch.save(results, folder / f"{world_size}-{number}.pt")
+    del wrapped  # before the group: see `run_task`
     dist.destroy_process_group()
 
 

@@ -105,8 +105,13 @@ def run_task(task: Task) -> TrainingResult:
             task.module.to(memory_format=torch.contiguous_format)  # pyright: ignore[reportCallIssue]
             recorder.finish(step)
         is_main_process = accelerator.is_main_process  # asking later would make a process group again
+        record = beginning.record
+        # What shares gradients goes before the group of processes: as its last owner it would end the threads of the
+        # group with Python's lock in hand, for which one of them may wait (a deadlock seen with PyTorch 2.9).
+        del beginning
+        if accelerator.num_processes > 1:
+            accelerator.free_memory()
         accelerator.end_training()
-    record = beginning.record
     return TrainingResult(
         step=step,
         num_steps=recorder.plan.num_steps,

@@ -77,11 +77,12 @@ class StopSignal:
         return self
 
     def __exit__(self, kind: Any = None, *_: object) -> None:
-        """Give the signals back; a process among several that is at its end keeps them until it has spoken.
+        """Give the signals back; a process that was launched and is at its end keeps them until it has spoken.
 
-        Its launcher sends SIGTERM to all others when the first has ended.
+        Its launcher sends SIGTERM to all others when the first has ended, and its own death is a SIGTERM too.
         """
-        if self._ears is None or (world_size() > 1 and (self.received or kind is not None)):
+        launched = world_size() > 1 or _follower is not None
+        if self._ears is None or (launched and (self.received or kind is not None)):
             return
         for number, handler in self._former.items():
             signal.signal(number, handler)
