@@ -256,6 +256,7 @@ def _process(rank: int, size: int, barrier: Any, options: argparse.Namespace, fo
         rows.append(row)
     if rank == 0:
         (Path(folder) / "rows.json").write_text(json.dumps(rows))
+    del network, stages  # before the group of processes: see `hf_ssl.training.loop.run_task`
     dist.destroy_process_group()
 
 

@@ -13,7 +13,7 @@ from test_diagnosis import batch, small_byol
 from hf_ssl.training.watch.diagnosis import diagnose
 
 PROGRAM = """
-    import json, os, signal, sys
+    import gc, json, os, signal, sys
     from pathlib import Path
 
     import torch
@@ -34,7 +34,12 @@ PROGRAM = """
     # Keeps the group of processes alive over several runs.
     accelerator = start_accelerator(TrainingSettings(output_dir=str(folder), num_steps=1))
     end_training = Accelerator.end_training
-    Accelerator.end_training = lambda self: None
+    seen["sharing"] = []  # what shares gradients at the end of a run, which must be gone before the group is
+
+    def end(self):
+        seen["sharing"].append(sum(type(one).__name__ == "DistributedDataParallel" for one in gc.get_objects()))
+
+    Accelerator.end_training = end
     seen["num_processes"] = accelerator.num_processes
 
     def run(name, method="directpred", spoil=None, **values):
@@ -123,6 +128,7 @@ def test_two_processes_agree(tmp_path: Path):
     first, second = (json.loads((tmp_path / f"seen-{number}.json").read_text()) for number in (0, 1))
 
     assert first["num_processes"] == second["num_processes"] == 2
+    assert first["sharing"] and set(first["sharing"]) == {0} == set(second["sharing"])
     assert first["averaged"] == second["averaged"] == [0.5, 0.5]
     assert (first["own"], second["own"]) == ([0.0, 0.0], [1.0, 1.0])
     assert first["kept"] == second["kept"] == [0.5, 0.5]
