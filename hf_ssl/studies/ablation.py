@@ -54,12 +54,13 @@ logger = logging.getLogger(__name__)
 # Settings that change the numbers of a cell: one folder holds results of one choice of them.
 _COMMON = ("dataset", *PLACES, "split", "knn_split")
 _COMMON += ("knn_images", "recipe", "view_recipe", "encoder", "num_steps", "batch_size", "learning_rate")
-_COMMON += ("ema_momentum",)
+_COMMON += ("ema_momentum", "mixed_precision")
 _OF_RECIPE = {
     "encoder": "architecture",
     "ema_momentum": "ema_momentum",
     "batch_size": "batch_size",
     "learning_rate": "base_learning_rate",
+    "mixed_precision": "mixed_precision",
 }
 
 

@@ -5,14 +5,16 @@
 
 Each method has the settings of its own recipe, but all see the same images with the same augmentation, as many epochs,
 and start from the same encoder. MoCHi mixes after a tenth of the run where its recipe would start after the end.
+`supervised` trains the same encoder with the labels, on one of the two views.
 
 The table has the accuracy of k-NN and of a linear probe on the frozen encoder (%) and the seconds of training: means,
 with several seeds also standard deviations. Its first row is an encoder with random weights.
 
 Killed or stopped? The same command continues. Writes methods.json, methods.md and methods.png beside the runs, each of
-which has its `encoder` folder.
+which has its `encoder` folder with a card.
 """
 
+import hashlib
 import logging
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -20,13 +22,18 @@ from typing import Any
 
 import torch
 from accelerate.utils import set_seed
+from torch import nn
 
 from hf_ssl.data.settings import PLACES
 from hf_ssl.data.sources.open import Source
+from hf_ssl.data.sources.subset import class_names
 from hf_ssl.errors import UserError
-from hf_ssl.evaluation.features import encoder_of, extract_features
-from hf_ssl.evaluation.protocols import measure, with_classes_of
+from hf_ssl.evaluation.comparison import compare, shared_labels
+from hf_ssl.evaluation.encoders import encoder_of, load_encoder
 from hf_ssl.evaluation.references import read_json
+from hf_ssl.evaluation.results import entries_of, update_results
+from hf_ssl.hub.model_card import write_model_card
+from hf_ssl.invocation import command_line
 from hf_ssl.methods import METHODS
 from hf_ssl.methods.base import SSLConfig, SSLPreTrainedModel
 from hf_ssl.settings import check_least, check_positive, checked
@@ -41,8 +48,9 @@ from hf_ssl.studies.many_runs import (
     settings_of_run,
     train_run,
 )
-from hf_ssl.studies.methods_report import RANDOM, VARIANTS, MethodRun, line_of, table_of, write_report
+from hf_ssl.studies.methods_report import RANDOM, SUPERVISED, VARIANTS, MethodRun, line_of, table_of, write_report
 from hf_ssl.studies.settings import StudySettings, check_recipe, chosen_names
+from hf_ssl.studies.supervised import train_supervised
 from hf_ssl.training.arguments import TrainingSettings
 from hf_ssl.training.files import write_json
 
@@ -58,9 +66,13 @@ _COMMON += (
     "num_steps",
     "batch_size",
     "learning_rate",
+    "mixed_precision",
+    "image_size",
+    "supervised_learning_rate",
     "eval_images",
 )
 _OF_RECIPE = {"encoder": "architecture", "batch_size": "batch_size", "learning_rate": "base_learning_rate"}
+_OF_RECIPE |= {"mixed_precision": "mixed_precision", "image_size": "image_size"}
 _EPOCHS = 5.0
 _EVAL_BATCH = 256
 
@@ -72,32 +84,39 @@ class MethodsSettings(StudySettings):
     Args:
         output_dir: Folder of the runs.
         methods: Methods or variants of them: end_to_end, memory_bank, moco_v1, moco_v2, moco_v3, mochi, byol,
-            byol_linear, simsiam, directpred, directset, directcopy, directclr, contrastive_clustering.
+            byol_linear, simsiam, linear (DirectPred's network with a predictor that gradients train), directpred,
+            directpred_freq5, directset, directcopy, directclr, contrastive_clustering; or supervised.
         split: Labelled split to train on; its labels are used to measure only.
         test_split: Labelled split to measure on.
         recipe: Recipe of each method.
         view_recipe: Augmentation of all methods; none for that of each recipe.
         num_epochs: Epochs of each run, positive; 5 if `num_steps` is not given either.
         num_steps: Optimizer steps of each run, instead of `num_epochs`.
+        image_size: Height and width of a view, in pixels; the recipe's if not given.
+        supervised_learning_rate: Of SGD for 256 images a step, positive.
         eval_images: Images of either split to measure on at most, at least 2; all if not given.
     """
 
     output_dir: Path
-    methods: list[str] = field(default_factory=lambda: list(VARIANTS))
+    methods: list[str] = field(default_factory=lambda: [SUPERVISED, *VARIANTS])
     test_split: str = "test"
     view_recipe: str | None = "moco_v2"
     num_epochs: float | None = None
     num_steps: int | None = None
+    image_size: int | None = None
+    supervised_learning_rate: float = 0.1
     eval_images: int | None = None
 
     def validate_methods(self) -> None:
         """Check what can be checked without data; without a length it becomes 5 epochs."""
-        self.methods = chosen_names(self.methods, list(VARIANTS), "method")
-        for name in self.methods:
+        self.methods = chosen_names(self.methods, [SUPERVISED, *VARIANTS], "method")
+        if self.methods == [SUPERVISED]:
+            raise UserError("`methods` needs one method beside `supervised`, whose encoder it shares.")
+        for name in self.trained_without_labels():
             method = VARIANTS[name].method
             check_recipe(self.recipe, METHODS[method].recipes, method)
-        check_least(self, num_steps=1, eval_images=2)
-        check_positive(self, "num_epochs")
+        check_least(self, num_steps=1, eval_images=2, image_size=8)
+        check_positive(self, "num_epochs", "supervised_learning_rate")
         if self.num_epochs is not None and self.num_steps is not None:
             raise UserError("`num_epochs` and `num_steps` exclude each other. Give one of them.")
         if self.num_epochs is None and self.num_steps is None:
@@ -107,6 +126,10 @@ class MethodsSettings(StudySettings):
                 f"`split` and `test_split` are both `{self.split}`: measure on other images than those that are "
                 "trained on."
             )
+
+    def trained_without_labels(self) -> list[str]:
+        """The chosen methods but for `supervised`."""
+        return [name for name in self.methods if name != SUPERVISED]
 
 
 @dataclass(frozen=True)
@@ -159,9 +182,10 @@ class _Bench:
         data = options.data_of({})
         self.source: Source = data.open()
         self.test: Source = data.open(options.test_split)
-        self.label = _shared_label(self.source, self.test)
+        self.label = shared_labels(self.source, self.test, None)[0]
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.configs = {name: self._config(name) for name in options.methods}
+        self.first = options.trained_without_labels()[0]
+        self.configs = {name: self._config(name) for name in options.trained_without_labels()}
         shapes = {str((one.architecture, one.model_args, one.image_size)): name for name, one in self.configs.items()}
         if len(shapes) > 1:
             first, second = list(shapes.values())[:2]
@@ -180,15 +204,31 @@ class _Bench:
         result = folder / "result.json"
         if result.exists():
             return MethodRun(**read_json(result))
-        model = self._model(self.options.methods[0] if name == RANDOM else name, seed)
-        seconds = 0.0
-        if name != RANDOM:
+        model, seconds, exported = self._model(name if name in VARIANTS else self.first, seed), 0.0, None
+        module: Any = model.encoder
+        if name in VARIANTS:
             data = self.options.data_of(self._recipe(name))
             seconds = train_run(model, self.source, data, self._settings(name, seed))
-        finished = MethodRun(name, seed, **self._measure(model, f"{name}, seed {seed}"), seconds=seconds)
+            exported = folder / "encoder"
+        elif name == SUPERVISED:
+            module, seconds = self._train_supervised(model, folder, seed)
+        config: Any = model.config
+        measured = self._measure(module, config, exported, f"{name}, seed {seed}")
+        weights = hashlib.sha256((exported / "model.safetensors").read_bytes()).hexdigest() if exported else None
+        finished = MethodRun(name, seed, **measured, seconds=seconds, weights=weights)
         folder.mkdir(parents=True, exist_ok=True)
         write_json(result, asdict(finished))
         return finished
+
+    def _train_supervised(self, model: SSLPreTrainedModel, folder: Path, seed: int) -> tuple[nn.Module, float]:
+        recipe = self._recipe(self.first)
+        _, training = parts_of_recipe(recipe)
+        return train_supervised(
+            *(model, self.source, class_names(self.source), self.options.data_of(recipe), training),
+            folder=folder,
+            seed=seed,
+            learning_rate=self.options.supervised_learning_rate,
+        )
 
     def _recipe(self, name: str) -> dict[str, Any]:
         """All settings of a method's runs, by the names that a recipe has."""
@@ -212,33 +252,23 @@ class _Bench:
         set_seed(seed)
         return METHODS[VARIANTS[name].method](self.configs[name])
 
-    def _measure(self, model: SSLPreTrainedModel, title: str) -> dict[str, float]:
-        """Accuracy of `knn` and `linear` on the frozen encoder."""
-        config = model.config
-        model.to(self.device)  # pyright: ignore[reportArgumentType]
-        encoder = encoder_of(model.encoder, config.image_size, config.image_mean, config.image_std)
-        encoder.module.eval()
-        learnt, held_out = (
-            extract_features(
-                encoder,
-                source,
-                _EVAL_BATCH,
-                self.options.num_workers,
-                max_images=self.options.eval_images,
-                description=title,
-            )
-            for source in (self.source, self.test)
+    def _measure(self, module: nn.Module, config: SSLConfig, exported: Path | None, title: str) -> dict[str, float]:
+        """Accuracy of `knn` and `linear` on the frozen encoder, which also go onto the card of an exported one."""
+        if exported is None:
+            encoder = encoder_of(module.to(self.device).eval(), config.image_size, config.image_mean, config.image_std)
+        else:  # what users will load
+            encoder = load_encoder(str(exported), self.device)
+        options = self.options
+        compared = compare(
+            {title: encoder},
+            *(self.source, self.test, [self.label], ["knn", "linear"]),
+            batch_size=_EVAL_BATCH,
+            num_workers=options.num_workers,
+            max_images=options.eval_images,
         )
-        held_out = with_classes_of(held_out, self.test.labels, self.source.labels)
-        measured = measure(learnt, held_out, [self.label], ["knn", "linear"])
-        return {one.protocol: one.value for one in measured}
-
-
-def _shared_label(train: Source, test: Source) -> str:
-    shared = [label for label in train.labels if label in test.labels]
-    if not shared:
-        raise UserError(
-            f"Comparing methods needs labels, but splits `{train.split}` and `{test.split}` of `{train.name}` share "
-            "no label column. Give `label_column`, or a data set with labels."
-        )
-    return shared[0]
+        if exported is not None:
+            about = {"dataset": self.test.name, "dataset_config": options.dataset_config, "split": self.test.split}
+            entries = entries_of(compared, {**about, "command": command_line()}, self.source.split)
+            update_results(exported / "results.json", entries)
+            write_model_card(exported)
+        return {one.protocol: one.value for one in compared.own}

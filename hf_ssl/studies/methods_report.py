@@ -10,6 +10,7 @@ from hf_ssl.studies.many_runs import mean_text
 from hf_ssl.training.files import write_json
 
 RANDOM = "random"
+SUPERVISED = "supervised"
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,9 @@ VARIANTS: dict[str, Variant] = {
     "byol": Variant("BYOL", "byol"),
     "byol_linear": Variant("BYOL, linear predictor", "byol", {"predictor": "linear"}),
     "simsiam": Variant("SimSiam", "simsiam"),
+    "linear": Variant("Linear predictor by gradient", "directpred", {"freq": 0}),
     "directpred": Variant("DirectPred", "directpred"),
+    "directpred_freq5": Variant("DirectPred, every 5 steps", "directpred", {"freq": 5}),
     "directset": Variant("DirectSet, exponent 0.75", "directpred", {"rule": "directset", "exponent": 0.75}),
     "directcopy": Variant("DirectCopy", "directpred", {"rule": "directcopy", "epsilon": 0.3}),
     "directclr": Variant("DirectCLR", "directclr"),
@@ -46,16 +49,20 @@ VARIANTS: dict[str, Variant] = {
 """What `--methods` takes."""
 
 
+_BESIDE = {RANDOM: "random encoder", SUPERVISED: "supervised"}
+
+
 @dataclass(frozen=True)
 class MethodRun:
     """What one run came to.
 
     Args:
-        method: One of `VARIANTS`, or `random` for an encoder that was not trained.
+        method: One of `VARIANTS`, `random` for an encoder that was not trained, or `supervised`.
         seed: Its seed.
         knn: Accuracy of weighted k-NN on the frozen encoder, in [0, 1].
         linear: Accuracy of a linear probe, in [0, 1].
         seconds: Time of training.
+        weights: SHA-256 of the exported `model.safetensors`; None where nothing is exported.
     """
 
     method: str
@@ -63,6 +70,7 @@ class MethodRun:
     knn: float
     linear: float
     seconds: float
+    weights: str | None = None
 
 
 def line_of(one: MethodRun) -> str:
@@ -74,7 +82,7 @@ def line_of(one: MethodRun) -> str:
 
 
 def _title(name: str) -> str:
-    return "random encoder" if name == RANDOM else VARIANTS[name].title
+    return _BESIDE[name] if name in _BESIDE else VARIANTS[name].title
 
 
 def rows_of(runs: Sequence[MethodRun]) -> list[MethodRow]:

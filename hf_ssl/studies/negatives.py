@@ -32,11 +32,8 @@ from hf_ssl.data.sources.subset import class_names
 from hf_ssl.errors import UserError
 from hf_ssl.evaluation.encoders import Encoder, WithProjection, encoder_of
 from hf_ssl.evaluation.references import read_json
-from hf_ssl.fine_tuning.classifier import RANDOM, check_classes, open_classifier
-from hf_ssl.fine_tuning.settings import FineTuningSettings
-from hf_ssl.fine_tuning.task import fine_tune
+from hf_ssl.fine_tuning.classifier import check_classes
 from hf_ssl.methods.mochi import MoCHiConfig, MoCHiForPreTraining
-from hf_ssl.modules.preprocessing import preprocessing
 from hf_ssl.settings import check_least, check_positive, checked
 from hf_ssl.studies.many_runs import (
     StoppedError,
@@ -58,6 +55,7 @@ from hf_ssl.studies.negatives_measures import (
 )
 from hf_ssl.studies.negatives_report import HEAD, folder_of, line_of, write_report
 from hf_ssl.studies.settings import StudySettings, check_recipe, chosen_names
+from hf_ssl.studies.supervised import train_supervised
 from hf_ssl.training.arguments import TrainingSettings
 from hf_ssl.training.files import write_json
 from hf_ssl.training.loop import train
@@ -66,13 +64,14 @@ logger = logging.getLogger(__name__)
 
 # Settings that change the numbers of a run: one folder holds results of one choice of them.
 _COMMON = ("dataset", *PLACES, "split", "test_split")
-_COMMON += ("recipe", "view_recipe", "encoder", "num_steps", "batch_size", "learning_rate")
+_COMMON += ("recipe", "view_recipe", "encoder", "num_steps", "batch_size", "learning_rate", "mixed_precision")
 _COMMON += ("supervised_learning_rate", "queue_size", "num_hard_negatives", "num_mixed_negatives")
 _COMMON += ("num_mixed_queries", "start_step", "eval_images")
 _OF_RECIPE = {
     "encoder": "architecture",
     "batch_size": "batch_size",
     "learning_rate": "base_learning_rate",
+    "mixed_precision": "mixed_precision",
     "start_step": "start_step",
     "queue_size": "queue_size",
     "num_hard_negatives": "num_hard_negatives",
@@ -238,22 +237,14 @@ class _Bench:
 
     def _train_supervised(self, folder: Path, seed: int) -> nn.Module:
         """Train a classifier from the weights that the contrastive methods start from; returns its encoder."""
-        config = self.configs["moco_v2"]
-        classifier = open_classifier(
-            f"{RANDOM}{config.architecture}", self.class_names, model_args=config.model_args, seed=seed
+        start = self._model(SUPERVISED, seed)
+        rate = self.options.supervised_learning_rate
+        encoder, _ = train_supervised(
+            *(start, self.source, self.class_names, self.data, self.training),
+            folder=folder,
+            seed=seed,
+            learning_rate=rate,
         )
-        classifier.data_config = preprocessing(config.image_size, config.image_mean, config.image_std)
-        start = self._model(SUPERVISED, seed).encoder.state_dict()
-        assert not classifier.module.load_state_dict(start, strict=False).unexpected_keys
-        shared = ("num_steps", "batch_size", "log_every", "keep_checkpoints", "weight_decay", "optimizer_momentum")
-        given = {name: self.training[name] for name in (*shared, "lr_schedule") if name in self.training}
-        given |= {"optimizer": "sgd", "base_learning_rate": self.options.supervised_learning_rate}
-        settings = FineTuningSettings(**given | self._own(folder, seed))
-        ended = fine_tune(classifier, self.source, None, self.data, settings)
-        if ended.signal:
-            raise StoppedError(ended.signal)
-        encoder: Any = classifier.module
-        encoder.reset_classifier(0)
         return encoder
 
     def _own(self, folder: Path, seed: int) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Settings that all studies share."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from hf_ssl.data.settings import OF_DATA, DataSettings, PlaceSettings
 from hf_ssl.data.sources.open import DataLike
@@ -24,6 +24,7 @@ class StudySettings(PlaceSettings):
         view_recipe: Augmentation; the recipe's if not given.
         batch_size: Images of a step; the recipe's if not given.
         learning_rate: For 256 images a step; the recipe's if not given.
+        mixed_precision: Precision of the forward and backward pass, as in pretraining; the recipe's if not given.
         num_workers: Worker processes that decode and augment, at least 0.
     """
 
@@ -35,6 +36,7 @@ class StudySettings(PlaceSettings):
     view_recipe: str | None = None
     batch_size: int | None = None
     learning_rate: float | None = None
+    mixed_precision: Literal["auto", "no", "bf16", "fp16"] | None = None
     num_workers: int = 2
 
     def validate_study(self) -> None:

@@ -27,7 +27,7 @@ def run(folder: Path, *arguments: str) -> int:
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("methods")
-    assert run(folder, "--methods", "mochi", "memory_bank", "moco_v1", "--seeds", "2") == 0
+    assert run(folder, "--methods", "mochi", "memory_bank", "moco_v1", "supervised", "--seeds", "2") == 0
     return folder
 
 
@@ -39,20 +39,22 @@ def test_every_method_has_a_variant_whose_settings_it_knows(tmp_path: Path):
     assert {variant.method for variant in VARIANTS.values()} == set(hf_ssl.METHODS)
     settings = study.MethodsSettings(dataset="digits", num_steps=4, batch_size=16, output_dir=tmp_path)
     configs = study._Bench(settings).configs
-    assert list(configs) == list(VARIANTS) == settings.methods
+    assert list(configs) == list(VARIANTS) and settings.methods == ["supervised", *VARIANTS]
     for name, variant in VARIANTS.items():
         assert {key: getattr(configs[name], key) for key in variant.changes} == dict(variant.changes)
 
 
 def test_methods_and_seeds_are_trained_measured_and_drawn(finished: Path):
     runs = runs_in(finished)
-    names = ["random", "mochi", "memory_bank", "moco_v1"]
+    names = ["random", "mochi", "memory_bank", "moco_v1", "supervised"]
     assert [(one["seed"], one["method"]) for one in runs] == [(seed, name) for seed in (0, 1) for name in names]
     for one in runs:
         assert 0 <= one["knn"] <= 1 and 0 <= one["linear"] <= 1
         assert (one["seconds"] == 0) == (one["method"] == "random")
+        exported = finished / one["method"] / f"seed{one['seed']}" / "encoder"
+        assert (one["weights"] is None) == (one["method"] in ("random", "supervised")) != exported.exists()
     table = (finished / "methods.md").read_text().splitlines()
-    titles = ["random encoder", "MoCHi", "Memory bank", "MoCo v1"]
+    titles = ["random encoder", "MoCHi", "Memory bank", "MoCo v1", "supervised"]
     assert [line.split("|")[1].strip() for line in table[2:]] == titles
     with Image.open(finished / "methods.png") as image:
         assert min(image.size) > 300
@@ -80,7 +82,7 @@ def test_a_finished_study_trains_nothing_and_a_new_method_joins_it(
 
     monkeypatch.setattr(many_runs, "train", refuse)
     before = (finished / "methods.md").read_text()
-    assert run(finished, "--methods", "mochi", "memory_bank", "moco_v1", "--seeds", "2") == 0
+    assert run(finished, "--methods", "mochi", "memory_bank", "moco_v1", "supervised", "--seeds", "2") == 0
     said = capsys.readouterr().out
     assert said.startswith(before.rstrip()) and "Wrote methods.json, methods.md, methods.png to" in said
     assert (finished / "methods.md").read_text() == before

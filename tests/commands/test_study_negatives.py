@@ -11,6 +11,7 @@ from PIL import Image
 
 from hf_ssl.commands import main
 from hf_ssl.studies import negatives as study
+from hf_ssl.studies import supervised
 
 SMALL = ["--dataset", "digits", "--num_steps", "4", "--batch_size", "16", "--num_workers", "0"]
 SMALL += ["--queue_size", "64", "--num_hard_negatives", "16", "--num_mixed_negatives", "8"]
@@ -77,7 +78,7 @@ def test_a_finished_study_trains_nothing_and_says_the_same(
         raise AssertionError("trained again")
 
     monkeypatch.setattr(study, "train", refuse)
-    monkeypatch.setattr(study, "fine_tune", refuse)
+    monkeypatch.setattr(supervised, "fine_tune", refuse)
     before = {name: (finished / name).read_text() for name in ("study.json", "study.md")}
     assert run(finished) == 0
     lines = capsys.readouterr().out.splitlines()
