@@ -99,7 +99,7 @@ def test_supervised_training_starts_from_the_same_encoder(tmp_path: Path, monkey
         return Stopped
 
     monkeypatch.setattr(study, "train", lambda model, *_: keep("mochi", model.encoder))
-    monkeypatch.setattr(study, "fine_tune", lambda classifier, *_: keep("supervised", classifier.module))
+    monkeypatch.setattr(supervised, "fine_tune", lambda classifier, *_: keep("supervised", classifier.module))
     for method in ("mochi", "supervised"):
         assert run(tmp_path, "--methods", method) == 128 + signal.SIGINT
     assert len(started["mochi"]) > 10
