@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, fields
 from pathlib import Path
 from textwrap import fill
-from typing import Any
+from typing import Any, get_args
 
 from hf_ssl.commands.errors import as_user_errors
 from hf_ssl.commands.flags import flags_of, parse_flags
@@ -150,7 +150,9 @@ def _docstring(command: Command) -> str:
     texts = [f"{field.name}: {described[field.name]}" for field in _in_order(command)]
     lines = [fill(text, 100, initial_indent=" " * 4, subsequent_indent=" " * 8) for text in texts]
     returns = inspect.get_annotations(command.run).get("return")
-    about = f"\n\nReturns:\n    {returns.__name__}: {(returns.__doc__ or '').splitlines()[0]}" if returns else ""
+    kinds = get_args(returns) or ((returns,) if returns else ())  # of several, each
+    described_kinds = [f"\n    {kind.__name__}: {(kind.__doc__ or '').splitlines()[0]}" for kind in kinds]
+    about = f"\n\nReturns:{''.join(described_kinds)}" if kinds else ""
     return (
         f"{summary}\n\nThe same as `hf-ssl {command.name}`.\n\nArgs:\n" + "\n".join(lines) + about
         + "\n\nRaises:\n    UserError: If a setting or an input cannot be used; says which, why and what to do."

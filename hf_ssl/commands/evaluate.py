@@ -15,6 +15,9 @@ encoder, which is never published. `--card` puts them on the card instead, `--no
 `linear-sgd` and `linear-byol` are trained on random crops and flips in their papers. `--augmented_passes 100` does
 that, exactly: the encoder is frozen, so its features of 100 augmented passes over the training split, one for each
 epoch, are computed first (80 are enough for `linear-byol`). Fewer passes are used again in later epochs.
+
+`--verify` measures again what the results.json beside an encoder says, by the settings that stand there, and reports
+each number as equal, different or not checkable here. `--dataset` names your copy of a data set that was a folder.
 """
 
 import re
@@ -31,6 +34,7 @@ from hf_ssl.commands.encoder_settings import (
     place_beside,
     titles_of,
 )
+from hf_ssl.commands.verify import VerificationResult, verify
 from hf_ssl.data.settings import OF_DATA
 from hf_ssl.data.sources.open import Source
 from hf_ssl.errors import UserError, near_name
@@ -39,7 +43,7 @@ from hf_ssl.evaluation.comparison import BASELINES, Comparison, compare, shared_
 from hf_ssl.evaluation.encoders import Encoder, encoder_folder, load_encoder
 from hf_ssl.evaluation.portrait import take_portrait
 from hf_ssl.evaluation.protocols import AUGMENTED, PROTOCOLS, check_protocol
-from hf_ssl.evaluation.references import read_json
+from hf_ssl.evaluation.references import how_to_load
 from hf_ssl.evaluation.results import Table, draw_table, entries_of, heading_of, table_of, table_text, update_results
 from hf_ssl.hub.embedding import SHOWN_BY_DEFAULT, write_embedding
 from hf_ssl.hub.model_card import write_model_card
@@ -53,6 +57,7 @@ class EvaluationSettings(ReadingSettings):
     """What is scored, on what and how.
 
     Args:
+        dataset: Like `--dataset` of pretraining: `shapes`, `digits`, a folder, a file, an address or a Hub id.
         encoder: Folder, repository on the Hub or timm name; `random:ENCODER` has fresh weights.
         protocols: How to score it: any of knn, linear, linear-sgd, linear-byol, linear-luckmatters and clustering;
             knn and linear if not given.
@@ -74,8 +79,10 @@ class EvaluationSettings(ReadingSettings):
         gallery: Show images of the split beside their nearest neighbours on the model card, which is published with
             the encoder. If not given: only those of shapes and digits.
         show_loading: End with the lines that load a local encoder.
+        verify: Write nothing: measure again what the results beside the encoder say.
     """
 
+    dataset: Any = None
     encoder: str
     protocols: list[str] = field(default_factory=list)
     split: str = "test"
@@ -90,6 +97,7 @@ class EvaluationSettings(ReadingSettings):
     card: bool | None = None
     gallery: bool | None = None
     show_loading: bool = True
+    verify: bool = False
 
     def __post_init__(self) -> None:
         # On the command line `--baselines raw random knn` takes every word that follows it.
@@ -100,6 +108,8 @@ class EvaluationSettings(ReadingSettings):
     def validate_numbers(self) -> None:
         """Check the numbers."""
         self.check_reading()
+        if self.dataset is None and not self.verify:
+            raise UserError("`dataset` is needed: labelled images to score on, such as `--dataset uoft-cs/cifar10`.")
         check_least(self, k=1, max_images=1)
         if self.temperature <= 0:
             raise UserError(f"`temperature` must be positive, got {self.temperature}.")
@@ -195,8 +205,10 @@ class _Place:
     clusters: Path
 
 
-def run(settings: EvaluationSettings) -> EvaluationResult:
-    """Measure, and keep the numbers where they belong."""
+def run(settings: EvaluationSettings) -> EvaluationResult | VerificationResult:
+    """Measure, and keep the numbers where they belong; or verify those that are there."""
+    if settings.verify:
+        return verify(settings.encoder, settings)
     folder = encoder_folder(settings.encoder)
     encoders = _load(settings)  # first: if it cannot be loaded, that is what to tell
     opened = replace(settings, label_column=None) if settings.label_column == "all" else settings
@@ -233,7 +245,7 @@ def run(settings: EvaluationSettings) -> EvaluationResult:
         figure=place.figure if place is not None else None,
         clusters=place.clusters if place is not None and comparison.clusters is not None else None,
         card=card,
-        loading=_how_to_load(folder) if settings.show_loading and folder is not None else "",
+        loading=how_to_load(folder) if settings.show_loading and folder is not None else "",
     )
 
 
@@ -319,31 +331,17 @@ def _notes(
     return notes
 
 
-def _how_to_load(folder: Path) -> str:
-    config = read_json(folder / "config.json")
-    if "pretrained_cfg" not in config or "model_type" not in config:
-        return ""
-    trust = ", trust_remote_code=True" if "auto_map" in config else ""
-    return (
-        f"\nThe encoder is in {folder}. To load it, without hf_ssl:\n\n"
-        f"    from transformers import AutoImageProcessor, AutoModel\n"
-        f'    processor = AutoImageProcessor.from_pretrained("{folder}"{trust})\n'
-        f'    model = AutoModel.from_pretrained("{folder}"{trust})\n'
-        f'    features = model(**processor(image.convert("RGB"), return_tensors="pt")).pooler_output\n'
-    )
-
-
 COMMAND = Command(
     "evaluate",
     EvaluationSettings,
     run,
     __doc__ or "",
     words=("encoder", "protocols"),
-    first=("dataset", "split", "label_column", "baselines", "max_images", "card", "output", "batch_size", "device"),
+    first=("dataset", "split", "label_column", "baselines", "max_images", "card", "output", "verify", "device"),
     groups={
         "data": (*(name for name in OF_DATA if name != "label_column"), "train_split"),
         "protocols": ("k", "temperature", "augmented_passes", "seed"),
-        "speed": ("bf16", "num_workers"),
+        "speed": ("batch_size", "bf16", "num_workers"),
         "what is shown": ("gallery", "show_loading"),
     },
 )

@@ -1,0 +1,89 @@
+"""`hf-ssl evaluate --verify`: whether the numbers that an encoder is published with come out here too."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from hf_ssl.commands.encoder_settings import ReadingSettings, method_of
+from hf_ssl.data.sources.open import Source
+from hf_ssl.evaluation.encoders import encoder_folder, load_encoder
+from hf_ssl.evaluation.verification import TOLERANCE, Check, check_claims, check_weights, claims_of
+
+
+@dataclass(frozen=True)
+class VerificationResult:
+    """What became of each claim.
+
+    Args:
+        checks: One for each number, and for the weights if the card names their SHA-256.
+    """
+
+    checks: list[Check]
+
+    @property
+    def exit_code(self) -> int:
+        """1 if a claim came out different, else 0."""
+        return int(any(one.verdict == "different" for one in self.checks))
+
+    def __str__(self) -> str:
+        width = max((len(one.what) for one in self.checks), default=0)
+        lines = []
+        for one in self.checks:
+            numbers = [f"{100 * value:.2f}" for value in (one.claimed, one.measured) if value is not None]
+            found = f"{one.verdict}{': ' if one.reason else ''}{one.reason}"
+            lines.append(f"{one.what:<{width}}  {' -> '.join(numbers):>14}  {found}")
+        counts = {verdict: sum(one.verdict == verdict for one in self.checks) for verdict in _VERDICTS}
+        said = ", ".join(f"{count} {verdict}" for verdict, count in counts.items())
+        return "\n".join([*lines, f"{said} (equal: within {100 * TOLERANCE:g} percentage points)"])
+
+
+_VERDICTS = ("equal", "different", "not checkable here")
+
+
+def verify(encoder: str, settings: ReadingSettings) -> VerificationResult:
+    """Measure again what the results file beside an encoder says.
+
+    Args:
+        encoder: Folder, run or repository.
+        settings: Where the data sets are, and where the encoder runs.
+
+    Raises:
+        UserError: If there is no encoder, or no results beside it.
+    """
+    entries = claims_of(encoder)
+    loaded = load_encoder(encoder, settings.torch_device())
+    weights = check_weights(encoder)
+    method = method_of(encoder_folder(encoder), settings.torch_device())
+    checks = check_claims(
+        entries,
+        loaded,
+        _opener(settings, {str(entry.get("dataset")) for entry in entries}),
+        method=method if hasattr(method, "assign") else None,
+        batch_size=settings.batch_size,
+        num_workers=settings.num_workers,
+    )
+    return VerificationResult([*([] if weights is None else [weights]), *checks])
+
+
+def _opener(settings: ReadingSettings, datasets: set[str]) -> Callable[[Mapping[str, Any], str], Source]:
+    """Opens the splits of a claim: of the data set that it names, or of a copy that the user named for it."""
+    opened: dict[tuple[str, str | None, str], Source] = {}
+
+    def open_split(entry: Mapping[str, Any], split: str) -> Source:
+        name = str(entry.get("dataset"))
+        given = settings.dataset
+        # A published name of a folder is its last part; a copy may lie under another name.
+        is_copy = given is not None and (len(datasets) == 1 or Path(str(given)).name == Path(name).name)
+        place = given if is_copy else name
+        key = (str(place), entry.get("dataset_config"), split)
+        if key not in opened:
+            column, config = entry.get("label"), settings.dataset_config or entry.get("dataset_config")
+            there = replace(settings, dataset=place, dataset_config=config)
+            # The main label column and, for data sets with several, all of them.
+            opened[key] = there.open(split)
+            if column not in opened[key].labels:
+                return replace(there, label_column=column).open(split)
+        return opened[key]
+
+    return open_split
