@@ -16,6 +16,7 @@ which has its `encoder` folder with a card.
 
 import hashlib
 import logging
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -48,11 +49,21 @@ from hf_ssl.studies.many_runs import (
     settings_of_run,
     train_run,
 )
-from hf_ssl.studies.methods_report import RANDOM, SUPERVISED, VARIANTS, MethodRun, line_of, table_of, write_report
+from hf_ssl.studies.methods_report import (
+    RANDOM,
+    SUPERVISED,
+    VARIANTS,
+    MethodRun,
+    differences_of,
+    line_of,
+    table_of,
+    write_report,
+)
 from hf_ssl.studies.settings import StudySettings, check_recipe, chosen_names
 from hf_ssl.studies.supervised import train_supervised
 from hf_ssl.training.arguments import TrainingSettings
 from hf_ssl.training.files import write_json
+from hf_ssl.training.record import RunRecord
 
 logger = logging.getLogger(__name__)
 
@@ -137,8 +148,8 @@ class MethodsResult:
     """What each method came to, with each seed.
 
     Args:
-        runs: The runs that are finished.
-        num_runs: How many were asked for.
+        runs: The runs that are finished, also of methods that were not asked for now.
+        num_runs: How many were asked for now.
         files: What was written: numbers, table and figure; none if the study was stopped.
         exit_code: 0, or 128 plus the number of the signal that stopped the study.
     """
@@ -150,7 +161,7 @@ class MethodsResult:
 
     def __str__(self) -> str:
         wrote = [f"\nWrote {', '.join(path.name for path in self.files)} to {path.parent}" for path in self.files[:1]]
-        return "\n".join([table_of(self.runs).rstrip(), *wrote])
+        return "\n".join([table_of(self.runs), differences_of(self.runs).rstrip(), *wrote])
 
 
 def run(settings: MethodsSettings) -> MethodsResult:
@@ -167,7 +178,8 @@ def run(settings: MethodsSettings) -> MethodsResult:
     except StoppedError as stopped:
         logger.warning(stopped.message(len(runs), len(wanted)))
         return MethodsResult(runs, len(wanted), exit_code=stopped.exit_code)
-    return MethodsResult(runs, len(wanted), write_report(settings.output_dir, runs, bench.source.name))
+    done = bench.finished()  # also those that were made before and are not asked for now
+    return MethodsResult(done, len(wanted), write_report(settings.output_dir, done, bench.facts(done)))
 
 
 class _Bench:
@@ -229,6 +241,32 @@ class _Bench:
             seed=seed,
             learning_rate=self.options.supervised_learning_rate,
         )
+
+    def finished(self) -> list[MethodRun]:
+        """All runs in the folder that are done, of any method and seed."""
+        found = sorted(self.options.output_dir.glob("*/seed*/result.json"))
+        return [MethodRun(**read_json(path)) for path in found]
+
+    def facts(self, runs: Sequence[MethodRun]) -> dict[str, Any]:
+        """What one must know to repeat the runs, JSON-able."""
+        records = [RunRecord.read(self._folder(one.method, one.seed)) for one in runs]
+        known = [record for record in records if record is not None]
+        module: Any = self._model(self.first, 0).encoder
+        config = self.configs[self.first]
+        return {
+            "study": "methods",
+            "dataset": Path(self.source.name).name,
+            "train_images": self.source.num_images,
+            "test_images": self.test.num_images,
+            "encoder": config.architecture,
+            "num_parameters": sum(parameter.numel() for parameter in module.parameters()),
+            "image_size": config.image_size,
+            "settings": {name: getattr(self.options, name) for name in _COMMON if name != "dataset"},
+            "commands": list(dict.fromkeys(record.command for record in known)),
+            "commits": sorted({record.commit for record in known if record.commit}),
+            "versions": known[0].versions if known else {},
+            "hardware": known[0].hardware if known else {},
+        }
 
     def _recipe(self, name: str) -> dict[str, Any]:
         """All settings of a method's runs, by the names that a recipe has."""

@@ -2,7 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import permutations
 from pathlib import Path
+from statistics import mean, stdev
 from typing import Any
 
 from hf_ssl.figures.method_study import MethodRow, method_chart
@@ -86,9 +88,10 @@ def _title(name: str) -> str:
 
 
 def rows_of(runs: Sequence[MethodRun]) -> list[MethodRow]:
-    """Runs of the same method together, in the order in which methods come first."""
+    """Runs of the same method together: the random encoder first, then in the order of `VARIANTS`."""
+    order = [RANDOM, SUPERVISED, *VARIANTS]
     together: dict[str, list[MethodRun]] = {}
-    for one in runs:
+    for one in sorted(runs, key=lambda run: (order.index(run.method), run.seed)):
         together.setdefault(one.method, []).append(one)
     return [
         MethodRow(
@@ -110,20 +113,39 @@ def table_of(runs: Sequence[MethodRun]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def write_report(folder: Path, runs: Sequence[MethodRun], dataset: str) -> list[Path]:
+def differences_of(runs: Sequence[MethodRun]) -> str:
+    """Which methods differ by more than their seeds do, in words.
+
+    Two methods with several seeds differ if the means of their linear probes are further apart than both standard
+    deviations together.
+    """
+    several = [row for row in rows_of(runs) if len(row.linear) > 1]
+    if len(several) < 2:
+        return "Methods with one seed each: how much of a difference is chance is not known.\n"
+    pairs = []
+    for first, second in permutations(several, 2):
+        difference = mean(first.linear) - mean(second.linear)
+        if difference > stdev(first.linear) + stdev(second.linear):
+            pairs.append(f"{first.title} over {second.title} by {100 * difference:.1f}")
+    named = "; ".join(pairs) or "none"
+    count = f"{len(several)} methods with several seeds"
+    return f"Differences of the linear probe above both standard deviations together, of {count}: {named}.\n"
+
+
+def write_report(folder: Path, runs: Sequence[MethodRun], facts: Mapping[str, Any]) -> list[Path]:
     """Write numbers, table and figure.
 
     Args:
         folder: Where to: methods.json, methods.md and methods.png.
-        runs: The finished runs; the first is of a random encoder.
-        dataset: Name of the data set, for the figure's title.
+        runs: The finished runs, with at least one of a random encoder.
+        facts: What all runs share, JSON-able, with the name of the `dataset`.
 
     Returns:
         The files.
     """
     files = [folder / "methods.json", folder / "methods.md", folder / "methods.png"]
-    write_json(files[0], {"runs": [asdict(one) for one in runs]})
-    files[1].write_text(table_of(runs))
+    write_json(files[0], {**facts, "runs": [asdict(one) for one in runs]})
+    files[1].write_text(f"{table_of(runs)}\n{differences_of(runs)}", encoding="utf-8")
     random, *trained = rows_of(runs)
-    method_chart(trained, random, f"Frozen encoders on {Path(dataset).name}").savefig(files[2])
+    method_chart(trained, random, f"Frozen encoders on {facts['dataset']}").savefig(files[2])
     return files

@@ -14,7 +14,7 @@ from hf_ssl.commands import main
 from hf_ssl.modules.encoder import build_encoder
 from hf_ssl.studies import many_runs
 from hf_ssl.studies import methods as study
-from hf_ssl.studies.methods_report import VARIANTS, MethodRun, rows_of, table_of
+from hf_ssl.studies.methods_report import VARIANTS, MethodRun, differences_of, rows_of, table_of
 
 SMALL = ["--dataset", "digits", "--num_steps", "4", "--batch_size", "16", "--num_workers", "0"]
 SMALL += ["--encoder", "test_resnet", "--eval_images", "100"]
@@ -47,15 +47,22 @@ def test_every_method_has_a_variant_whose_settings_it_knows(tmp_path: Path):
 def test_methods_and_seeds_are_trained_measured_and_drawn(finished: Path):
     runs = runs_in(finished)
     names = ["random", "mochi", "memory_bank", "moco_v1", "supervised"]
-    assert [(one["seed"], one["method"]) for one in runs] == [(seed, name) for seed in (0, 1) for name in names]
+    assert sorted((one["seed"], one["method"]) for one in runs) == sorted(
+        (seed, name) for seed in (0, 1) for name in names
+    )
     for one in runs:
         assert 0 <= one["knn"] <= 1 and 0 <= one["linear"] <= 1
         assert (one["seconds"] == 0) == (one["method"] == "random")
         exported = finished / one["method"] / f"seed{one['seed']}" / "encoder"
         assert (one["weights"] is None) == (one["method"] in ("random", "supervised")) != exported.exists()
     table = (finished / "methods.md").read_text().splitlines()
-    titles = ["random encoder", "MoCHi", "Memory bank", "MoCo v1", "supervised"]
-    assert [line.split("|")[1].strip() for line in table[2:]] == titles
+    titles = ["random encoder", "supervised", "Memory bank", "MoCo v1", "MoCHi"]
+    assert [line.split("|")[1].strip() for line in table[2:7]] == titles
+    facts = json.loads((finished / "methods.json").read_text())
+    module = build_encoder("test_resnet")
+    assert facts["num_parameters"] == sum(parameter.numel() for parameter in module.parameters())
+    assert (facts["dataset"], facts["train_images"], facts["test_images"]) == ("digits", 1437, 360)
+    assert facts["settings"]["num_steps"] == 4 and "output_dir" not in facts["settings"]
     with Image.open(finished / "methods.png") as image:
         assert min(image.size) > 300
 
@@ -134,6 +141,20 @@ def test_a_table_has_means_and_standard_deviations():
     deviation = 100 * math.sqrt(2 * 0.05**2)
     assert lines[3] == f"| BYOL | 35.0 ± {deviation:.1f} | 60.0 ± {2 * deviation:.1f} | 11 ± 1 |"
     assert [row.title for row in rows_of(runs)] == ["random encoder", "BYOL"] and rows_of(runs)[1].linear == [0.5, 0.7]
+
+
+def test_only_differences_above_the_spread_of_seeds_are_named():
+    def runs(method: str, *values: float) -> list[MethodRun]:
+        return [MethodRun(method, seed, 0.1, value, 1.0) for seed, value in enumerate(values)]
+
+    close = [*runs("byol", 0.50, 0.54), *runs("simsiam", 0.52, 0.56), *runs("mochi", 0.9)]
+    assert differences_of(close).endswith("of 2 methods with several seeds: none.\n")
+    far = [*runs("directpred", 0.60, 0.62), *close]
+    # Against BYOL 0.09 is more than 0.0141 + 0.0283; against SimSiam 0.07 is too.
+    assert "DirectPred over BYOL by 9.0; " not in differences_of(close)
+    assert "BYOL by 9.0" in differences_of(far) and "DirectPred over SimSiam by 7.0" in differences_of(far)
+    assert "MoCHi" not in differences_of(far)
+    assert differences_of(runs("byol", 0.5)).startswith("Methods with one seed each")
 
 
 @pytest.mark.parametrize(
