@@ -9,7 +9,7 @@ A study that was killed or stopped continues with the same command.
 
 from hf_ssl.commands.command import Command, CommandGroup
 from hf_ssl.data.settings import OF_DATA
-from hf_ssl.studies import ablation, methods, negatives, reproduce
+from hf_ssl.studies import ablation, labels, methods, negatives, reproduce
 
 _FIRST = ("dataset", "output_dir", "seeds", "num_steps", "recipe", "view_recipe", "encoder")
 _DATA = (*OF_DATA, "split", "num_workers")
@@ -25,6 +25,15 @@ COMMAND = CommandGroup(
             methods.__doc__ or "",
             first=("dataset", "output_dir", "methods", "seeds", "num_epochs", "num_steps", "recipe", "view_recipe"),
             groups={"data": (*_DATA, "test_split", "eval_images")},
+        ),
+        "labels": Command(
+            "study labels",
+            labels.LabelsSettings,
+            labels.run,
+            labels.__doc__ or "",
+            words=("encoders",),
+            first=("dataset", "output_dir", "fractions", "seeds", "num_steps", "test_split"),
+            groups={"data": _DATA},
         ),
         "ablation": Command(
             "study ablation",

@@ -78,12 +78,13 @@ class MethodRun:
 def line_of(one: MethodRun) -> str:
     """The numbers of one run, in one line."""
     return (
-        f"{_title(one.method)}, seed {one.seed}: k-NN {100 * one.knn:.1f} %, linear probe {100 * one.linear:.1f} %, "
+        f"{title_of(one.method)}, seed {one.seed}: k-NN {100 * one.knn:.1f} %, linear probe {100 * one.linear:.1f} %, "
         f"{one.seconds:.0f} s"
     )
 
 
-def _title(name: str) -> str:
+def title_of(name: str) -> str:
+    """What tables call a method, `random` or `supervised`."""
     return _BESIDE[name] if name in _BESIDE else VARIANTS[name].title
 
 
@@ -95,7 +96,7 @@ def rows_of(runs: Sequence[MethodRun]) -> list[MethodRow]:
         together.setdefault(one.method, []).append(one)
     return [
         MethodRow(
-            title=_title(name),
+            title=title_of(name),
             knn=[one.knn for one in group],
             linear=[one.linear for one in group],
             seconds=[one.seconds for one in group],

@@ -1,0 +1,160 @@
+"""Bring a study of methods into model_cards/: its numbers, a card of each encoder, and the tables made of them.
+
+    python scripts/model_cards.py runs/methods --name cifar10    # take over a study: results, cards, tables
+    python scripts/model_cards.py                                # make the tables anew from model_cards/results
+    python scripts/model_cards.py --check                        # only say whether they are what the results say
+
+The numbers lie in model_cards/results/NAME.json, as `hf-ssl study methods` writes them. The tables of
+model_cards/README.md and of README.md stand between `<!-- results: ... -->` and `<!-- end of results -->` and are
+written by this script alone. The card of an encoder is that of the first seed.
+"""
+
+import argparse
+import json
+import re
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from hf_ssl.hub.model_card import write_model_card
+from hf_ssl.studies.many_runs import mean_text
+from hf_ssl.studies.methods_report import RANDOM, SUPERVISED, VARIANTS, MethodRun, differences_of, rows_of, title_of
+
+ROOT = Path(__file__).resolve().parents[1]
+_BLOCK = re.compile(r"(<!-- results: ([\w ]+) -->\n).*?(<!-- end of results -->)", re.DOTALL)
+_IN_README = (RANDOM, "directpred", "byol", "moco_v2", SUPERVISED)
+_COPIES = {
+    "cifar10-jpeg75": "CIFAR-10 in a copy of JPEG quality 75, which costs accuracy: compare these numbers with each "
+    "other, not with published ones.",
+    "imagenette160-jpeg80": "Imagenette in a copy of 160 pixels and JPEG quality 80: compare these numbers with each "
+    "other, not with published ones.",
+}
+
+
+def runs_of(results: dict[str, Any]) -> list[MethodRun]:
+    """The runs in a results file of `hf-ssl study methods`."""
+    return [MethodRun(**one) for one in results["runs"]]
+
+
+def index_table(name: str, results: dict[str, Any]) -> str:
+    """All methods of a study with their cards, what was not run, and how to repeat it."""
+    runs = runs_of(results)
+    lines = ["| encoder | seeds | k-NN (%) | linear probe (%) | card |", "|---|---|---|---|---|"]
+    for row in rows_of(runs):
+        knn, linear = (mean_text([100 * value for value in values], 1) for values in (row.knn, row.linear))
+        method = next(one.method for one in runs if title_of(one.method) == row.title)
+        card = f"[card]({name}-{method}.md)" if method in VARIANTS else ""
+        lines.append(f"| {row.title} | {len(row.linear)} | {knn} | {linear} | {card} |")
+    missing = [title_of(method) for method in (SUPERVISED, *VARIANTS) if method not in {one.method for one in runs}]
+    notes = [differences_of(runs).strip()]
+    notes += [f"Not run yet: {', '.join(missing)}."] if missing else []
+    return "\n".join([*lines, "", setting_of(results), *notes, "", *commands_of(results)])
+
+
+def setting_of(results: dict[str, Any]) -> str:
+    """What was trained on what and how it was measured, in sentences."""
+    settings = results["settings"]
+    length = f"{settings['num_epochs']:g} epochs" if settings["num_epochs"] else f"{settings['num_steps']:,} steps"
+    precision = settings["mixed_precision"] or "float32"
+    return (
+        f"{length} of {results['train_images']:,} images, {results['image_size']} pixels; encoder "
+        f"`{results['encoder']}`, {results['num_parameters'] / 1e6:.2f} M parameters; each method's recipe "
+        f"`{settings['recipe']}` with views `{settings['view_recipe']}`, {precision}. Frozen, measured on "
+        f"{results['test_images']:,} test images with the labels of all training images; no setting was chosen for "
+        f"this table. {_COPIES.get(results['dataset'], '')}"
+    ).strip()
+
+
+def commands_of(results: dict[str, Any]) -> list[str]:
+    """The commands of a study, as a block of code."""
+    return ["```bash", *results["commands"], "```"]
+
+
+def readme_table(results: dict[str, Any]) -> str:
+    """Five lines for the README."""
+    runs = [one for one in runs_of(results) if one.method in _IN_README]
+    lines = ["| encoder | k-NN (%) | linear probe (%) |", "|---|---|---|"]
+    for row in rows_of(runs):
+        knn, linear = (mean_text([100 * value for value in values], 1) for values in (row.knn, row.linear))
+        lines.append(f"| {row.title} | {knn} | {linear} |")
+    return "\n".join(lines)
+
+
+_TABLES: dict[str, Callable[[Path, str], str]] = {
+    "index": lambda cards, name: index_table(name, _results(cards, name)),
+    "short": lambda cards, name: readme_table(_results(cards, name)),
+}
+
+
+def _results(cards: Path, name: str) -> dict[str, Any]:
+    return json.loads((cards / "results" / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def with_tables(text: str, cards: Path) -> str:
+    """A page with its tables made anew.
+
+    Args:
+        text: Of the page; a block begins with `<!-- results: index NAME -->` or `<!-- results: short NAME -->`.
+        cards: The folder `model_cards`.
+    """
+
+    def made(block: re.Match[str]) -> str:
+        kind, name = block[2].split()
+        return f"{block[1]}{_TABLES[kind](cards, name)}\n{block[3]}"
+
+    return _BLOCK.sub(made, text)
+
+
+def take_over(study: Path, name: str, cards: Path) -> list[Path]:
+    """Copy the numbers of a study and the cards of its encoders.
+
+    Args:
+        study: Folder of `hf-ssl study methods`.
+        name: What the results are called.
+        cards: The folder `model_cards`.
+
+    Returns:
+        What was written.
+    """
+    results = cards / "results" / f"{name}.json"
+    results.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(study / "methods.json", results)
+    written = [results]
+    for one in runs_of(_results(cards, name)):
+        encoder = study / one.method / f"seed{one.seed}" / "encoder"
+        if one.seed == 0 and one.method in VARIANTS:
+            card = cards / f"{name}-{one.method}.md"
+            shutil.copyfile(write_model_card(encoder), card)
+            written.append(card)
+    return written
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the command line; returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("study", nargs="?", type=Path, help="folder of a finished `hf-ssl study methods`")
+    parser.add_argument("--name", default="cifar10", help="name of its results, such as cifar10")
+    parser.add_argument("--check", action="store_true", help="write nothing; exit code 1 if a table is not up to date")
+    options = parser.parse_args(arguments)
+    cards = ROOT / "model_cards"
+    if options.study is not None:
+        if not (options.study / "methods.json").is_file():
+            parser.error(f"`{options.study}` has no methods.json: give the folder of a finished study of methods.")
+        for path in take_over(options.study, options.name, cards):
+            print(path.relative_to(ROOT))
+    old = [
+        page
+        for page in (cards / "README.md", ROOT / "README.md", ROOT / "scripts" / "guides" / "which_method.md")
+        if with_tables(page.read_text(encoding="utf-8"), cards) != page.read_text(encoding="utf-8")
+    ]
+    for page in old:
+        print(page.relative_to(ROOT), "is not what the results say" if options.check else "")
+        if not options.check:
+            page.write_text(with_tables(page.read_text(encoding="utf-8"), cards), encoding="utf-8")
+    return int(options.check and bool(old))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
