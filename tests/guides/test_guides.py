@@ -38,6 +38,7 @@ TINY = {
     r"pretrain(\.py)? (?!.*--(start_from|encoder) (runs|ORG)/)--": "--encoder test_resnet --image_size 32",
     r"pretrain .*--dataset shapes": "--knn_images 100",
     r"(evaluate|extract|analyze) ": "--num_workers 0",
+    r"pretrain .*--knn_every": "--knn_every 2",
     r"evaluate .*--dataset shapes": "--max_images 200 knn",
     r"--augmented_passes": "--augmented_passes 2",
     r"analyze": "--views 2 --view_images 32",
@@ -243,13 +244,13 @@ def finished_run(runner, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def workplace(tmp_path: Path, hub_server) -> Path:
-    """A reader's folder; and two data sets on the Hub."""
+    """A reader's folder; and data sets on the Hub."""
     from hub_server import Hub, Repo
 
     hub_server.hub = Hub()
-    for name, column in {"ORG/NAME": "image", "uoft-cs/cifar10": "img"}.items():
+    for name, column in {"ORG/NAME": "image", "uoft-cs/cifar10": "img", "ILSVRC/imagenet-1k": "image"}.items():
         repo = hub_server.hub.repos[f"datasets/{name}"] = Repo()
-        splits = {"train": pictures(96, 1), "test": pictures(32, 2)}
+        splits = {"train": pictures(96, 1), "test": pictures(32, 2), "validation": pictures(32, 5)}
         files = {f"data/{split}-0.parquet": parquet_of(rows, column) for split, rows in splits.items()}
         repo.add("main", {**files, "README.md": card_of(splits, column)})
     furnish(tmp_path)
