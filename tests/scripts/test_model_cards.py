@@ -1,0 +1,111 @@
+"""model_cards/ and README: every number in them is one of the results files, and the script makes the tables of it."""
+
+import importlib.util
+import json
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from hf_ssl.studies.methods_report import MethodRun
+
+ROOT = Path(__file__).parents[2]
+CARDS = ROOT / "model_cards"
+# By its path: in `scripts` on Python's path lies `evaluate.py`, which would hide the library of that name.
+_SPEC = importlib.util.spec_from_file_location("model_cards", ROOT / "scripts" / "model_cards.py")
+assert _SPEC is not None and _SPEC.loader is not None
+model_cards = importlib.util.module_from_spec(_SPEC)
+_SPEC.loader.exec_module(model_cards)
+RESULTS = sorted((CARDS / "results").glob("*.json"))
+OF_METHODS = [path for path in RESULTS if json.loads(path.read_text()).get("study") == "methods"]
+PERCENT = re.compile(r"\d+\.\d")
+
+
+def mean_and_deviation(values: list[float]) -> list[str]:
+    """In percent, as tables print them, without the library's own code."""
+    mean = sum(values) / len(values)
+    squares = sum((value - mean) ** 2 for value in values)
+    shown = [f"{100 * mean:.1f}"]
+    return shown if len(values) == 1 else [*shown, f"{100 * (squares / (len(values) - 1)) ** 0.5:.1f}"]
+
+
+def test_there_are_results():
+    assert OF_METHODS
+
+
+@pytest.mark.parametrize("page", ["README.md", "model_cards/README.md"])
+def test_tables_are_what_the_results_say(page: str):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    assert "<!-- results: " in text
+    assert model_cards.with_tables(text, CARDS) == text, "run `python scripts/model_cards.py`"
+
+
+@pytest.mark.parametrize("page", ["README.md", "model_cards/README.md"])
+def test_every_percentage_of_a_table_is_a_mean_of_runs(page: str):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    blocks = re.findall(r"<!-- results: \w+ (\w+) -->\n(.*?)<!-- end of results -->", text, re.DOTALL)
+    for name, block in blocks:
+        runs = json.loads((CARDS / "results" / f"{name}.json").read_text())["runs"]
+        by_title: dict[str, list[dict]] = {}
+        for one in runs:
+            by_title.setdefault(model_cards.title_of(one["method"]), []).append(one)
+        rows = [line.split("|")[1:-1] for line in block.splitlines() if line.startswith("|")][2:]
+        assert rows
+        for row in rows:
+            group = by_title[row[0].strip()]
+            expected = [
+                *mean_and_deviation([one["knn"] for one in group]),
+                *mean_and_deviation([one["linear"] for one in group]),
+            ]
+            assert PERCENT.findall("|".join(row[1:])) == expected
+
+
+@pytest.mark.parametrize("results", OF_METHODS, ids=lambda path: path.stem)
+def test_every_encoder_has_a_card_with_its_numbers_weights_and_command(results: Path):
+    content = json.loads(results.read_text())
+    expected = {one["method"]: one for one in content["runs"] if one["seed"] == 0 and one["weights"]}
+    cards = {path.stem.removeprefix(f"{results.stem}-"): path for path in CARDS.glob(f"{results.stem}-*.md")}
+    assert set(cards) == set(expected)
+    for method, card in cards.items():
+        run = expected[method]
+        text = card.read_text(encoding="utf-8")
+        metadata = yaml.safe_load(text.split("---")[1])
+        (index,) = metadata["model-index"]
+        claimed = {metric["name"]: metric["value"] for result in index["results"] for metric in result["metrics"]}
+        values = {"k-NN": run["knn"], "linear probe": run["linear"]}
+        for what, value in values.items():
+            (found,) = [number for name, number in claimed.items() if what in name]
+            assert found == value, f"{card.name}: {what}"
+            assert re.search(rf"\| [^|\n]*{what}[^|\n]* \| {100 * value:.1f} \|", text), f"{card.name}: {what}"
+        assert run["weights"] in text
+        assert any(command in text for command in content["commands"])
+
+
+def results_of(*runs: MethodRun) -> dict:
+    settings = {"num_epochs": 3.0, "num_steps": None, "mixed_precision": None, "recipe": "quickstart"}
+    return {
+        "runs": [vars(one) for one in runs],
+        "settings": {**settings, "view_recipe": "moco_v2"},
+        "dataset": "cifar10-jpeg75",
+        "train_images": 50_000,
+        "test_images": 10_000,
+        "encoder": "test_resnet",
+        "num_parameters": 372_688,
+        "image_size": 32,
+        "commands": ["hf-ssl study methods --dataset data/cifar10-jpeg75"],
+    }
+
+
+def test_a_table_says_what_was_not_run_and_what_the_copy_costs(tmp_path: Path):
+    runs = [MethodRun("random", 0, 0.3, 0.4, 0.0)]
+    runs += [MethodRun("directpred", seed, 0.5 + seed / 100, 0.6, 1.0, "00") for seed in (0, 1)]
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "x.json").write_text(json.dumps(results_of(*runs)))
+    page = "before\n<!-- results: index x -->\nold\n<!-- end of results -->\nafter\n"
+    text = model_cards.with_tables(page, tmp_path)
+    assert text.startswith("before\n<!-- results: index x -->\n| encoder |") and text.endswith("results -->\nafter\n")
+    assert "| DirectPred | 2 | 50.5 ± 0.7 | 60.0 ± 0.0 | [card](x-directpred.md) |" in text
+    assert "Not run yet: supervised, End-to-end (SimCLR), " in text and "JPEG quality 75" in text
+    assert "3 epochs of 50,000 images, 32 pixels; encoder `test_resnet`, 0.37 M parameters" in text
+    assert model_cards.with_tables(text, tmp_path) == text
