@@ -49,7 +49,7 @@ def index_table(name: str, results: dict[str, Any]) -> str:
         lines.append(f"| {row.title} | {len(row.linear)} | {knn} | {linear} | {card} |")
     missing = [title_of(method) for method in (SUPERVISED, *VARIANTS) if method not in {one.method for one in runs}]
     notes = [differences_of(runs).strip()]
-    notes += [f"Not run yet: {', '.join(missing)}."] if missing else []
+    notes += [f"Not run yet: {'; '.join(missing)}."] if missing else []
     return "\n".join([*lines, "", setting_of(results), *notes, "", *commands_of(results)])
 
 

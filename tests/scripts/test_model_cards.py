@@ -106,6 +106,6 @@ def test_a_table_says_what_was_not_run_and_what_the_copy_costs(tmp_path: Path):
     text = model_cards.with_tables(page, tmp_path)
     assert text.startswith("before\n<!-- results: index x -->\n| encoder |") and text.endswith("results -->\nafter\n")
     assert "| DirectPred | 2 | 50.5 ± 0.7 | 60.0 ± 0.0 | [card](x-directpred.md) |" in text
-    assert "Not run yet: supervised, End-to-end (SimCLR), " in text and "JPEG quality 75" in text
+    assert "Not run yet: supervised; End-to-end (SimCLR); " in text and "JPEG quality 75" in text
     assert "3 epochs of 50,000 images, 32 pixels; encoder `test_resnet`, 0.37 M parameters" in text
     assert model_cards.with_tables(text, tmp_path) == text
