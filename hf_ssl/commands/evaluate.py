@@ -27,6 +27,7 @@ from hf_ssl.commands.encoder_settings import (
     ReadingSettings,
     check_output_file,
     goes_on_card,
+    how_to_load,
     method_of,
     place_beside,
     titles_of,
@@ -39,11 +40,11 @@ from hf_ssl.evaluation.comparison import BASELINES, Comparison, compare, shared_
 from hf_ssl.evaluation.encoders import Encoder, encoder_folder, load_encoder
 from hf_ssl.evaluation.portrait import take_portrait
 from hf_ssl.evaluation.protocols import AUGMENTED, PROTOCOLS, check_protocol
-from hf_ssl.evaluation.references import read_json
 from hf_ssl.evaluation.results import Table, draw_table, entries_of, heading_of, table_of, table_text, update_results
 from hf_ssl.hub.embedding import SHOWN_BY_DEFAULT, write_embedding
 from hf_ssl.hub.model_card import write_model_card
 from hf_ssl.invocation import command_line
+from hf_ssl.private import public_command, public_name
 from hf_ssl.settings import check_least, checked
 from hf_ssl.training.files import RUN_FILE
 
@@ -209,8 +210,12 @@ def run(settings: EvaluationSettings) -> EvaluationResult:
     place = _place(settings, folder, on_card, test_source.name)
     comparison = _measure(settings, folder, encoders, train_source, test_source, labels)
 
-    about = {"dataset": test_source.name, "dataset_config": settings.dataset_config, "split": settings.split}
-    results = entries_of(comparison, {**about, "command": command_line()}, settings.train_split)
+    name, kind = test_source.name, test_source.kind
+    stays = folder is not None and not on_card and settings.output is None  # in `evaluations`, whole
+    about: dict[str, Any] = {"dataset": name if stays else public_name(name, kind), "dataset_kind": kind}
+    about |= {"dataset_config": settings.dataset_config, "split": settings.split}
+    about_command = {**about, "command": public_command(command_line(), name, kind)}
+    results = entries_of(comparison, about_command, settings.train_split)
     table = table_of(comparison)
     if place is not None:
         _keep(place, comparison, results, table, about)
@@ -233,7 +238,7 @@ def run(settings: EvaluationSettings) -> EvaluationResult:
         figure=place.figure if place is not None else None,
         clusters=place.clusters if place is not None and comparison.clusters is not None else None,
         card=card,
-        loading=_how_to_load(folder) if settings.show_loading and folder is not None else "",
+        loading=how_to_load(folder) if settings.show_loading and folder is not None else "",
     )
 
 
@@ -317,20 +322,6 @@ def _notes(
             "on it. `--card` puts the numbers on the card."
         )
     return notes
-
-
-def _how_to_load(folder: Path) -> str:
-    config = read_json(folder / "config.json")
-    if "pretrained_cfg" not in config or "model_type" not in config:
-        return ""
-    trust = ", trust_remote_code=True" if "auto_map" in config else ""
-    return (
-        f"\nThe encoder is in {folder}. To load it, without hf_ssl:\n\n"
-        f"    from transformers import AutoImageProcessor, AutoModel\n"
-        f'    processor = AutoImageProcessor.from_pretrained("{folder}"{trust})\n'
-        f'    model = AutoModel.from_pretrained("{folder}"{trust})\n'
-        f'    features = model(**processor(image.convert("RGB"), return_tensors="pt")).pooler_output\n'
-    )
 
 
 COMMAND = Command(
