@@ -164,7 +164,7 @@ class FineTuning(Task):
             "fine-tuning",
             accelerator.device,
             base_model=classifier.base_model,
-            origin=origin_of_encoder(classifier.encoder.removeprefix(RANDOM)),
+            origin=self._origin(),
             license=own.license,
             config={
                 "encoder": classifier.encoder,
@@ -192,6 +192,12 @@ class FineTuning(Task):
                 },
             },
         )
+
+    def _origin(self) -> dict[str, Any]:
+        """What the encoder is, and the training behind its weights, if these are used."""
+        name = self.classifier.encoder
+        origin = origin_of_encoder(name.removeprefix(RANDOM))
+        return origin | {"former": None} if name.startswith(RANDOM) else origin
 
     def set_up(self, device: torch.device) -> None:
         """Mode, and memory layout."""

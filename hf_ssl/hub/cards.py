@@ -131,9 +131,20 @@ def facts_of_model(
         "hub_data": hub_id_of_data(run.data) if run.data else None,
         "license": license,
         "results": public_results(content_of(folder / "results.json").get("results", []), run.data),
+        "collapsed_before": _collapsed_before(run),
         "best": BEST_EPOCH,
         "figures": figures_of(folder),
     }
+
+
+def _collapsed_before(run: RunRecord) -> list[dict[str, Any]]:
+    """The trainings behind the weights that a run started from which collapsed: `method`, `kind` and `step`."""
+    found, former = [], (run.origin or {}).get("former")
+    while former:
+        if former.get("collapse"):
+            found.append({"method": former.get("method"), **former["collapse"]})
+        former = former.get("former")
+    return found
 
 
 def metadata_of_model(

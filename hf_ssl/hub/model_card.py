@@ -140,7 +140,22 @@ def _start_of(run: RunRecord) -> str:
 
 def _collapse_of(run: RunRecord) -> dict[str, Any] | None:
     """What the run's alarm saw; its report goes on with advice for the next run, which a card does not need."""
-    return run.collapse and {**run.collapse, "seen": run.collapse["report"].partition(" What usually cures it")[0]}
+    if run.collapse is None:
+        return None
+    seen = run.collapse["report"].partition(" What usually cures it")[0]
+    return {**run.collapse, "seen": seen, "limit": _limit_of(run.collapse.get("thresholds"))}
+
+
+def _limit_of(thresholds: Mapping[str, Any] | None) -> str | None:
+    """By what the alarm judged; None for the record of a version that did not note it."""
+    if not thresholds:
+        return None
+    if "spread" in thresholds:
+        below = f"this spread was below {thresholds['spread']:.2g}"
+    else:
+        best = thresholds["best_rank"]
+        below = f"this rank was below {thresholds['effective_rank']:.1f}, where its best was {best:.1f}"
+    return f"The alarm rang because in {thresholds['lines']} log lines in a row {below}."
 
 
 def _described(result: Mapping[str, Any]) -> dict[str, Any]:

@@ -25,8 +25,9 @@ def training_of(record: RunRecord | None) -> dict[str, Any] | None:
         record: Of the run; None if there is none.
 
     Returns:
-        `method`, `dataset`, `dataset_kind` and `steps`; of a training that did not start from random weights also
-        what its `origin` said, with the one before as `former`. None without a record.
+        `method`, `dataset`, `dataset_kind` and `steps`; `kind` and `step` of a `collapse` that was reported; of a
+        training that did not start from random weights also what its `origin` said, with the one before as `former`.
+        None without a record.
     """
     if record is None:
         return None
@@ -36,6 +37,7 @@ def training_of(record: RunRecord | None) -> dict[str, Any] | None:
         "dataset": record.data.get("dataset"),
         "dataset_kind": record.data.get("dataset_kind"),
         "steps": record.progress.step,
+        **({"collapse": {name: record.collapse.get(name) for name in ("kind", "step")}} if record.collapse else {}),
     }
 
 

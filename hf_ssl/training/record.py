@@ -105,7 +105,7 @@ class RunRecord:
         data: Settings of the data, and what was found there.
         training: Settings of the training, with the plan that they came to.
         changes: Settings that changed on the way; see `agreed_changes`.
-        collapse: What the collapse alarm saw: `kind`, `step` and `report`.
+        collapse: What the collapse alarm saw: `kind`, `step`, `thresholds` (see `Collapse`) and `report`.
         details: What else a task tells, by name; in the file these stand beside the others.
     """
 
@@ -242,9 +242,12 @@ class RunRecord:
         """
         for name in _KEPT:
             setattr(self, name, getattr(former, name))
-        if self.collapse is not None and self.collapse["step"] > step:  # the run went back to before it
-            self.collapse = None
+        self.keep_collapse(former.collapse, step)
         self.finished = former.finished if at_end else None
+
+    def keep_collapse(self, collapse: dict[str, Any] | None, step: int) -> None:
+        """Take over what the alarm saw, unless the run went back to a step before that."""
+        self.collapse = collapse if collapse is not None and collapse["step"] <= step else None
 
     def end(self) -> None:
         """Note that the run is at its end, if that was not noted before."""

@@ -319,6 +319,31 @@ def test_a_collapse_is_said_at_the_top_and_in_the_limits(encoder_folder, run_rec
     assert "cures" not in text
 
 
+@pytest.mark.parametrize(
+    ("thresholds", "said"),
+    [
+        ({"lines": 4, "spread": 0.06}, "The alarm rang because in 4 log lines in a row this spread was below 0.06."),
+        (
+            {"lines": 4, "effective_rank": 3.0, "best_rank": 20.0},
+            "The alarm rang because in 4 log lines in a row this rank was below 3.0, where its best was 20.0.",
+        ),
+    ],
+)
+def test_the_card_says_by_what_a_collapse_was_judged(encoder_folder, run_record, thresholds, said):
+    run_record["collapse"] = {"kind": "complete", "step": 320, "report": "Seen.", "thresholds": thresholds}
+    write_record(encoder_folder, "run.json", run_record)
+    assert f"**Collapsed**: Seen. {said}" in render_model_card(encoder_folder).split("## Use")[0]
+
+
+def test_a_collapse_of_the_training_before_is_said(encoder_folder, run_record):
+    former = {"method": "byol", "steps": 400, "collapse": {"kind": "dimensional", "step": 1320}, "encoder": "org/x"}
+    run_record["origin"] = {"encoder": "/data/first", "kind": "run", "former": {"method": "moco", "former": former}}
+    write_record(encoder_folder, "run.json", run_record)
+    top = render_model_card(encoder_folder).split("## Use")[0]
+    assert "**Collapsed**" not in top and "\n\n\n" not in top
+    assert "the training by byol behind the weights that it started from collapsed (dimensional, step 1,320)" in top
+
+
 @pytest.mark.parametrize("name", ["in-memory data set (ORG/NAME)", "streamed data set", "ORG/NAME"])
 def test_data_in_memory_is_no_data_set_of_the_hub(encoder_folder, run_record, name):
     run_record["data"] |= {"dataset": name, "in_memory": True}
