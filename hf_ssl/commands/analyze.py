@@ -39,6 +39,7 @@ from hf_ssl.evaluation.features import extract_features
 from hf_ssl.evaluation.view_features import extract_view_features
 from hf_ssl.figures.diagnostics import diagnosis_curves, predictor_curves, spectrum_curves
 from hf_ssl.figures.negatives import negative_curves
+from hf_ssl.private import public_name
 from hf_ssl.settings import check_least, checked
 from hf_ssl.training.output import make_folder
 from hf_ssl.training.record import RunRecord
@@ -116,7 +117,7 @@ def run(settings: AnalysisSettings) -> AnalysisResult:
     if folder is not None:
         heading = f"{Path(source.name).name}, split {settings.split}"
         drawn = _figures(found, {titles[name]: encoder for name, encoder in folders.items()}, heading)
-        figures = _keep(settings, source.name, folder, found, drawn)
+        figures = _keep(settings, source, folder, found, drawn)
     return AnalysisResult(found, _heading(settings, source.name, found), folder, figures)
 
 
@@ -260,7 +261,7 @@ def _figures(found: dict[str, dict[str, Any]], folders: dict[str, Path | None], 
 
 def _keep(
     settings: AnalysisSettings,
-    dataset: str,
+    source: Source,
     folder: Path,
     found: dict[str, dict[str, Any]],
     drawn: dict[str, Figure],
@@ -269,7 +270,8 @@ def _keep(
     figures = folder / "figures"
     figures.mkdir(parents=True, exist_ok=True)
     content = {
-        "dataset": dataset,
+        "dataset": public_name(source.name, source.kind),
+        "dataset_kind": source.kind,
         "dataset_config": settings.dataset_config,
         "split": settings.split,
         "seed": settings.seed,

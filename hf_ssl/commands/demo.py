@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from hf_ssl.commands.command import Command
 from hf_ssl.commands.encoder_settings import ReadingSettings
 from hf_ssl.data.settings import OF_DATA
-from hf_ssl.demo.collection import collect, name_of_data
+from hf_ssl.demo.collection import collect, name_of_encoder
 from hf_ssl.demo.space import published_reference, push_space
 from hf_ssl.errors import UserError
 from hf_ssl.evaluation.encoders import load_encoder
@@ -95,11 +95,12 @@ def run(settings: DemoSettings) -> DemoResult:
     reference = published_reference(settings.encoder) if settings.space else settings.encoder
     encoder = load_encoder(reference, settings.torch_device(), settings.seed)
     source = settings.open(settings.split)
-    name = name_of_data(settings.encoder)
+    name = name_of_encoder(settings.encoder)
     collection = collect(encoder, source, name, settings.max_images, settings.batch_size, settings.num_workers)
     if settings.space:
         retry = command_line()
-        url = push_space(collection, reference, source.name, settings.space, private=settings.private, retry=retry)
+        dataset = source.name if source.kind == "hub" else None
+        url = push_space(collection, reference, dataset, settings.space, private=settings.private, retry=retry)
         return DemoResult(url)
     from hf_ssl.demo.page import build_page, serve  # takes seconds, and an extra that may be missing
 

@@ -12,6 +12,7 @@ from hf_ssl.data.settings import PlaceSettings
 from hf_ssl.data.sources.open import Source, open_source
 from hf_ssl.errors import UserError
 from hf_ssl.evaluation.encoders import encoder_folder
+from hf_ssl.evaluation.references import read_json
 from hf_ssl.hub.embedding import SHOWN_BY_DEFAULT
 from hf_ssl.modules.quiet import quiet_transformers
 from hf_ssl.settings import check_least, checked
@@ -90,7 +91,8 @@ def goes_on_card(
     path = Path(settings.dataset).expanduser()
     if settings.dataset in SHOWN_BY_DEFAULT or not path.exists():
         return True
-    record = RunRecord.read(folder)
+    # The encoder's own record, which is published, does not tell where the data set lies.
+    record = (RunRecord.read(folder.parent) if folder.name == "encoder" else None) or RunRecord.read(folder)
     trained_on = None if record is None else record.data["dataset"]
     return trained_on is not None and Path(trained_on).expanduser().resolve() == path.resolve()
 
@@ -99,6 +101,21 @@ def place_beside(folder: Path) -> Path:
     """Where results lie that are not published: `evaluations` in a run, else beside the encoder's folder."""
     folder = folder if folder.name else folder.resolve()
     return folder.parent / ("evaluations" if folder.name == "encoder" else f"{folder.name}-evaluations")
+
+
+def how_to_load(folder: Path) -> str:
+    """The lines that load a local encoder; empty for one that transformers cannot load by itself."""
+    config = read_json(folder / "config.json")
+    if "pretrained_cfg" not in config or "model_type" not in config:
+        return ""
+    trust = ", trust_remote_code=True" if "auto_map" in config else ""
+    return (
+        f"\nThe encoder is in {folder}. To load it, without hf_ssl:\n\n"
+        f"    from transformers import AutoImageProcessor, AutoModel\n"
+        f'    processor = AutoImageProcessor.from_pretrained("{folder}"{trust})\n'
+        f'    model = AutoModel.from_pretrained("{folder}"{trust})\n'
+        f'    features = model(**processor(image.convert("RGB"), return_tensors="pt")).pooler_output\n'
+    )
 
 
 def check_output_file(path: Path, setting: str) -> None:

@@ -30,6 +30,7 @@ from hf_ssl.commands.encoder_settings import (
     ReadingSettings,
     check_output_file,
     goes_on_card,
+    how_to_load,
     method_of,
     place_beside,
     titles_of,
@@ -43,11 +44,11 @@ from hf_ssl.evaluation.comparison import BASELINES, Comparison, compare, shared_
 from hf_ssl.evaluation.encoders import Encoder, encoder_folder, load_encoder
 from hf_ssl.evaluation.portrait import take_portrait
 from hf_ssl.evaluation.protocols import AUGMENTED, PROTOCOLS, check_protocol
-from hf_ssl.evaluation.references import how_to_load
 from hf_ssl.evaluation.results import Table, draw_table, entries_of, heading_of, table_of, table_text, update_results
 from hf_ssl.hub.embedding import SHOWN_BY_DEFAULT, write_embedding
 from hf_ssl.hub.model_card import write_model_card
 from hf_ssl.invocation import command_line
+from hf_ssl.private import public_command, public_name
 from hf_ssl.settings import check_least, checked
 from hf_ssl.training.files import RUN_FILE
 
@@ -221,8 +222,12 @@ def run(settings: EvaluationSettings) -> EvaluationResult | VerificationResult:
     place = _place(settings, folder, on_card, test_source.name)
     comparison = _measure(settings, folder, encoders, train_source, test_source, labels)
 
-    about = {"dataset": test_source.name, "dataset_config": settings.dataset_config, "split": settings.split}
-    results = entries_of(comparison, {**about, "command": command_line()}, settings.train_split)
+    name, kind = test_source.name, test_source.kind
+    stays = folder is not None and not on_card and settings.output is None  # in `evaluations`, whole
+    about: dict[str, Any] = {"dataset": name if stays else public_name(name, kind), "dataset_kind": kind}
+    about |= {"dataset_config": settings.dataset_config, "split": settings.split}
+    command = public_command(command_line(), name, kind)
+    results = entries_of(comparison, {**about, "command": command}, settings.train_split)
     table = table_of(comparison)
     if place is not None:
         _keep(place, comparison, results, table, about)

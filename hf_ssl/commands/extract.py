@@ -30,7 +30,7 @@ from hf_ssl.data.settings import OF_DATA
 from hf_ssl.data.sources.open import Source
 from hf_ssl.errors import UserError
 from hf_ssl.evaluation.encoders import Encoder, ImageTransform, load_encoder
-from hf_ssl.features.card import files_to_push, write_feature_card
+from hf_ssl.features.card import files_to_push, public_record, write_feature_card
 from hf_ssl.features.extract import extract_shards, rows_to_cover
 from hf_ssl.features.folder import (
     ExtractionSettings,
@@ -239,7 +239,7 @@ def _push(settings: ExtractSettings) -> str:
         settings.push,
         repo_type="dataset",
         private=settings.private,
-        message=f"Features of {_record_of(settings.output)['dataset']['dataset']}",
+        message=f"Features of {public_record(_record_of(settings.output))['dataset']['dataset']}",
         is_stale=lambda path: path.startswith(("data/", "index/")),
         retry=command,
     )

@@ -33,6 +33,7 @@ from hf_ssl.fine_tuning.task import FineTuningResult, fine_tune
 from hf_ssl.hub.access import check_push_access
 from hf_ssl.hub.names import check_license
 from hf_ssl.invocation import command_line
+from hf_ssl.private import public_command, public_name
 from hf_ssl.settings import checked
 from hf_ssl.training.loop import checkpoint_text
 from hf_ssl.training.output import locked_output_dir, prepare_output_dir
@@ -249,14 +250,15 @@ def _entries(
         "seed": settings.seed,
     }
     entry = {
-        "dataset": source.name,
+        "dataset": public_name(source.name, source.kind),
+        "dataset_kind": source.kind,
         "dataset_config": data.dataset_config,
         "split": test.split,
         "train_split": source.split,
         "label": next(iter(source.labels)),
         "metric": "accuracy",
         "num_images": result.score.num_images,
-        "command": command_line(),
+        "command": public_command(command_line(), source.name, source.kind),
     }
     confusion = result.score.confusion
     last = {

@@ -7,8 +7,11 @@ from typing import Any
 
 from hf_ssl.commands.encoder_settings import ReadingSettings, method_of
 from hf_ssl.data.sources.open import Source
+from hf_ssl.errors import UserError
 from hf_ssl.evaluation.encoders import encoder_folder, load_encoder
 from hf_ssl.evaluation.verification import TOLERANCE, Check, check_claims, check_weights, claims_of
+from hf_ssl.private import public_path
+from hf_ssl.training.record import RunRecord
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,7 @@ def verify(encoder: str, settings: ReadingSettings) -> VerificationResult:
     checks = check_claims(
         entries,
         loaded,
-        _opener(settings, {str(entry.get("dataset")) for entry in entries}),
+        _opener(settings, {str(entry.get("dataset")) for entry in entries}, _trained_on(encoder_folder(encoder))),
         method=method if hasattr(method, "assign") else None,
         batch_size=settings.batch_size,
         num_workers=settings.num_workers,
@@ -66,8 +69,24 @@ def verify(encoder: str, settings: ReadingSettings) -> VerificationResult:
     return VerificationResult([*([] if weights is None else [weights]), *checks])
 
 
-def _opener(settings: ReadingSettings, datasets: set[str]) -> Callable[[Mapping[str, Any], str], Source]:
-    """Opens the splits of a claim: of the data set that it names, or of a copy that the user named for it."""
+def _trained_on(folder: Path | None) -> dict[str, str]:
+    """Where the folder lies that a run here was trained on, by the name that is published of it."""
+    record = RunRecord.read(folder.parent) if folder is not None and folder.name == "encoder" else None
+    if record is None or record.data.get("dataset_kind") != "local":
+        return {}
+    return {public_path(record.data["dataset"]): record.data["dataset"]}
+
+
+def _opener(
+    settings: ReadingSettings, datasets: set[str], known: Mapping[str, str]
+) -> Callable[[Mapping[str, Any], str], Source]:
+    """Opens the splits of a claim: of the data set that it names, or of a copy that the user named for it.
+
+    Args:
+        settings: Name the copy.
+        datasets: All names in the claims.
+        known: Path of a folder by the name that is published of it.
+    """
     opened: dict[tuple[str, str | None, str], Source] = {}
 
     def open_split(entry: Mapping[str, Any], split: str) -> Source:
@@ -75,7 +94,9 @@ def _opener(settings: ReadingSettings, datasets: set[str]) -> Callable[[Mapping[
         given = settings.dataset
         # A published name of a folder is its last part; a copy may lie under another name.
         is_copy = given is not None and (len(datasets) == 1 or Path(str(given)).name == Path(name).name)
-        place = given if is_copy else name
+        if not is_copy and entry.get("dataset_kind") == "local" and name not in known:
+            raise UserError(f"it was measured on a folder called `{name}`. `--dataset` names your copy of it.")
+        place = given if is_copy else known.get(name, name)
         key = (str(place), entry.get("dataset_config"), split)
         if key not in opened:
             column, config = entry.get("label"), settings.dataset_config or entry.get("dataset_config")

@@ -20,6 +20,7 @@ from hf_ssl.errors import UserError
 from hf_ssl.evaluation.encoders import Encoder
 from hf_ssl.evaluation.features import extract_features
 from hf_ssl.evaluation.portrait import map_of, middle_square, sample_of
+from hf_ssl.private import public_name, public_path, without_paths
 
 _PICTURE = 192  # pixels: sharp where a page shows it half as large to a screen of twice the density
 _PLACED_BY = 5  # neighbours that tell the place of a new image
@@ -150,7 +151,7 @@ def collect(
     classes = np.full(len(pictures), -1, np.int64) if label is None else found.labels[label].numpy()
     return Collection(
         encoder_name,
-        name_of_data(source.name),
+        public_name(source.name, source.kind),
         source.split,
         label,
         [] if label is None else source.labels[label],
@@ -161,10 +162,10 @@ def collect(
     )
 
 
-def name_of_data(dataset: str) -> str:
-    """A data set's name without the folders that it lies in, which are nobody else's business."""
-    path = Path(dataset).expanduser()
-    return path.resolve().name if path.exists() or path.is_absolute() else dataset
+def name_of_encoder(encoder: str) -> str:
+    """What the page calls an encoder: of one that lies here without the folders above it."""
+    path = Path(encoder).expanduser()
+    return public_path(str(path.resolve())) if path.exists() else without_paths(encoder)
 
 
 def _unit(features: NDArray[np.float32]) -> NDArray[np.float32]:

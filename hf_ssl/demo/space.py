@@ -85,14 +85,14 @@ def published_reference(reference: str) -> str:
 
 
 def push_space(
-    collection: Collection, reference: str, dataset: str, repo_id: str, *, private: bool, retry: str
+    collection: Collection, reference: str, dataset: str | None, repo_id: str, *, private: bool, retry: str
 ) -> str:
     """Push the page in one commit; returns its address.
 
     Args:
         collection: The images, which everybody who sees the Space sees.
         reference: What `published_reference` returns.
-        dataset: The data set as the user typed it; linked if it is one of the Hub.
+        dataset: Id of the data set, if it is one of the Hub.
         repo_id: The Space; made if missing.
         private: Make it a private one.
         retry: Command that pushes again, for errors.
@@ -133,10 +133,9 @@ def _requirements() -> str:
     return "".join(f"{name}=={version(name).partition('+')[0]}\n" for name in _DEPENDENCIES)
 
 
-def _card(collection: Collection, reference: str, dataset: str) -> str:
+def _card(collection: Collection, reference: str, dataset: str | None) -> str:
     repo = (_repo_of(reference.rpartition(":")[2]) or "").partition("@")[0]
     title = f"{collection.encoder} on {collection.dataset}"
-    on_hub = collection.dataset.count("/") == 1
     metadata = SpaceCardData(
         title=title,
         colorFrom="blue",
@@ -146,14 +145,14 @@ def _card(collection: Collection, reference: str, dataset: str) -> str:
         python_version=".".join(platform.python_version_tuple()[:2]),
         app_file="app.py",
         models=[repo] if repo else None,
-        datasets=[dataset] if on_hub else None,
+        datasets=[dataset] if dataset else None,
         tags=["hf_ssl", "image-feature-extraction"],
     )
     facts = {
         "title": title,
         "num_images": len(collection.pictures),
         "split": collection.split,
-        "dataset": f"[{dataset}](https://huggingface.co/datasets/{dataset})" if on_hub else f"`{collection.dataset}`",
+        "dataset": f"[{dataset}](https://huggingface.co/datasets/{dataset})" if dataset else f"`{collection.dataset}`",
         "encoder": f"[{repo}](https://huggingface.co/{repo})" if repo else f"`{collection.encoder}`",
     }
     return render_card("demo/card_template.md", facts, metadata)

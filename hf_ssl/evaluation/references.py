@@ -131,18 +131,3 @@ def _why_not(error: Exception, repo: str, filename: str, revision: str) -> str:
         other = " Other files of weights are not loaded, because they may hold code."
         return f"the repository has none.{other if filename.endswith('.safetensors') else ''}"
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
-
-
-def how_to_load(folder: Path) -> str:
-    """The lines that load a local encoder by transformers; empty if it cannot."""
-    config = read_json(folder / "config.json")
-    if "pretrained_cfg" not in config or "model_type" not in config:
-        return ""
-    trust = ", trust_remote_code=True" if "auto_map" in config else ""
-    return (
-        f"\nThe encoder is in {folder}. To load it, without hf_ssl:\n\n"
-        f"    from transformers import AutoImageProcessor, AutoModel\n"
-        f'    processor = AutoImageProcessor.from_pretrained("{folder}"{trust})\n'
-        f'    model = AutoModel.from_pretrained("{folder}"{trust})\n'
-        f'    features = model(**processor(image.convert("RGB"), return_tensors="pt")).pooler_output\n'
-    )

@@ -14,6 +14,7 @@ from hf_ssl.errors import UserError
 from hf_ssl.evaluation.comparison import BASELINES, Comparison
 from hf_ssl.evaluation.protocols import BEST_EPOCH, metric_of, title_of
 from hf_ssl.figures.accuracy import accuracy_bars
+from hf_ssl.private import public_path
 from hf_ssl.tokens import record_without_tokens
 
 try:
@@ -27,7 +28,7 @@ Table = dict[str, dict[str, dict[str, float]]]
 """Measurement -> name of the encoder -> label column -> value, 1 at best."""
 
 _CHANCE = "most frequent class"
-_IDENTITY = ("dataset", "dataset_config", "split", "label", "protocol")
+_IDENTITY = ("dataset_config", "split", "label", "protocol")
 
 
 def table_of(comparison: Comparison) -> Table:
@@ -101,8 +102,7 @@ def update_results(path: Path, entries: Sequence[Mapping[str, Any]]) -> None:
     with _locked(path.parent):
         results = _read(path)
         for entry in record_without_tokens(list(entries)):  # a command may name an address with a password
-            key = _key(entry)
-            places = [place for place, old in enumerate(results) if _key(old) == key]
+            places = [place for place, old in enumerate(results) if _is_of(old, entry)]
             if places:
                 results[places[0]] = dict(entry)
             else:
@@ -184,5 +184,9 @@ def _read(path: Path) -> list[dict[str, Any]]:
         raise UserError(f"`{path}` does not hold results. Move it away or name another by `--output`.") from error
 
 
-def _key(entry: Mapping[str, Any]) -> tuple[Any, ...]:
-    return tuple(entry.get(name) for name in _IDENTITY)
+def _is_of(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
+    """Whether an entry is an older one of the same measurement, perhaps by a version that told whole paths."""
+    if any(old.get(name) != new.get(name) for name in _IDENTITY):
+        return False
+    local = new.get("dataset_kind") == "local"
+    return old["dataset"] == new["dataset"] or (local and public_path(old["dataset"]) == new["dataset"])

@@ -4,7 +4,6 @@ Everything that the card says comes from the folder's `features.json`.
 """
 
 import json
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,9 +13,11 @@ import pyarrow.parquet as pq
 from datasets.info import DatasetInfosDict
 from huggingface_hub import DatasetCardData
 
+from hf_ssl.data.sources.opened import kind_by_name
 from hf_ssl.errors import UserError
 from hf_ssl.features.folder import has_paths
-from hf_ssl.hub.cards import card_to_push, is_hub_id, render_card, write_card
+from hf_ssl.hub.cards import card_to_push, render_card, write_card
+from hf_ssl.private import public_command, public_name, public_path, public_place, without_paths
 
 _HUB = "https://huggingface.co"
 _SIZES = (  # as the Hub names them
@@ -52,8 +53,9 @@ def files_to_push(folder: Path, repo_id: str, command: str) -> dict[str, Path | 
     Raises:
         UserError: If a file is a link that leads out of the folder.
     """
+    record = _record(folder)
     files: dict[str, Path | bytes] = {"features.json": folder / "features.json", "README.md": folder / "README.md"}
-    for split, about in _complete_splits(_record(folder)).items():
+    for split, about in _complete_splits(record).items():
         for path in _shards(folder, split, about):
             files[path.relative_to(folder).as_posix()] = path
         if "index" in about:
@@ -63,6 +65,7 @@ def files_to_push(folder: Path, repo_id: str, command: str) -> dict[str, Path | 
             raise UserError(
                 f"`{path}` is a link that leads out of its folder, and is not pushed. Copy the file there."
             )
+    files["features.json"] = f"{json.dumps(record, indent=2)}\n".encode()
     files["README.md"] = card_to_push(folder / "README.md", lambda: render_feature_card(folder, command, repo_id))
     return files
 
@@ -76,15 +79,16 @@ def render_feature_card(folder: Path, command: str, repo_id: str | None = None) 
         repo_id: Repository that the examples load; None: the folder.
     """
     record = _record(folder)
-    encoder, data, settings = record["encoder"], record["dataset"]["dataset"], record["settings"]
+    encoder, settings = record["encoder"], record["settings"]
+    data, kind = record["dataset"]["dataset"], record["dataset_kind"]
     splits = _complete_splits(record)
     total = sum(sum(about["shards"]) for about in splits.values())
-    name_of_data, name_of_encoder = _name(data), _name(encoder["name"])
+    name_of_data, name_of_encoder = _name(data, kind == "local"), _name(encoder["name"], encoder["local"])
     facts = {
         "data": name_of_data,
-        "data_link": f"[{data}]({_HUB}/datasets/{data})" if is_hub_id(data) else f"`{name_of_data}`",
+        "data_link": f"[{data}]({_HUB}/datasets/{data})" if kind == "hub" else f"`{name_of_data}`",
         "encoder": name_of_encoder,
-        "encoder_link": _encoder_link(encoder["name"]),
+        "encoder_link": _encoder_link(encoder["name"], encoder["local"]),
         "total": total,
         "dim": encoder["dim"],
         "dtype": settings["dtype"],
@@ -103,23 +107,40 @@ def render_feature_card(folder: Path, command: str, repo_id: str | None = None) 
         "labels": {label: _described(names) for label, names in record["labels"].items()},
         "first_split": next(iter(splits)),
         "indexed": "index" in next(iter(splits.values())),
-        "source": repo_id or folder.as_posix(),
+        "source": repo_id or public_place(folder),
         "on_hub": repo_id is not None,
-        "command": command,
+        "command": public_command(command, _read(folder)["dataset"]["dataset"], kind),
         "command_language": "python" if command.startswith("hf_ssl.") else "bash",
     }
     return render_card("features/card_template.md", facts, _metadata(folder, record, total))
 
 
+def public_record(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The record as it is published, without paths of this machine, which `hf-ssl search` uses here.
+
+    It says of data set and encoder whether they are of this machine; of a record by an older version the names tell.
+    """
+    encoder, dataset = dict(record["encoder"]), dict(record["dataset"])
+    kind = record.get("dataset_kind") or kind_by_name(dataset["dataset"])
+    dataset["dataset"] = public_name(dataset["dataset"], kind)
+    place = encoder["name"].rpartition(":")[2].partition("@")[0]
+    encoder.setdefault("local", kind_by_name(place) == "local")
+    if encoder["local"]:
+        encoder["name"] = public_path(encoder["name"])
+    return without_paths({**record, "encoder": encoder, "dataset": dataset, "dataset_kind": kind})
+
+
 def _metadata(folder: Path, record: Mapping[str, Any], total: int) -> DatasetCardData:
-    encoder, data = record["encoder"]["name"], record["dataset"]["dataset"]
+    encoder, data = record["encoder"], record["dataset"]["dataset"]
+    kind = record["dataset_kind"]
+    named = f"Features of {_name(data, kind == 'local')} by {_name(encoder['name'], encoder['local'])}"
     splits = _complete_splits(record)
     files = {split: _shards(folder, split, about) for split, about in splits.items()}
     card_data = DatasetCardData(
-        pretty_name=f"Features of {_name(data)} by {_name(encoder)}",
+        pretty_name=named,
         size_categories=next((name for bound, name in _SIZES if total < bound), "n>1T"),
         task_categories=["image-feature-extraction"],
-        source_datasets=[data] if is_hub_id(data) else None,
+        source_datasets=[data] if kind == "hub" else None,
         tags=["embeddings", "hf_ssl", *(["faiss"] if any("index" in about for about in splits.values()) else [])],
         # Patterns, because only three names of splits are found by the names of files.
         configs=[
@@ -146,6 +167,10 @@ def _metadata(folder: Path, record: Mapping[str, Any], total: int) -> DatasetCar
 
 
 def _record(folder: Path) -> dict[str, Any]:
+    return public_record(_read(folder))
+
+
+def _read(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "features.json").read_text(encoding="utf-8"))
 
 
@@ -157,21 +182,19 @@ def _shards(folder: Path, split: str, about: Mapping[str, Any]) -> list[Path]:
     return [folder / "data" / f"{split}-{number:05d}.parquet" for number in range(len(about["shards"]))]
 
 
-def _name(name: str) -> str:
+def _name(name: str, local: bool) -> str:
     """A name to show: of something local the last part of its path."""
-    kind, _, place = name.rpartition(":")
-    shown = place if is_hub_id(place) or not re.search(r"[/\\]", place) else f"{Path(place).name} (local)"
-    return f"{kind}:{shown}" if kind else shown
+    return f"{public_path(name)} (local)" if local else name
 
 
-def _encoder_link(name: str) -> str:
+def _encoder_link(name: str, local: bool) -> str:
     kind, _, place = name.rpartition(":")
     repo = place.partition("@")[0]
-    if kind in ("", "hf_hub", "hf-hub") and is_hub_id(repo):
+    if local or kind not in ("", "hf_hub", "hf-hub"):
+        return f"`{_name(name, local)}`"
+    if "/" in repo:
         return f"[{place}]({_HUB}/{repo})"
-    if not kind and "/" not in name and not Path(name).exists():
-        return f"[{name}]({_HUB}/timm/{name}) of timm"
-    return f"`{_name(name)}`"
+    return f"[{name}]({_HUB}/timm/{name}) of timm"
 
 
 def _described(names: list[str]) -> str:

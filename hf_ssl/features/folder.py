@@ -76,8 +76,15 @@ def describe(
         dataset: What `open_source` was called with, without the split.
     """
     return {
-        "encoder": {"name": encoder.name, "seed": seed, "dim": encoder.dim, "fingerprint": encoder.fingerprint()},
+        "encoder": {
+            "name": encoder.name,
+            "local": Path(encoder.name.rpartition(":")[2]).exists(),
+            "seed": seed,
+            "dim": encoder.dim,
+            "fingerprint": encoder.fingerprint(),
+        },
         "dataset": record_without_tokens(dict(dataset)),  # as it is written, to compare with
+        "dataset_kind": source.kind,
         "labels": source.labels,
         "paths": True,
         "settings": asdict(settings),

@@ -4,7 +4,6 @@ import logging
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import timm
@@ -17,7 +16,7 @@ from torch.nn import functional as F
 
 from hf_ssl.data.sources.open import Source
 from hf_ssl.errors import UserError
-from hf_ssl.evaluation.encoders import Encoder, ImageTransform, timm_reference
+from hf_ssl.evaluation.encoders import Encoder, ImageTransform, encoder_folder, timm_reference
 from hf_ssl.evaluation.features import extract_features
 from hf_ssl.evaluation.protocols import with_classes_of
 from hf_ssl.modules.preprocessing import preprocessing
@@ -153,7 +152,7 @@ def _has_fixed_size(architecture: str) -> bool:
 
 def _base_model(name: str, config: Mapping[str, Any], pretrained_cfg: Mapping[str, Any]) -> str | None:
     """Hub id of an encoder that came from there."""
-    if Path(name).is_dir():
+    if encoder_folder(name) is not None:
         return None
     if config:
         return name.removeprefix("hf_hub:").removeprefix("hf-hub:").partition("@")[0]

@@ -1,6 +1,5 @@
 """A fine-tuned classifier as a Hub repository: what timm and transformers load without hf_ssl, and its model card."""
 
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,11 +15,11 @@ from hf_ssl.hub.cards import (
     render_card,
     write_card,
 )
-from hf_ssl.hub.export import replacing
+from hf_ssl.hub.export import replacing, write_public_record
+from hf_ssl.hub.public import public_files
 from hf_ssl.hub.publish import files_in, is_stale
 from hf_ssl.hub.push import push_files
 from hf_ssl.hub.timm_folder import write_timm_folder
-from hf_ssl.training.files import RUN_FILE
 from hf_ssl.training.record import RunRecord
 
 _ONLY_FOR_TRAINING = ("drop_rate", "drop_path_rate")  # endings of `model_args` that say nothing about the weights
@@ -36,7 +35,9 @@ def export_classifier(
     data_config: Mapping[str, Any],
     class_names: Sequence[str],
 ) -> Path:
-    """Write `run_dir/classifier`: weights, config and a copy of `run_dir/run.json`; the folder is replaced as a whole.
+    """Write `run_dir/classifier`: weights, config and what is published of the run's record.
+
+    The folder is replaced as a whole.
 
     Args:
         module: timm model with a classifier.
@@ -62,8 +63,7 @@ def export_classifier(
             data_config=data_config,
             class_names=class_names,
         )
-        if (run_dir / RUN_FILE).is_file():
-            shutil.copyfile(run_dir / RUN_FILE, new / "run.json")
+        write_public_record(run_dir, new)
     return folder
 
 
@@ -122,7 +122,7 @@ def publish_classifier(
 
     def files(name: str) -> dict[str, Path | bytes]:
         card = card_to_push(folder / "README.md", lambda: render_classifier_card(folder, name, license=license))
-        return {**files_in(folder), "README.md": card}
+        return {**public_files(folder, files_in(folder)), "README.md": card}
 
     return push_files(
         files, repo_id, private=private, message="Publish the classifier", is_stale=is_stale, retry=retry

@@ -19,13 +19,14 @@ from hf_ssl.data.sources.subset import numbers_of_classes
 from hf_ssl.data.views.cpu import Views
 from hf_ssl.data.views.device import Normalize, send
 from hf_ssl.errors import UserError
-from hf_ssl.fine_tuning.classifier import Classifier, Score, choose_trained, training_mode
+from hf_ssl.fine_tuning.classifier import RANDOM, Classifier, Score, choose_trained, training_mode
 from hf_ssl.fine_tuning.score import ScoreWatch
 from hf_ssl.fine_tuning.settings import FineTuningSettings
 from hf_ssl.methods.base import SSLOutput
 from hf_ssl.training.fit import drop_gradients
 from hf_ssl.training.loop import TrainingResult, run_task
 from hf_ssl.training.optimizers import LARS
+from hf_ssl.training.origin import origin_of_encoder
 from hf_ssl.training.plan import Plan
 from hf_ssl.training.record import RunRecord, described_data, described_training
 from hf_ssl.training.task import Task
@@ -163,6 +164,7 @@ class FineTuning(Task):
             "fine-tuning",
             accelerator.device,
             base_model=classifier.base_model,
+            origin=self._origin(),
             license=own.license,
             config={
                 "encoder": classifier.encoder,
@@ -190,6 +192,12 @@ class FineTuning(Task):
                 },
             },
         )
+
+    def _origin(self) -> dict[str, Any]:
+        """What the encoder is, and the training behind its weights, if these are used."""
+        name = self.classifier.encoder
+        origin = origin_of_encoder(name.removeprefix(RANDOM))
+        return origin | {"former": None} if name.startswith(RANDOM) else origin
 
     def set_up(self, device: torch.device) -> None:
         """Mode, and memory layout."""

@@ -23,8 +23,12 @@ from huggingface_hub import (
     SpaceCardData,
 )
 
+from hf_ssl.data.sources.opened import kind_by_name
 from hf_ssl.errors import UserError
 from hf_ssl.evaluation.references import read_json
+from hf_ssl.hub.public import public_results
+from hf_ssl.private import public_path, public_place, without_paths
+from hf_ssl.training.origin import sha256_of
 from hf_ssl.training.record import RunRecord
 
 BEST_EPOCH = "-best"
@@ -37,7 +41,6 @@ _KINDS: dict[type[CardData], type[RepoCard]] = {
 }
 _PROTOCOLS = {"knn": "weighted k-NN", "linear": "linear probe"}
 _MARK = "<!-- Written by hf_ssl, checksum {checksum}. An edited card is left as it is. -->\n"
-_IN_MEMORY = ("in-memory data set", "streamed data set")  # what the records of runs call objects of `datasets`
 _CAPTIONS = {
     "training": "How the run went, by optimizer step (`metrics.jsonl`).",
     "confusion": "What the images of each class were taken for.",
@@ -116,22 +119,34 @@ def facts_of_model(
         license: Licence of the weights as the Hub names it; without it that of the card there is, or of the run.
         shown_as: Name of the folder in examples, if it is about to be moved.
     """
-    place = shown_as or folder
+    place, weights = shown_as or folder, folder / "model.safetensors"
     repo_id = repo_id or run.training.get("repo_id")
     license = license or license_of(folder / "README.md") or run.license or run.training.get("license")
     return {
-        "run": run,
+        "run": run.public(),
         "config": content_of(folder / "config.json"),
-        "source": repo_id or place.as_posix(),
+        "source": repo_id or public_place(place),
         "on_hub": repo_id is not None,
         "name": (repo_id or place.parent.name).split("/")[-1],
         "data": data_text(run.data) if run.data else None,
         "hub_data": hub_id_of_data(run.data) if run.data else None,
         "license": license,
-        "results": content_of(folder / "results.json").get("results", []),
+        "results": public_results(content_of(folder / "results.json").get("results", []), run.data),
+        "collapsed_before": _collapsed_before(run),
         "best": BEST_EPOCH,
         "figures": figures_of(folder),
+        "weights": sha256_of(weights) if weights.is_file() else None,
     }
+
+
+def _collapsed_before(run: RunRecord) -> list[dict[str, Any]]:
+    """The trainings behind the weights that a run started from which collapsed: `method`, `kind` and `step`."""
+    found, former = [], (run.origin or {}).get("former")
+    while former:
+        if former.get("collapse"):
+            found.append({"method": former.get("method"), **former["collapse"]})
+        former = former.get("former")
+    return found
 
 
 def metadata_of_model(
@@ -155,7 +170,8 @@ def metadata_of_model(
         model_name=facts["name"] if results else None,
         eval_results=[
             EvalResult(
-                dataset_type=result["dataset"],
+                # What is no data set of the Hub must not look like one, and two of one name stay two.
+                dataset_type=hub_id_of_data(result) or name_of_data(result),
                 dataset_name=name_of_data(result),
                 dataset_config=result.get("dataset_config"),
                 dataset_split=result["split"],
@@ -194,41 +210,38 @@ def _title_of(picture: Path) -> str:
 
 
 def hub_id_of_data(data: Mapping[str, Any]) -> str | None:
-    """The data set's Hub id; None for a local one, one in memory, and those that the package draws itself."""
-    return data["dataset"] if is_hub_id(data["dataset"]) and not data.get("in_memory") else None
+    """The data set's Hub id, if its record says that it is one of the Hub."""
+    return data["dataset"] if _kind_of(data) == "hub" else None
 
 
-def is_hub_id(name: str) -> bool:
-    """Whether a name is that of a repository on the Hub, and not of files here."""
-    hub_id = re.fullmatch(r"[\w-][\w.-]*/[\w.-]+(?<!\.parquet)(?<!\.tar)", name)
-    return hub_id is not None and not Path(name).exists()
+def _kind_of(data: Mapping[str, Any]) -> str | None:
+    return data.get("dataset_kind") or ("object" if data.get("in_memory") else kind_by_name(data["dataset"]))
 
 
 def name_of_data(data: Mapping[str, Any]) -> str:
     """The data set as a card names it: of a local one only the folder."""
-    name = data["dataset"]
-    if data.get("in_memory") or name.startswith(_IN_MEMORY):
-        return name
-    local = ("/" in name or "\\" in name) and hub_id_of_data(data) is None
-    if not local:
-        return name
-    folder = [part for part in re.split(r"[/\\]", name) if part][-1]
-    return f"{folder} (local)"
+    name, kind = data["dataset"], _kind_of(data)
+    return f"{public_path(name)} (local)" if kind == "local" else name
 
 
 def data_text(data: Mapping[str, Any]) -> str:
     """The training data within a sentence."""
     name = name_of_data(data)
-    if not data.get("in_memory"):
+    if _kind_of(data) != "object":
         return name
     return f"a {name}" if name.startswith("streamed") else f"an {name}"
 
 
-def reference_text(reference: str) -> str:
-    """A reference to weights as a card shows it: a link to a repository of the Hub, or a path as code."""
+def reference_text(reference: str, kind: str | None = None) -> str:
+    """A reference to weights as a card shows it: a link to a repository of the Hub, or a name as code.
+
+    Args:
+        reference: What was typed.
+        kind: `kind` of an origin, if it is known; see `EncoderStart`.
+    """
     on_hub = re.fullmatch(r"(?:hf_hub:|hf-hub:)?([\w-][\w.-]*/[\w.-]+)(?:/pretraining)?(?:@\S+)?", reference)
-    if on_hub is None or Path(reference).exists():
-        return setting_text(reference)
+    if on_hub is None or kind in ("run", "folder") or (kind is None and Path(reference).exists()):
+        return setting_text(public_path(reference) if kind in ("run", "folder") else without_paths(reference))
     return f"[{on_hub[1]}](https://huggingface.co/{on_hub[1]})"
 
 
@@ -271,3 +284,4 @@ _ENVIRONMENT = jinja2.Environment(
     keep_trailing_newline=True,
 )
 _ENVIRONMENT.filters |= {"duration": duration_text, "setting": setting_text, "protocol": protocol_text}
+_ENVIRONMENT.filters["data_name"] = name_of_data

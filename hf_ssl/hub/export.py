@@ -21,6 +21,7 @@ from hf_ssl.methods.base import SSLConfig, SSLPreTrainedModel
 from hf_ssl.modules.preprocessing import preprocessing
 from hf_ssl.modules.quiet import quiet_transformers
 from hf_ssl.training.files import RUN_FILE
+from hf_ssl.training.record import RunRecord
 
 # What sentence-transformers reads since 5.4. Without these it would average the tokens of a ViT, class token included.
 _SENTENCE_TRANSFORMERS: dict[str, Any] = {
@@ -80,9 +81,9 @@ def export_run(model: SSLPreTrainedModel, run_dir: Path) -> Path:
     """Write `run_dir/encoder` (a complete Hub repository) and `run_dir/pretraining` (the whole method).
 
     Each folder is replaced as a whole: a process killed in between leaves the old or the new one. The encoder folder
-    gets a copy of `run_dir/run.json`, of `run_dir/metrics.jsonl`, and the model card made from them, if there are any.
-    Results, figures and a card edited by hand stay as long as the weights are the same, because they describe these
-    weights.
+    gets what is published of `run_dir/run.json`, a copy of `run_dir/metrics.jsonl`, and the model card made from
+    them, if there are any. Results, figures and a card edited by hand stay as long as the weights are the same,
+    because they describe these weights.
 
     Args:
         model: The method, without wrappers for several processes. If each process keeps its own BatchNorm statistics,
@@ -96,9 +97,9 @@ def export_run(model: SSLPreTrainedModel, run_dir: Path) -> Path:
     encoder_folder = run_dir / "encoder"
     with replacing(encoder_folder) as new:
         export_encoder(model.encoder, model.config, new)  # pyright: ignore[reportArgumentType]
-        for record in (RUN_FILE, "metrics.jsonl"):
-            if (run_dir / record).is_file():
-                shutil.copyfile(run_dir / record, new / record)
+        write_public_record(run_dir, new)
+        if (run_dir / "metrics.jsonl").is_file():
+            shutil.copyfile(run_dir / "metrics.jsonl", new / "metrics.jsonl")
         if _same_file(encoder_folder / "model.safetensors", new / "model.safetensors"):
             _keep_what_describes_the_weights(encoder_folder, new)
         if (new / RUN_FILE).is_file():
@@ -107,6 +108,13 @@ def export_run(model: SSLPreTrainedModel, run_dir: Path) -> Path:
         weights = {name: value.contiguous() for name, value in plain_state_dict(model).items()}
         model.save_pretrained(new, state_dict=weights, readme=False)  # the encoder's card tells of both
     return encoder_folder
+
+
+def write_public_record(run_dir: Path, folder: Path) -> None:
+    """Write what is published of a run's record into a folder that is exported, if there is a record."""
+    record = RunRecord.read(run_dir)
+    if record is not None:
+        write_json(folder / RUN_FILE, record.public().to_json())
 
 
 def _same_file(first: Path, second: Path) -> bool:

@@ -19,6 +19,7 @@ from hf_ssl.hub.export import export_run
 from hf_ssl.hub.model_card import write_model_card
 from hf_ssl.hub.publish import publish
 from hf_ssl.methods.base import SSLPreTrainedModel
+from hf_ssl.private import public_name
 from hf_ssl.training.arguments import TrainingSettings
 from hf_ssl.training.record import RunRecord
 from hf_ssl.training.watch.knn import KNN, open_knn
@@ -84,7 +85,12 @@ def _portray(
     except UserError as error:  # the run is whole without it
         logger.warning("The card has no pictures of the features. %s", error)
         return
-    about = {"dataset": source.name, "dataset_config": data.dataset_config, "split": shown.split}
+    about = {
+        "dataset": public_name(source.name, source.kind),
+        "dataset_kind": source.kind,
+        "dataset_config": data.dataset_config,
+        "split": shown.split,
+    }
     write_embedding(encoder, portrait, about)
 
 
@@ -98,7 +104,8 @@ def _evaluate(
     measured = knn(model)
     record = RunRecord.read(encoder)
     entry = {
-        "dataset": source.name,
+        "dataset": public_name(source.name, source.kind),
+        "dataset_kind": source.kind,
         "dataset_config": data.dataset_config,
         "split": knn.test_source.split,
         "train_split": source.split,

@@ -21,8 +21,10 @@ from hf_ssl.hub.cards import (
     render_card,
     write_card,
 )
+from hf_ssl.hub.public import public_about
 from hf_ssl.methods import METHODS
 from hf_ssl.methods.base import SSLPreTrainedModel, method_name, own_settings
+from hf_ssl.private import public_place
 from hf_ssl.training.record import RunRecord
 
 
@@ -73,6 +75,7 @@ def render_model_card(
             f"`{encoder_folder}` has no `run.json`, which the model card is made of. Export the run again."
         )
     shared = facts_of_model(encoder_folder, run, repo_id, license, shown_as)
+    run = shared["run"]
     results = shared["results"]
     embedding = content_of(encoder_folder / "embedding.json")
     place = shown_as or encoder_folder
@@ -83,13 +86,13 @@ def render_model_card(
         "start": _start_of(run),
         "collapse": _collapse_of(run),
         "batch_norm": _has_batch_norm(encoder_folder / "model.safetensors"),
-        "pretraining": shared["source"] if shared["on_hub"] else (place.parent / "pretraining").as_posix(),
+        "pretraining": shared["source"] if shared["on_hub"] else public_place(place.parent / "pretraining"),
         "metric": results[0]["metric"] if len({result["metric"] for result in results}) == 1 else "score",
         "kinds": sorted({"clusters" if _is_clustering(result) else "labels" for result in results}),
         "baselines": list(dict.fromkeys(name for result in results for name in result.get("baselines") or {})),
         "protocols": _shared_settings(results),
         "commands": list(dict.fromkeys(result["command"] for result in results if result.get("command"))),
-        "embedding": {**embedding, "dataset": name_of_data(embedding)} if embedding else None,
+        "embedding": embedding and {**embedding, "dataset": name_of_data(public_about(embedding, run.data))},
     }
     metadata = metadata_of_model(
         shared,
@@ -122,22 +125,37 @@ def _start_of(run: RunRecord) -> str:
     base_model, origin = run.base_model, run.origin
     if not origin:
         if base_model:
-            return f"timm's published weights, {reference_text(base_model)}"
+            return f"timm's published weights, {reference_text(base_model, 'hub')}"
         return "timm's published weights" if run.training.get("encoder_pretrained") else "random weights"
     starts: list[str] = []
     while origin:
         reference = origin.get("encoder") or origin.get("method")
         if reference:
-            starts.append(reference_text(reference))
+            starts.append(reference_text(reference, origin.get("kind")))
         origin = origin.get("former")
-    if base_model and reference_text(base_model) not in starts:
-        starts.append(reference_text(base_model))
+    if base_model and reference_text(base_model, "hub") not in starts:
+        starts.append(reference_text(base_model, "hub"))
     return ", which came from ".join(f"weights of {start}" for start in starts)
 
 
 def _collapse_of(run: RunRecord) -> dict[str, Any] | None:
     """What the run's alarm saw; its report goes on with advice for the next run, which a card does not need."""
-    return run.collapse and {**run.collapse, "seen": run.collapse["report"].partition(" What usually cures it")[0]}
+    if run.collapse is None:
+        return None
+    seen = run.collapse["report"].partition(" What usually cures it")[0]
+    return {**run.collapse, "seen": seen, "limit": _limit_of(run.collapse.get("thresholds"))}
+
+
+def _limit_of(thresholds: Mapping[str, Any] | None) -> str | None:
+    """By what the alarm judged; None for the record of a version that did not note it."""
+    if not thresholds:
+        return None
+    if "spread" in thresholds:
+        below = f"this spread was below {thresholds['spread']:.2g}"
+    else:
+        best = thresholds["best_rank"]
+        below = f"this rank was below {thresholds['effective_rank']:.1f}, where its best was {best:.1f}"
+    return f"The alarm rang because in {thresholds['lines']} log lines in a row {below}."
 
 
 def _described(result: Mapping[str, Any]) -> dict[str, Any]:

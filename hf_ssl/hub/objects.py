@@ -18,6 +18,7 @@ from hf_ssl.hub.push import push_files
 from hf_ssl.hub.timm_folder import plain_state_dict
 from hf_ssl.methods import METHODS
 from hf_ssl.methods.base import SSLPreTrainedModel
+from hf_ssl.private import public_place
 from hf_ssl.training.files import RUN_FILE
 
 
@@ -36,7 +37,7 @@ def write_readme(model: SSLPreTrainedModel, folder: Path) -> None:
         "registered": type(model) in METHODS.values(),
         "config": model.config,
         "num_features": model.hidden_size,
-        "folder": folder.as_posix(),
+        "folder": public_place(folder),
     }
     tags = ["self-supervised-learning", "hf_ssl", model.config.model_type]
     metadata = ModelCardData(library_name="transformers", tags=tags)

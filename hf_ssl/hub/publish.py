@@ -12,6 +12,7 @@ from hf_ssl.errors import UserError
 from hf_ssl.hub.cards import card_to_push, is_edited
 from hf_ssl.hub.model_card import render_model_card
 from hf_ssl.hub.names import check_license, check_refs, check_repo_id, url_of
+from hf_ssl.hub.public import public_files
 from hf_ssl.hub.push import push_files
 from hf_ssl.methods.base import SSLPreTrainedModel
 from hf_ssl.training.files import RUN_FILE
@@ -98,7 +99,7 @@ def files_to_push(
                 f"`{run_dir}` cannot be published: it has no `{name}`. Give a folder that `hf-ssl pretrain` wrote."
             )
     encoder = run_dir / "encoder"
-    files: dict[str, Path | bytes] = {**files_in(encoder)}
+    files = public_files(encoder, files_in(encoder))
     for name, path in files_in(run_dir / "pretraining").items():
         if path.name != "README.md" or is_edited(path):  # it names a folder of this machine
             files[f"pretraining/{name}"] = path

@@ -27,6 +27,7 @@ from hf_ssl.fine_tuning.classifier import RANDOM, check_classes, open_classifier
 from hf_ssl.fine_tuning.settings import FineTuningSettings
 from hf_ssl.fine_tuning.task import fine_tune
 from hf_ssl.invocation import command_line
+from hf_ssl.private import public_command, public_name
 from hf_ssl.settings import check_least, check_positive, checked
 from hf_ssl.studies.many_runs import StoppedError, check_one_process, choice_of, claim_folder, mean_text
 from hf_ssl.training.files import write_json
@@ -264,7 +265,7 @@ def _write(settings: LabelsSettings, bench: _Bench, runs: Sequence[LabelRun]) ->
     """Numbers, table and figure."""
     folder = settings.output_dir
     files = [folder / "labels.json", folder / "labels.md", folder / "labels.png"]
-    dataset = Path(bench.source.name).name
+    dataset = public_name(bench.source.name, bench.source.kind)
     facts: Mapping[str, Any] = {
         "study": "labels",
         "dataset": dataset,
@@ -272,7 +273,7 @@ def _write(settings: LabelsSettings, bench: _Bench, runs: Sequence[LabelRun]) ->
         "test_images": bench.test.num_images,
         "encoders": list(bench.starts),
         "settings": {name: getattr(settings, name) for name in _COMMON if name not in ("dataset", "encoders")},
-        "commands": [command_line()],
+        "commands": [public_command(command_line(), bench.source.name, bench.source.kind)],
     }
     write_json(files[0], {**facts, "runs": [asdict(one) for one in runs]})
     files[1].write_text(table_of(runs), encoding="utf-8")

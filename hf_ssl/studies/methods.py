@@ -14,7 +14,6 @@ Killed or stopped? The same command continues. Writes methods.json, methods.md a
 which has its `encoder` folder with a card.
 """
 
-import hashlib
 import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -37,6 +36,7 @@ from hf_ssl.hub.model_card import write_model_card
 from hf_ssl.invocation import command_line
 from hf_ssl.methods import METHODS
 from hf_ssl.methods.base import SSLConfig, SSLPreTrainedModel
+from hf_ssl.private import public_command, public_name
 from hf_ssl.settings import check_least, check_positive, checked
 from hf_ssl.studies.many_runs import (
     StoppedError,
@@ -63,6 +63,7 @@ from hf_ssl.studies.settings import StudySettings, check_recipe, chosen_names
 from hf_ssl.studies.supervised import train_supervised
 from hf_ssl.training.arguments import TrainingSettings
 from hf_ssl.training.files import write_json
+from hf_ssl.training.origin import sha256_of
 from hf_ssl.training.record import RunRecord
 
 logger = logging.getLogger(__name__)
@@ -226,7 +227,7 @@ class _Bench:
             module, seconds = self._train_supervised(model, folder, seed)
         config: Any = model.config
         measured = self._measure(module, config, exported, f"{name}, seed {seed}")
-        weights = hashlib.sha256((exported / "model.safetensors").read_bytes()).hexdigest() if exported else None
+        weights = sha256_of(exported / "model.safetensors") if exported else None
         finished = MethodRun(name, seed, **measured, seconds=seconds, weights=weights)
         folder.mkdir(parents=True, exist_ok=True)
         write_json(result, asdict(finished))
@@ -250,12 +251,12 @@ class _Bench:
     def facts(self, runs: Sequence[MethodRun]) -> dict[str, Any]:
         """What one must know to repeat the runs, JSON-able."""
         records = [RunRecord.read(self._folder(one.method, one.seed)) for one in runs]
-        known = [record for record in records if record is not None]
+        known = [record.public() for record in records if record is not None]
         module: Any = self._model(self.first, 0).encoder
         config = self.configs[self.first]
         return {
             "study": "methods",
-            "dataset": Path(self.source.name).name,
+            "dataset": public_name(self.source.name, self.source.kind),
             "train_images": self.source.num_images,
             "test_images": self.test.num_images,
             "encoder": config.architecture,
@@ -305,8 +306,10 @@ class _Bench:
             max_images=options.eval_images,
         )
         if exported is not None:
-            about = {"dataset": self.test.name, "dataset_config": options.dataset_config, "split": self.test.split}
-            entries = entries_of(compared, {**about, "command": command_line()}, self.source.split)
+            name, kind = self.test.name, self.test.kind
+            about = {"dataset": public_name(name, kind), "dataset_kind": kind, "split": self.test.split}
+            about |= {"dataset_config": options.dataset_config, "command": public_command(command_line(), name, kind)}
+            entries = entries_of(compared, about, self.source.split)
             update_results(exported / "results.json", entries)
             write_model_card(exported)
         return {one.protocol: one.value for one in compared.own}

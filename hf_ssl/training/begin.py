@@ -90,7 +90,7 @@ def begin(task: Task, accelerator: Accelerator) -> Beginning:
             change=settings.change,
             defaults=defaults_of(*task.settings_classes),
         )
-        _go_on(record, former_run, output_dir, restored, plan.num_steps)
+        _go_on(record, former_run, checkpoint, output_dir, restored, plan.num_steps)
     stream, images = None, 0
     if restored.step == plan.num_steps and "images_per_device" in former:
         record.training["images_per_device"] = former["images_per_device"]  # those of the last step, not `auto`
@@ -141,11 +141,20 @@ def _fitted_before(plan: Plan, task: Task, former_run: Mapping[str, Any]) -> Pla
     return replace(plan, num_steps=training["num_steps"], warmup_steps=training["warmup_steps"], fits_hours=True)
 
 
-def _go_on(record: RunRecord, former: RunRecord | None, output_dir: Path, restored: Restored, num_steps: int) -> None:
+def _go_on(
+    record: RunRecord,
+    former: RunRecord | None,
+    checkpoint: Path,
+    output_dir: Path,
+    restored: Restored,
+    num_steps: int,
+) -> None:
     """Take over what is known about the part of the run that is done, and note what changes from here on."""
     at_end = restored.step == num_steps
     if former is not None:
         record.go_on(former, restored.step, at_end)
+    else:  # a run in another folder begins with these weights, whatever became of them
+        record.keep_collapse(record_in(checkpoint).get("collapse"), restored.step)
     record.changes = list(restored.changes)
     for one in restored.changes:
         if one["step"] == restored.step:

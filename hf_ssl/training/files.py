@@ -15,6 +15,9 @@ from hf_ssl.errors import UserError
 RUN_FILE = "run.json"
 """Name of the record in the folder of a run, and in the folders that are exported from it; see `RunRecord`."""
 
+LISTING = "data_files.json.gz"
+"""Names and sizes of the files of a run's data set, where these lie on this machine."""
+
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _CLOSED = (errno.EROFS, errno.EACCES, errno.EPERM)
 _CHUNK = 1 << 22

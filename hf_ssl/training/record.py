@@ -19,12 +19,14 @@ import torch
 import hf_ssl
 from hf_ssl.data.settings import DataSettings
 from hf_ssl.data.sources.open import Source
+from hf_ssl.data.sources.opened import kind_by_name
 from hf_ssl.errors import UserError
 from hf_ssl.evaluation.references import read_json
 from hf_ssl.invocation import command_line
+from hf_ssl.private import public_command, public_path, without_paths
 from hf_ssl.tokens import record_without_tokens
 from hf_ssl.training.checkpoint import record_in
-from hf_ssl.training.files import RUN_FILE, storage_errors_explained, write_json
+from hf_ssl.training.files import LISTING, RUN_FILE, storage_errors_explained, write_json
 from hf_ssl.training.plan import Plan
 
 logger = logging.getLogger(__name__)
@@ -82,7 +84,7 @@ class Progress:
 
 @dataclass
 class RunRecord:
-    """What is known of a run. It is published with the weights, so tokens in addresses are not in it.
+    """What is known of a run. It is published with the weights, as `public` gives it, and never holds tokens.
 
     Args:
         method: Name of the method on the command line, such as `directpred`, or `fine-tuning`.
@@ -103,7 +105,7 @@ class RunRecord:
         data: Settings of the data, and what was found there.
         training: Settings of the training, with the plan that they came to.
         changes: Settings that changed on the way; see `agreed_changes`.
-        collapse: What the collapse alarm saw: `kind`, `step` and `report`.
+        collapse: What the collapse alarm saw: `kind`, `step`, `thresholds` (see `Collapse`) and `report`.
         details: What else a task tells, by name; in the file these stand beside the others.
     """
 
@@ -174,6 +176,9 @@ class RunRecord:
     def read(cls, folder: Path) -> "RunRecord | None":
         """The record in a folder; None if there is none.
 
+        Where an older version did not record what kind of name the data set has, a list of its files in the run's
+        folder says that it is local, else the name, see `kind_by_name`.
+
         Raises:
             UserError: If it is damaged.
         """
@@ -181,15 +186,27 @@ class RunRecord:
         if not path.is_file():
             return None
         try:
-            return cls.of(read_json(path))
+            record = cls.of(read_json(path))
         except UserError as error:
             raise UserError(f"`{path}` is not the record of a run: {error}.") from error
+        if "dataset" in record.data:
+            record.data.setdefault("dataset_kind", _former_kind(record.data, folder))
+        return record
 
     def to_json(self) -> dict[str, Any]:
         """What stands in the file: without changes and collapse where there are none."""
         written = {one.name: getattr(self, one.name) for one in dataclasses.fields(self)}
         written |= {"progress": self.progress.to_json()} | written.pop("details")
         return {name: value for name, value in written.items() if name not in ("changes", "collapse") or value}
+
+    def public(self) -> "RunRecord":
+        """The record as it is published: of every local path the last part, and in the command `FOLDER`."""
+        content = json.loads(json.dumps(self.to_json()))
+        if isinstance(self.command, str):
+            content["command"] = public_command(self.command, self.data.get("dataset"), self.data.get("dataset_kind"))
+        for holder, name in _local_names(content):
+            holder[name] = public_path(holder[name])
+        return RunRecord.of(without_paths(content))
 
     def write(self, folder: Path) -> None:
         """Write the file, whole or not at all.
@@ -225,9 +242,12 @@ class RunRecord:
         """
         for name in _KEPT:
             setattr(self, name, getattr(former, name))
-        if self.collapse is not None and self.collapse["step"] > step:  # the run went back to before it
-            self.collapse = None
+        self.keep_collapse(former.collapse, step)
         self.finished = former.finished if at_end else None
+
+    def keep_collapse(self, collapse: dict[str, Any] | None, step: int) -> None:
+        """Take over what the alarm saw, unless the run went back to a step before that."""
+        self.collapse = collapse if collapse is not None and collapse["step"] <= step else None
 
     def end(self) -> None:
         """Note that the run is at its end, if that was not noted before."""
@@ -238,11 +258,39 @@ def described_data(data: DataSettings, source: Source, view_recipe: str) -> dict
     """The part `data` of a record."""
     return {
         **data.described(),
+        "dataset_kind": source.kind,
         "view_recipe": data.view_recipe or view_recipe,
         "num_images": source.num_images,
         "fingerprint": source.fingerprint,
         **({"left_out": source.left_out} if source.left_out else {}),
     }
+
+
+def _local_names(content: Mapping[str, Any]) -> list[tuple[dict[str, Any], str]]:
+    """Where the names of local data sets and encoders stand in a record, which may look like names of the Hub."""
+    data, origin = content["data"], content.get("origin")
+    found = [(data, "dataset")] if data.get("dataset_kind") == "local" else []
+    encoders: set[str] = set()
+    while origin:
+        if origin.get("kind") in ("run", "folder"):
+            found.append((origin, "encoder"))
+            encoders.add(origin["encoder"])
+        if origin.get("dataset_kind") == "local":
+            found.append((origin, "dataset"))
+        origin = origin.get("former")
+    for part, name in (("training", "start_from"), ("config", "encoder")):
+        given = content[part].get(name)
+        if isinstance(given, str) and given.removeprefix("random:") in encoders:
+            found.append((content[part], name))
+    return found
+
+
+def _former_kind(data: Mapping[str, Any], folder: Path) -> str | None:
+    if data.get("in_memory"):
+        return "object"
+    if any((place / LISTING).is_file() for place in (folder, folder.parent)):
+        return "local"
+    return kind_by_name(data["dataset"])
 
 
 def described_training(settings: Mapping[str, Any], plan: Plan, num_processes: int) -> dict[str, Any]:

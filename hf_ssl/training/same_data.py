@@ -8,16 +8,16 @@ from hf_ssl.data.settings import PLACES
 from hf_ssl.data.sources.identity import difference_from, write_listing
 from hf_ssl.data.sources.open import Source
 from hf_ssl.errors import UserError
+from hf_ssl.training.files import LISTING
 from hf_ssl.training.record import RunRecord
 
-_LISTING = "data_files.json.gz"
 _CHOICES = ("dataset", "split", *PLACES, "index_column")  # settings of which one may explain other data
 
 
 def keep_listing(source: Source, output_dir: Path) -> None:
     """Write the names and sizes of the files of a run's data set into its folder, once."""
-    if not (output_dir / _LISTING).exists():
-        write_listing(source, output_dir / _LISTING)
+    if not (output_dir / LISTING).exists():
+        write_listing(source, output_dir / LISTING)
 
 
 def check_same_data(checkpoint: Path, then: Mapping[str, Any], run: RunRecord, source: Source) -> None:
@@ -35,7 +35,7 @@ def check_same_data(checkpoint: Path, then: Mapping[str, Any], run: RunRecord, s
     if then.get("fingerprint") == run.data["fingerprint"]:
         return
     folder = checkpoint.parent.parent
-    found = difference_from(folder / _LISTING, source)
+    found = difference_from(folder / LISTING, source)
     if found is None:
         former = RunRecord.read(folder)
         before = {} if former is None else former.data

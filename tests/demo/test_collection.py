@@ -5,7 +5,7 @@ import pytest
 
 from hf_ssl.data.order.ordered import sampled_rows
 from hf_ssl.data.sources.open import open_source
-from hf_ssl.demo.collection import Collection, collect, name_of_data
+from hf_ssl.demo.collection import Collection, collect, name_of_encoder
 from hf_ssl.evaluation.encoders import load_encoder
 
 
@@ -66,5 +66,5 @@ def test_a_single_image_is_refused(tmp_path):
 
 
 def test_a_local_data_set_is_named_without_its_folders(tmp_path):
-    assert name_of_data(str(tmp_path)) == tmp_path.name
-    assert name_of_data("org/images") == "org/images"
+    assert name_of_encoder(str(tmp_path)) == tmp_path.name
+    assert name_of_encoder("org/images") == "org/images"

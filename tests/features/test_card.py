@@ -48,7 +48,7 @@ def record_with(folder, tmp_path, **changes):
         shutil.copy(path, copy / "data")
     record = json.loads((folder / "features.json").read_text())
     for name, values in changes.items():
-        record[name] |= values
+        record[name] = record[name] | values if isinstance(values, dict) else values
     (copy / "features.json").write_text(json.dumps(record))
     return copy
 
@@ -74,6 +74,7 @@ def test_the_text_says_what_was_done(folder, tmp_path):
     changes = {
         "encoder": {"name": "org/encoder@v1"},
         "dataset": {"dataset": "org/pictures"},
+        "dataset_kind": "hub",
         "splits": {"test": {"num_rows": 80, "shards": [30, 30, 10], "skipped": {"truncated": 7, "empty": 3}}},
     }
     text = render_feature_card(record_with(folder, tmp_path, **changes), COMMAND, "org/features")
@@ -95,7 +96,8 @@ def test_the_text_says_what_was_done(folder, tmp_path):
     ],
 )
 def test_the_encoder_is_linked_where_it_can_be_had(folder, tmp_path, name, link):
-    text = render_feature_card(record_with(folder, tmp_path, encoder={"name": name}), COMMAND)
+    encoder = {"name": name, "local": "/" in name and "home" in name}
+    text = render_feature_card(record_with(folder, tmp_path, encoder=encoder), COMMAND)
     assert f"the encoder {link} computes" in " ".join(text.split())
     assert "/home/me" not in text
 
@@ -136,7 +138,8 @@ def test_a_pushed_folder_loads_as_its_card_says(online, hub_server, folder, tmp_
         open_features("org/none")
 
 
-def test_the_example_without_an_index_finds_the_same(folder, tmp_path):
+def test_the_example_without_an_index_finds_the_same(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # the card names the folder, and nothing above it
     copy = record_with(folder, tmp_path)
     record = json.loads((copy / "features.json").read_text())
     del record["splits"]["test"]["index"]

@@ -201,6 +201,16 @@ def test_metadata_that_would_be_read_otherwise_is_refused(tmp_path):
     assert not (path / "README.md").exists()
 
 
+def test_the_card_says_that_the_encoder_has_collapsed(tmp_path):
+    _, path = export(tmp_path, "random:test_resnet", image_size=32)
+    former = {"method": "byol", "steps": 400, "collapse": {"kind": "complete", "step": 320}}
+    run = RUN | {"origin": {"encoder": "org/base", "kind": "hub", "former": former}}
+    (path / "run.json").write_text(json.dumps(run))
+    top = render_classifier_card(path).split("## Use")[0]
+    assert "training by byol behind the weights that it started from collapsed (complete, step 320)" in top
+    assert "\n\n\n" not in top
+
+
 def test_data_in_memory_has_its_article(tmp_path):
     _, path = export(tmp_path, "random:test_resnet", image_size=32)
     run = RUN | {"data": RUN["data"] | {"dataset": "in-memory data set (a1b2)", "in_memory": True}}

@@ -8,6 +8,7 @@ import base64
 import importlib.util
 import json
 import os
+import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -154,7 +155,8 @@ def through_endpoint(job, expected):
 
 def through_card(job, expected):
     """What the model card tells to run, as it stands there."""
-    os.chdir(Path(job["images"][0]).parent)
+    os.chdir(Path(job["folder"]).parents[1])  # the card names the folder of the run and nothing above it
+    shutil.copyfile(job["images"][0], "photo.jpg")
     for number, snippet in enumerate(job["snippets"]):
         names = {}
         exec(compile(snippet, f"card, snippet {number}", "exec"), names)

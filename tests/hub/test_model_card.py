@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import pytest
 import yaml
@@ -202,10 +203,42 @@ def test_only_a_hub_data_set_is_named_in_the_metadata(encoder_folder, run_record
     )
 
 
-def test_a_folder_that_looks_like_a_hub_name_is_local(encoder_folder, run_record, monkeypatch, tmp_path):
-    (tmp_path / "ORG" / "NAME").mkdir(parents=True)
+def test_what_the_data_set_is_was_decided_in_training(make_run, run_record, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    assert "datasets" not in metadata_of(render_model_card(encoder_folder))
+    named = {"dataset": "ORG/NAME", "split": "test", "protocol": "knn", "metric": "accuracy", "value": 0.5}
+    for kind in ("local", "hub"):
+        run_record["data"]["dataset_kind"] = kind
+        make_run(tmp_path / kind, run_record)
+        results = [RESULTS[0] | named | {"dataset_kind": kind}]
+        write_record(tmp_path / kind / "encoder", "results.json", {"results": results})
+    (tmp_path / "ORG" / "NAME").mkdir(parents=True)  # as if it had been the folder
+    of_hub, of_folder = (render_model_card(tmp_path / kind / "encoder", "org/enc") for kind in ("hub", "local"))
+    assert metadata_of(of_hub)["datasets"] == ["ORG/NAME"]
+    assert ModelCard(of_hub).data.eval_results[0].dataset_type == "ORG/NAME"
+    shutil.rmtree(tmp_path / "ORG")  # as if the card were made on another machine
+    assert render_model_card(tmp_path / "local" / "encoder", "org/enc") == of_folder
+    assert "datasets" not in metadata_of(of_folder) and "ORG/NAME" not in of_folder.replace("--dataset ORG/NAME", "")
+    assert re.search(r"^# .* pretrained on NAME \(local\)$", of_folder, re.MULTILINE)
+    assert ModelCard(of_folder).data.eval_results[0].dataset_type == "NAME (local)"
+    assert "| NAME (local) | test |" in of_folder
+
+
+@pytest.mark.parametrize("sign", ["listing", "folder", "none"])
+def test_a_record_without_kind_is_decided_at_the_export(make_run, run_record, monkeypatch, tmp_path, sign):
+    monkeypatch.chdir(tmp_path)
+    run = tmp_path / "run"
+    run.mkdir()
+    if sign == "listing":  # of the files that lay on the machine of the training
+        (run / "data_files.json.gz").write_bytes(b"")
+    elif sign == "folder":
+        (tmp_path / "ORG" / "NAME").mkdir(parents=True)
+    make_run(run, run_record)
+    shutil.rmtree(tmp_path / "ORG", ignore_errors=True)
+    data = json.loads((run / "encoder" / "run.json").read_text())["data"]
+    assert (data["dataset"], data["dataset_kind"]) == (("ORG/NAME", "hub") if sign == "none" else ("NAME", "local"))
+    text = render_model_card(run / "encoder", "org/enc")
+    assert metadata_of(text).get("datasets") == (["ORG/NAME"] if sign == "none" else None)
+    assert ("--dataset FOLDER" in text) == (sign != "none")
 
 
 def test_the_licence_is_the_users_and_stays(encoder_folder):
@@ -268,7 +301,7 @@ def test_the_start_names_the_chain_of_origins(encoder_folder, run_record):
     assert metadata_of(text)["base_model"] == "org/second"
     assert (
         "| start | weights of [org/second](https://huggingface.co/org/second), which came from weights of "
-        "`/data/first`, which came from weights of [timm/resnet50.a1_in1k]" in text
+        "`first`, which came from weights of [timm/resnet50.a1_in1k]" in text
     )
 
 
@@ -284,6 +317,31 @@ def test_a_collapse_is_said_at_the_top_and_in_the_limits(encoder_folder, run_rec
     assert top.endswith(f"\n\n**Collapsed**: {seen}\n\n")
     assert f"- Its training collapsed ({kind}, step 320)" in limits
     assert "cures" not in text
+
+
+@pytest.mark.parametrize(
+    ("thresholds", "said"),
+    [
+        ({"lines": 4, "spread": 0.06}, "The alarm rang because in 4 log lines in a row this spread was below 0.06."),
+        (
+            {"lines": 4, "effective_rank": 3.0, "best_rank": 20.0},
+            "The alarm rang because in 4 log lines in a row this rank was below 3.0, where its best was 20.0.",
+        ),
+    ],
+)
+def test_the_card_says_by_what_a_collapse_was_judged(encoder_folder, run_record, thresholds, said):
+    run_record["collapse"] = {"kind": "complete", "step": 320, "report": "Seen.", "thresholds": thresholds}
+    write_record(encoder_folder, "run.json", run_record)
+    assert f"**Collapsed**: Seen. {said}" in render_model_card(encoder_folder).split("## Use")[0]
+
+
+def test_a_collapse_of_the_training_before_is_said(encoder_folder, run_record):
+    former = {"method": "byol", "steps": 400, "collapse": {"kind": "dimensional", "step": 1320}, "encoder": "org/x"}
+    run_record["origin"] = {"encoder": "/data/first", "kind": "run", "former": {"method": "moco", "former": former}}
+    write_record(encoder_folder, "run.json", run_record)
+    top = render_model_card(encoder_folder).split("## Use")[0]
+    assert "**Collapsed**" not in top and "\n\n\n" not in top
+    assert "the training by byol behind the weights that it started from collapsed (dimensional, step 1,320)" in top
 
 
 @pytest.mark.parametrize("name", ["in-memory data set (ORG/NAME)", "streamed data set", "ORG/NAME"])
@@ -323,8 +381,9 @@ def test_metadata_that_would_be_read_otherwise_is_refused(encoder_folder):
 
 
 def test_examples_load_the_repository_or_the_folder(encoder_folder, run_record):
-    assert f'from_pretrained("{encoder_folder.as_posix()}")' in render_model_card(encoder_folder)
-    assert f'timm.create_model("local-dir:{encoder_folder.as_posix()}"' in (encoder_folder / "README.md").read_text()
+    place = "./run/encoder"  # not the folders above the run, which others have no use for
+    assert f'from_pretrained("{place}")' in render_model_card(encoder_folder)
+    assert f'timm.create_model("local-dir:{place}"' in (encoder_folder / "README.md").read_text()
     run_record["training"]["repo_id"] = "org/planned"
     write_record(encoder_folder, "run.json", run_record)
     assert 'timm.create_model("hf_hub:org/planned"' in render_model_card(encoder_folder)

@@ -17,7 +17,9 @@ def begun(**parts) -> RunRecord:
 
 
 def test_what_is_written_is_what_is_read(tmp_path: Path):
-    record = begun(data={"dataset": "digits"}, details={"num_parameters": 7}, license="mit")
+    record = begun(
+        data={"dataset": "digits", "dataset_kind": "embedded"}, details={"num_parameters": 7}, license="mit"
+    )
     record.progress = Progress(step=3, epoch=None, images_seen=24, seconds=1.5, energy_kwh=0.25, energy_of=["GPU"])
     record.collapse = {"kind": "complete", "step": 2, "report": "..."}
     record.changes = [{"step": 1, "name": "seed", "from": 0, "to": 1}]

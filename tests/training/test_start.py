@@ -22,7 +22,7 @@ from hf_ssl.training.twins import TIMM_TWINS
 
 RECORD = {
     "method": "simsiam",
-    "data": {"dataset": "org/photos"},
+    "data": {"dataset": "org/photos", "dataset_kind": "hub"},
     "progress": {"step": 300},
     "config": {},
     "training": {},
@@ -33,7 +33,13 @@ RECORD = {
     },
 }
 FORMER = {
-    **{"method": "simsiam", "dataset": "org/photos", "steps": 300, "encoder": "resnet50.a1_in1k"},
+    **{
+        "method": "simsiam",
+        "dataset": "org/photos",
+        "dataset_kind": "hub",
+        "steps": 300,
+        "encoder": "resnet50.a1_in1k",
+    },
     "former": {"method": "moco", "dataset": "org/cats", "steps": 7},
 }
 SMALL_HEADS = {"projector_hidden_dim": 16, "projection_dim": 8}

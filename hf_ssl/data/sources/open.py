@@ -57,6 +57,7 @@ class Source:
             Empty for others.
         files: Columns `name` and `size` (bytes) of the files of the split; None if they do not lie on this machine.
         access: Which paths of records may be read, and for how long that is tried.
+        kind: What the name is, one of `KINDS`. Decided here, where the data set lies; records and cards repeat it.
     """
 
     name: str
@@ -70,6 +71,7 @@ class Source:
     understood: str = ""
     files: pa.Table | None = field(default=None, repr=False, compare=False)
     access: Access = Access()
+    kind: str = "object"
 
     @property
     def has_indices(self) -> bool:
@@ -144,7 +146,7 @@ def open_source(
         opened = open_object(dataset, name, split)
     shown = without_tokens(name) if is_address(name) else name  # it goes into records, cards and pictures
     source = _with_columns(opened, shown, config, split, image_column, label_column, index_column)
-    source = replace(source, access=Access(opened.roots, allow_paths, data_timeout))
+    source = replace(source, access=Access(opened.roots, allow_paths, data_timeout), kind=opened.kind)
     _tell(source.understood, bool(source.left_out))
     return source
 
@@ -204,9 +206,9 @@ def _open_name(name: str, split: str, choice: Choice) -> Opened:
         name = name.removeprefix(_HERE)
     if name in EMBEDDED:
         _refuse(name, choice, "comes with the package")
-        return open_embedded(name, split)
+        return replace(open_embedded(name, split), kind="embedded")
     if is_address(name):
-        return open_address(name, split, choice)
+        return replace(open_address(name, split, choice), kind="address")
     path = Path(name).expanduser()
     try:
         exists, is_folder, is_file = path.exists(), path.is_dir(), path.is_file()
@@ -214,14 +216,14 @@ def _open_name(name: str, split: str, choice: Choice) -> Opened:
         raise UserError(f"`dataset` `{name}` cannot be opened: {reason_of(error)}. Check its path.") from None
     if is_folder and is_saved(path):
         _refuse(name, choice, "was written by `save_to_disk`")
-        return open_saved(name, path, split)
+        return replace(open_saved(name, path, split), kind="local")
     if is_folder or is_file:
-        return open_local(name, path, split, choice)
+        return replace(open_local(name, path, split, choice), kind="local")
     if exists:
         raise UserError(f"`dataset` must be a folder or a regular file, but `{name}` is a pipe, socket or device.")
     if name.startswith((".", "/", "~")) or name.count("/") > 1 or path.suffix in (".parquet", ".tar", ".zip", ".csv"):
         raise UserError(f"`dataset` must exist, but there is no file or folder `{name}`.")
-    return open_hub(name, split, choice)
+    return replace(open_hub(name, split, choice), kind="hub")
 
 
 def _refuse(name: str, choice: Choice, why: str) -> None:

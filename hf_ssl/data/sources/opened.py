@@ -3,6 +3,7 @@
 import difflib
 import os
 import pickle
+import re
 import tarfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -19,10 +20,14 @@ from hf_ssl.errors import UserError
 _OPENING_ERRORS = (DatasetsError, OSError, ValueError, RuntimeError, IndexError, tarfile.TarError, pa.ArrowException)
 _OPENING_ERRORS += (pickle.UnpicklingError,)  # what PyTorch raises where it refuses to load code
 
+_OBJECTS = ("in-memory data set", "streamed data set")  # what objects of `datasets` are called
 _ALL_ENDINGS = " with any supported extension ["  # a list of hundreds follows
 
 EMBEDDED = ("shapes", "digits")
 """Names of the data sets that need no files."""
+
+KINDS = ("embedded", "local", "hub", "address", "object")
+"""What the name of a data set is: one of `EMBEDDED`, a path here, an id on the Hub, an address, or of an object."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +47,7 @@ class Opened:
         understood: One line about splits and classes.
         files: Columns `name` and `size` (bytes) of the files of the split, if they lie on this machine.
         roots: Those of `Access`.
+        kind: One of `KINDS`.
     """
 
     records: datasets.IterableDataset
@@ -55,6 +61,25 @@ class Opened:
     understood: str = ""
     files: pa.Table | None = None
     roots: tuple[str, ...] = ()
+    kind: str = "object"
+
+
+def kind_by_name(name: str) -> str | None:
+    """What a name is as far as it tells, for what was recorded before records told it; one of `KINDS`.
+
+    Returns:
+        `local` for what is written like a path, or exists here; `hub` for another `ORG/NAME`; None for a bare name,
+        which may be of a folder or of the Hub.
+    """
+    if name in EMBEDDED:
+        return "embedded"
+    if name.startswith(_OBJECTS):
+        return "object"
+    if "://" in name:
+        return "local" if name.startswith("file:") else "address"
+    if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+(?<!\.parquet)(?<!\.tar)", name) and not Path(name).exists():
+        return "hub"
+    return "local" if re.search(r"[/\\]|^[.~]", name) or Path(name).exists() else None
 
 
 def no_images(dataset: str, split: str) -> UserError:

@@ -64,11 +64,14 @@ class Collapse:
         kind: `complete` or `dimensional`.
         step: Optimizer step of the log line that made it certain.
         seen: The evidence, a clause.
+        thresholds: By which it was judged: `lines` of the log that had to agree, and `spread`, or `effective_rank`
+            with the run's `best_rank`, of which it follows.
     """
 
     kind: str
     step: int
     seen: str
+    thresholds: dict[str, float]
 
 
 class CollapseAlarm:
@@ -115,6 +118,7 @@ class CollapseAlarm:
             step,
             f"all images get nearly the same projection (their spread is {spread:.2f}, where 1 is even over the "
             "sphere and 0 a single point)",
+            {"lines": _LINES, "spread": LEAST_SPREAD},
         )
 
     def _dimensional(self, step: int) -> Collapse | None:
@@ -126,6 +130,7 @@ class CollapseAlarm:
             step,
             f"the representations have shrunk to about {self._ranks[-1]:.1f} dimensions (their effective rank was "
             f"{best:.1f} in this run)",
+            {"lines": _LINES, "effective_rank": least_rank(best), "best_rank": best},
         )
 
 
@@ -171,7 +176,8 @@ class CollapseWatch(Watch):
                 found = self._ring({"step": moment.step, **figures}, projections.shape[-1])
             if found is not None:
                 report = advice(found, self._record)
-                self._record.collapse = {"kind": found.kind, "step": found.step, "report": report}
+                told = {"kind": found.kind, "step": found.step, "thresholds": found.thresholds}
+                self._record.collapse = {**told, "report": report}
                 logger.warning(report)
         finally:  # the others wait for the answer, whatever happens here
             if self._ends_run:
@@ -184,7 +190,7 @@ class CollapseWatch(Watch):
         for one in (*self._former, line):
             found = self._alarm.add(one["step"], root * one["feature_std"], one["effective_rank"])
         self._former = []
-        return found
+        return found if self._record.collapse is None else None  # that of a former part of the run stays
 
 
 def _stays_below(values: list[float], limit: float) -> bool:

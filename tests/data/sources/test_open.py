@@ -20,7 +20,7 @@ from hf_ssl.data.sources import listing, remote
 from hf_ssl.data.sources import open as sources
 from hf_ssl.data.sources.files import INDEX_COLUMN
 from hf_ssl.data.sources.open import open_source
-from hf_ssl.data.sources.opened import Opened
+from hf_ssl.data.sources.opened import Opened, kind_by_name
 from hf_ssl.errors import UserError
 from hf_ssl.settings import descriptions_of
 
@@ -497,3 +497,34 @@ def test_several_labels_for_an_image_are_refused_only_when_asked_for(tmp_path, l
     assert open_source(str(path)).labels == {}
     with pytest.raises(ValueError, match="`label` of .* Several labels for one image are not supported"):
         open_source(str(path), label_column="label")
+
+
+def test_a_source_knows_what_its_name_is(tmp_path, monkeypatch, parquet_folder):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "org").mkdir()
+    (tmp_path / "org" / "name").symlink_to(parquet_folder)
+    (tmp_path / "shapes").mkdir()  # the embedded ones come first
+    for dataset, kind in [
+        ("org/name", "local"),
+        (f"file://{parquet_folder}", "local"),
+        ("shapes", "embedded"),
+        ("digits", "embedded"),
+        (datasets.Dataset.from_dict({"image": [Image.new("L", (4, 3))]}), "object"),
+    ]:
+        assert open_source(dataset).kind == kind
+    datasets.load_dataset("parquet", data_files=str(parquet_folder / "test*"))["train"].save_to_disk("org/saved")
+    assert open_source("org/saved").kind == "local"
+    records = datasets.Dataset.from_dict({"image": [Image.new("L", (4, 3))]}).to_iterable_dataset()
+    doors = {"open_hub": ("org/other", "hub"), "open_address": ("hf://datasets/org/name", "address")}
+    for door, (dataset, kind) in doors.items():
+        monkeypatch.setattr(sources, door, lambda *arguments: Opened(records, None, ""))
+        assert open_source(dataset).kind == kind
+
+
+def test_what_a_name_tells_of_older_records(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data" / "c10").mkdir(parents=True)
+    told = {"data/c10": "local", "org/name": "hub", "data": "local", "mnist": None, "a/b/c": "local", "~/a": "local"}
+    told |= {"digits": "embedded", "in-memory data set (a/b)": "object", "s3://a/b": "address", "file:///a/b": "local"}
+    told |= {"C:\\photos": "local", "a/b.parquet": "local", "/data": "local"}
+    assert {name: kind_by_name(name) for name in told} == told

@@ -15,6 +15,7 @@ from hf_ssl.methods import METHODS
 from hf_ssl.training.arguments import TrainingSettings
 from hf_ssl.training.find import complete_checkpoints
 from hf_ssl.training.loop import train
+from hf_ssl.training.origin import training_of
 from hf_ssl.training.record import RunRecord
 from hf_ssl.training.watch.collapse import (
     LEAST_RANK,
@@ -99,7 +100,7 @@ RUN: dict[str, Any] = {
     },
     "data": {"view_recipe": "shapes"},
 }
-COMPLETE, DIMENSIONAL = Collapse("complete", 120, "evidence"), Collapse("dimensional", 120, "evidence")
+COMPLETE, DIMENSIONAL = (Collapse(kind, 120, "evidence", {}) for kind in ("complete", "dimensional"))
 
 
 def test_the_advice_has_this_runs_values():
@@ -155,11 +156,18 @@ def test_a_run_that_collapses_is_stopped_and_can_go_on(tmp_path: Path, caplog: p
     assert [record.message for record in caplog.records] == [result.collapse]
     written = json.loads((tmp_path / "run.json").read_text())
     assert written["collapse"]["kind"] == "complete" and written["collapse"]["report"] == result.collapse
+    assert written["collapse"]["thresholds"] == {"lines": 4, "spread": 0.06}
     caplog.clear()
     with caplog.at_level(logging.WARNING, logger="hf_ssl"):
         assert run(tmp_path, on_collapse="stop", resume="auto").finished
     assert caplog.records == []  # it has been said
-    assert json.loads((tmp_path / "run.json").read_text())["collapse"]["step"] == 100
+    assert json.loads((tmp_path / "run.json").read_text())["collapse"] == written["collapse"]
+    other = tmp_path / "other"  # a run that begins with these weights has collapsed as well, whatever it sees itself
+    assert run(other, on_collapse="stop", resume=str(tmp_path / "checkpoints" / "step-000100")).finished
+    record = RunRecord.read(other)
+    assert record is not None and record.collapse == written["collapse"]
+    former = training_of(record)
+    assert former is not None and former["collapse"] == {"kind": "complete", "step": 100}
 
 
 @pytest.mark.slow

@@ -1,0 +1,158 @@
+"""Nothing that is published tells the folders of this machine: every byte of it is searched for a tell-tale name."""
+
+import json
+import re
+import shlex
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+import hf_ssl
+from hf_ssl.commands import main
+from hf_ssl.hub.publish import publish
+from hf_ssl.training.record import RunRecord
+
+SECRET = "secret-user"
+HEADS = {"projection_dim": 8, "projector_hidden_dim": 8, "predictor_hidden_dim": 4, "recipe": "paper-imagenet"}
+METHOD = ["--method", "simsiam", *(f"--{name}={value}" for name, value in HEADS.items())]
+TINY = ["--batch_size", "8", "--num_steps", "4", "--warmup_steps", "1", "--num_workers", "0", "--image_size", "16"]
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """A folder with a tell-tale name, and pictures in it."""
+    home = tmp_path_factory.mktemp("nfs") / SECRET
+    generator = np.random.default_rng(0)
+    for split, count in (("train", 10), ("test", 4)):
+        for label in ("dark", "bright"):
+            folder = home / "data" / "c10" / split / label
+            folder.mkdir(parents=True)
+            for number in range(count):
+                pixels = generator.integers(0, 128, (16, 16, 3), dtype=np.uint8) + 100 * (label == "bright")
+                Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{number}.png")
+    return home
+
+
+def run(*words):
+    assert main([*map(str, words)]) == 0
+
+
+@pytest.fixture(scope="module")
+def first(home):
+    """A run on the pictures, evaluated and analysed, each with absolute paths."""
+    data = home / "data" / "c10"
+    run("pretrain", *METHOD, "--encoder", "test_resnet", *TINY, "--dataset", data, "--output_dir", home / "first")
+    reading = ["--dataset", data, "--num_workers", 0]
+    run("evaluate", home / "first" / "encoder", "knn", "clustering", *reading, "--baselines", "random", "--k", 4)
+    run("analyze", home / "first", *reading, "--max_images", 8)
+    return home / "first"
+
+
+def leaks(files):
+    return sorted(path for path, content in files.items() if SECRET.encode() in content or SECRET in path)
+
+
+def commands_of(card):
+    return [shlex.split(line) for line in re.findall(r"^(?:hf-ssl|python|accelerate).*", card, re.MULTILINE)]
+
+
+def test_an_encoder_and_its_card(online, first, home):
+    publish(first, "org/enc")
+    files = online.files("org/enc")
+    assert not leaks(files) and not leaks(exported(first / "encoder"))
+    card = files["README.md"].decode()
+    assert "datasets" not in yaml.safe_load(card.split("---\n")[1]) and "pretrained on c10 (local)" in card
+    placeholders = [words[words.index("--dataset") + 1] for words in commands_of(card)]
+    assert placeholders and set(placeholders) == {"FOLDER"}
+    record = json.loads(files["run.json"])
+    assert (record["data"]["dataset"], record["data"]["dataset_kind"]) == ("c10", "local")
+    assert record["training"]["output_dir"] == "first"
+    results = json.loads(files["results.json"])["results"]
+    assert {(one["dataset"], one["dataset_kind"]) for one in results} == {("c10", "local")}
+    assert {"embedding.json", "analysis.json"} <= set(files)
+    assert json.loads((first / "run.json").read_text())["data"]["dataset"] == str(home / "data" / "c10")  # to resume
+
+
+def test_what_starts_from_a_private_run(online, first, home):
+    flags = [*METHOD, "--start_from", first / "pretraining", *TINY, "--dataset", home / "data", "--resume", "auto"]
+    flags += ["--data_files", json.dumps({split: f"{home}/data/c10/{split}/**" for split in ("train", "test")})]
+    run("pretrain", *flags, "--output_dir", home / "second")
+    run("pretrain", *flags, "--output_dir", home / "second")  # nothing is left to do, but to export again
+    publish(home / "second", "org/second")
+    files = online.files("org/second")
+    assert not leaks(files)
+    assert "| start | weights of `first`" in files["README.md"].decode()
+    assert json.loads(files["run.json"])["data"]["data_files"] == {"train": "**", "test": "**"}
+
+
+@pytest.mark.parametrize("encoder", ["{}/first/encoder", "random:{}/first", "local-dir:{}/first/encoder"])
+def test_a_classifier(online, first, home, encoder):
+    folder, name = home / "classifiers" / str(abs(hash(encoder))), f"org/classifier{len(encoder)}"
+    flags = [encoder.format(home), "--dataset", home / "data" / "c10", *TINY, "--output_dir", folder]
+    run("finetune", *flags, "--push_to_hub", "--repo_id", name)
+    files = online.files(name)
+    assert not leaks(files) and not leaks(exported(folder / "classifier"))
+    card = files["README.md"].decode()
+    metadata = yaml.safe_load(card.split("---\n")[1])
+    assert "datasets" not in metadata and "base_model" not in metadata
+    assert metadata["model-index"][0]["results"][0]["dataset"]["type"] == "c10 (local)"
+
+
+def test_features_and_a_space_of_them(online, first, home):
+    flags = ["--dataset", home / "data" / "c10", "--split", "test", "--num_workers", 0]
+    run("extract", first, *flags, "--output", home / "features", "--push", "org/features")
+    files = online.files("datasets/org/features")
+    assert not leaks(files)
+    record, card = json.loads(files["features.json"]), files["README.md"].decode()
+    assert (record["encoder"]["name"], record["dataset"]["dataset"]) == ("first", "c10")
+    assert "source_datasets" not in yaml.safe_load(card.split("---\n")[1]) and "--dataset FOLDER" in card
+    assert SECRET not in online.repos["datasets/org/features"].commit("main").title
+    assert SECRET not in (home / "features" / "README.md").read_text()
+    publish(first, "org/enc")
+    run("demo", "org/enc", *flags, "--space", "org/demo", "--publish_images", "--max_images", 4)
+    assert not leaks(online.files("spaces/org/demo"))
+
+
+def test_from_python_in_another_folder(online, first, home, monkeypatch):
+    monkeypatch.chdir(home)
+    data = "data/c10"  # as a data set of the Hub is called
+    settings = {"encoder": "test_resnet", "image_size": 16, "batch_size": 8, "num_steps": 4, "num_workers": 0}
+    output = f"{home}/third"
+    hf_ssl.pretrain("simsiam", dataset=data, output_dir=output, warmup_steps=1, **HEADS, **settings)
+    hf_ssl.evaluate(output, ["knn"], dataset=data, num_workers=0, card=True)
+    monkeypatch.chdir("/")
+    publish(home / "third", "org/third")
+    files = online.files("org/third")
+    assert not leaks(files)
+    for path in ("README.md", "run.json", "results.json", "embedding.json"):
+        assert data.encode() not in files[path], path
+    assert "dataset='FOLDER'" in files["README.md"].decode()
+
+
+def test_what_an_earlier_version_exported(online, first):
+    """Its records were copies of those of the run."""
+    record = json.loads((first / "run.json").read_text())
+    del record["data"]["dataset_kind"]
+    (first / "run.json").write_text(json.dumps(record))
+    old = {"run.json": record}
+    for name in ("results.json", "embedding.json", "analysis.json"):
+        content = json.loads((first / "encoder" / name).read_text())
+        for one in content.get("results", [content]):
+            one["dataset"] = record["data"]["dataset"]
+            del one["dataset_kind"]
+        old[name] = content
+    before = {name: (first / "encoder" / name).read_bytes() for name in old}
+    for name, content in old.items():
+        (first / "encoder" / name).write_text(json.dumps(content))
+    publish(first, "org/old")
+    files = online.files("org/old")
+    assert not leaks(files)
+    assert {name: json.loads(files[name]) for name in old} == {name: json.loads(before[name]) for name in old}
+    read = RunRecord.read(first)
+    assert read is not None and read.data["dataset_kind"] == "local"  # by the list of its files
+
+
+def exported(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
