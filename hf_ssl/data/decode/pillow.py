@@ -122,6 +122,21 @@ def size_by_pillow(data: bytes) -> tuple[int, int]:
         return tags[256], tags[257]
 
 
+def orientation_by_pillow(data: bytes) -> int:
+    """How an image file that Pillow opens is to be turned: EXIF's number from 1 to 8, 1 where it stays as it is.
+
+    Args:
+        data: The file.
+
+    Raises:
+        SkippedImageError: If its header is not that of an image.
+    """
+    with _reasons():
+        image = _opened(data)
+        orientation = 1 if image is None else _orientation(image)
+        return orientation if orientation in _UPRIGHT else 1
+
+
 def _opened(data: bytes) -> Image.Image | None:
     """An image file that Pillow knows, not yet decoded; None for a TIFF that it does not open."""
     try:
