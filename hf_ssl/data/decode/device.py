@@ -33,6 +33,7 @@ class DeviceDecoder:
     def __init__(self, device: torch.device):
         self._device = device
         self._told = False  # that the CPU helps
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         try:
             self._decode = _decoder()
             self._files_to_pictures([_sample()])
@@ -77,7 +78,7 @@ class DeviceDecoder:
             return [_upright(picture, jpeg.orientation) for picture, jpeg in zip(pictures, jpegs, strict=True)]
         except (torch.OutOfMemoryError, torch.AcceleratorError):
             raise
-        except RuntimeError as error:  # one file is enough, and nobody says which
+        except RuntimeError as error:  # one file is enough, and nobody says which; too little memory may be one, too
             if len(jpegs) == 1:
                 return [self._by_cpu(jpegs[0], error)]
             return [self._of_jpegs([jpeg])[0] for jpeg in jpegs]
@@ -97,7 +98,17 @@ class DeviceDecoder:
     def _files_to_pictures(self, files: list[bytes]) -> list[Tensor]:
         """Pictures as they are stored, (height, width, 3)."""
         tensors = [torch.frombuffer(bytearray(file), dtype=torch.uint8) for file in files]
-        return [picture.permute(1, 2, 0) for picture in self._decode(tensors, self._device)]
+        with torch.cuda.stream(self._stream):  # does nothing without one
+            pictures = self._decode(tensors, self._device)
+        if self._stream is not None:
+            # torchvision writes without waiting for what this stream still has to do, and memory that this stream has
+            # freed may be in use until then. So the pictures have a stream of their own, whose memory is free once
+            # this one has read them.
+            reading = torch.cuda.current_stream(self._device)
+            reading.wait_stream(self._stream)
+            for picture in pictures:
+                picture.record_stream(reading)
+        return [picture.permute(1, 2, 0) for picture in pictures]
 
     def _sent(self, picture: Picture) -> Tensor:
         return torch.tensor(picture).to(self._device)

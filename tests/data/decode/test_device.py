@@ -107,7 +107,7 @@ def test_the_device_gives_what_the_cpu_gives_in_the_order_of_the_files(name):
         difference = np.abs(picture.cpu().numpy().astype(int) - expected.astype(int))
         assert picture.shape == expected.shape
         # Both are libjpeg on the CPU. nvJPEG rounds and enlarges colours by its own rules.
-        assert difference.max() == 0 if name == "cpu" else difference.mean() < 4
+        assert difference.max() == 0 if name == "cpu" else difference.mean() < 8
 
 
 def test_groups_do_not_change_the_pictures(monkeypatch):
