@@ -54,6 +54,7 @@ class FineTuneSettings(DataSettings, FineTuningSettings):
         view_recipe: Augmentation, a name in `hf_ssl/data/views/recipes.py`; `crop_and_flip` if not given. Of its two
             views fine-tuning uses the first.
         views_on: Only `cpu` here: workers make the views.
+        decode_on: Only `cpu` here.
         cache: Only `none` here.
     """
 

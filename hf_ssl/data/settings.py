@@ -145,6 +145,9 @@ class DataSettings(ViewedDataSettings):
             banks need; made for local files and embedded data sets, so only streams from the Hub and tars lack one.
         views_on: `cpu`: workers make the views. `gpu`: workers decode, crop and resize, and the device that trains
             does colours and blur in batches, with the same draws; pays where a GPU waits for workers (`data_wait`).
+        decode_on: `cpu`: workers decode. `gpu`: workers only read files, and the CUDA device that trains decodes JPEGs
+            and makes the views (`views_on` gpu), with the same draws and nearly the same pixels; workers decode other
+            formats. Pays for JPEGs where a GPU waits for workers (`data_wait`).
         cache: `uint8` decodes the split once and keeps it on the device that trains, which then makes the views
             (`views_on` gpu) without workers; for data sets of one image size that fit. Each process keeps all of it.
         num_workers: Worker processes of each training process that decode and augment, at least 0. The order of
@@ -156,19 +159,24 @@ class DataSettings(ViewedDataSettings):
 
     index_column: str | None = None
     views_on: Literal["cpu", "gpu"] = "cpu"
+    decode_on: Literal["cpu", "gpu"] = "cpu"
     cache: Literal["none", "uint8"] = "none"
     num_workers: int = 2
     shuffle_window: int = 2048
     max_skipped_ratio: float = 0.01
 
     def validate_data(self) -> None:
-        """Check the numbers, and let a cache make its views on the device."""
+        """Check the numbers, and make the views on the device where the pictures are there."""
         for name, least in (("num_workers", 0), ("shuffle_window", 1)):
             if getattr(self, name) < least:
                 raise UserError(f"`{name}` must be at least {least}, got {getattr(self, name)}.")
         if not 0 <= self.max_skipped_ratio <= 1:
             raise UserError(f"`max_skipped_ratio` must be in [0, 1], got {self.max_skipped_ratio}.")
-        if self.cache == "uint8":
+        if self.cache == "uint8" and self.decode_on == "gpu":
+            raise UserError(
+                "`cache` uint8 is decoded once, by workers, but `decode_on` is gpu. Leave out one of them."
+            )
+        if self.decode_on == "gpu" or self.cache == "uint8":
             self.views_on = "gpu"
 
     def described(self) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Frozen encoders from anywhere, each with the preprocessing that its published config names.
 
 So evaluation sees exactly the pixels that `AutoImageProcessor` would give where the encoder is loaded. Pillow resizes
-as it does there, and every image of Pillow is converted to RGB first.
+as it does there, and every image of Pillow becomes upright RGB first, as those of a data set do.
 """
 
 import hashlib
@@ -24,6 +24,7 @@ from timm.data.transforms_factory import create_transform
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoImageProcessor, AutoModel
 
+from hf_ssl.data.decode.pillow import upright_rgb
 from hf_ssl.errors import UserError
 from hf_ssl.evaluation.references import encoder_folder, timm_reference
 from hf_ssl.modules.encoder import build_encoder, hidden_size_of
@@ -65,7 +66,7 @@ class ImageTransform:
 
 
 def _as_rgb(image: Image.Image | Picture) -> Image.Image:
-    return Image.fromarray(image) if isinstance(image, np.ndarray) else image.convert("RGB")
+    return Image.fromarray(image) if isinstance(image, np.ndarray) else upright_rgb(image)
 
 
 class ProcessorTransform:

@@ -141,7 +141,10 @@ class FineTuning(Task):
         fraction_reached: float | None = None,
     ):
         if data.views_on != "cpu" or data.cache != "none":
-            raise UserError("`views_on` gpu and `cache` are for pretraining: fine-tuning makes its views by workers.")
+            raise UserError(
+                "`views_on` gpu, `decode_on` gpu and `cache` are for pretraining: fine-tuning makes its views by "
+                "workers. Leave them out."
+            )
         super().__init__(Supervised(classifier.module, settings.label_smoothing), source, data, settings.training)
         self.classifier, self.test, self.own = classifier, test, settings
         self.counts, self.fraction_reached = counts, fraction_reached

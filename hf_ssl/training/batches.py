@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hf_ssl.data.order.cache import CachedDraws, CachedViews, check_recipe, fill_cache
+from hf_ssl.data.decode.device import DeviceDecoder
+from hf_ssl.data.order.cache import CachedDraws, CachedViews, fill_cache
 from hf_ssl.data.order.stream import Batch, TrainingStream
 from hf_ssl.data.settings import DataSettings
 from hf_ssl.data.sources.objects import is_shuffled
@@ -14,6 +15,7 @@ from hf_ssl.data.sources.open import Source
 from hf_ssl.data.views.cpu import Crops, Views
 from hf_ssl.data.views.device import Normalize, send
 from hf_ssl.data.views.device_colour import DeviceColour
+from hf_ssl.data.views.device_crops import CropsOfEach, check_recipe
 from hf_ssl.errors import UserError
 from hf_ssl.methods.base import SSLPreTrainedModel
 from hf_ssl.training.arguments import TrainingSettings
@@ -67,7 +69,7 @@ def open_stream(
     image_size, recipe = model.config.image_size, data.find_recipe(model.view_recipe)
     options: dict[str, Any] = {"num_workers": data.num_workers}
     if data.cache == "uint8":
-        check_recipe(recipe)
+        check_recipe(recipe, "`cache` uint8", "`cache` to none")
         cache = fill_cache(
             source,
             device,
@@ -83,6 +85,10 @@ def open_stream(
         options["finish"] = CachedViews(recipe, image_size, cache)
     elif data.views_on == "gpu":
         views = Crops(recipe, image_size)
+        if data.decode_on == "gpu":
+            check_recipe(recipe, "`decode_on` gpu", "`decode_on` to cpu")
+            options["decoder"] = decoder_on(device)
+            views = CropsOfEach(recipe, image_size)
         options["finish"] = DeviceColour(recipe, image_size, device)
     else:
         views = Views(recipe, image_size)
@@ -101,6 +107,20 @@ def open_stream(
         with_labels=model.needs_labels,
         **options,
     )
+
+
+def decoder_on(device: torch.device) -> DeviceDecoder:
+    """What decodes JPEGs on the device that trains.
+
+    Raises:
+        UserError: If that is no CUDA device, or torchvision cannot decode there.
+    """
+    if device.type != "cuda":
+        raise UserError(
+            f"`decode_on` gpu must have a CUDA device that trains, got `{device}`. Set `decode_on` to cpu, or train "
+            "on a machine with a CUDA device."
+        )
+    return DeviceDecoder(device)
 
 
 def inputs_of(batch: Batch, normalize: Normalize, device: torch.device) -> dict[str, Tensor]:

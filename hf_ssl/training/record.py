@@ -222,6 +222,7 @@ class RunRecord:
         training = {name: value for name, value in self.training.items() if name not in _FREE}
         steps = {name: self.training[name] for name in ("num_steps", "warmup_steps")}
         data = {name: self.data[name] for name in _EXACT_DATA}
+        data["decode_on"] = self.data.get("decode_on", "cpu")  # older runs had no choice
         return {"method": self.method, **self.config, **training, **steps, **data}
 
     def flat_settings(self) -> dict[str, str | int | float | bool]:

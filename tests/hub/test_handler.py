@@ -21,10 +21,15 @@ from hf_ssl.modules.encoder import build_encoder
 
 
 @pytest.fixture(scope="module")
-def endpoint(tmp_path_factory):
+def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("encoder")
     config = SSLConfig(architecture="test_resnet", image_size=32)
     export_encoder(build_encoder(config.architecture), config, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def endpoint(folder):
     return handler.EndpointHandler(str(folder))
 
 
@@ -72,16 +77,21 @@ PICTURES = {
 }
 
 
+def picture_of(image):
+    """What the handler makes of one image of a request."""
+    return handler._picture(handler._file(image, "Image 1"), "Image 1")
+
+
 @pytest.mark.parametrize("kind", PICTURES)
 def test_pictures_are_decoded_as_in_training(kind):
-    found = np.asarray(handler._picture(coded(PICTURES[kind]), 0))
+    found = np.asarray(picture_of(coded(PICTURES[kind])))
     np.testing.assert_array_equal(found, decode(PICTURES[kind]))
 
 
 @pytest.mark.parametrize("kind", {**deep_tiffs.DEEP, **deep_tiffs.ODD})
 def test_deep_pictures_are_decoded_as_in_training(kind):
     data = {**deep_tiffs.DEEP, **deep_tiffs.ODD}[kind]
-    np.testing.assert_array_equal(np.asarray(handler._picture(coded(data), 0)), decode(data))
+    np.testing.assert_array_equal(np.asarray(picture_of(coded(data))), decode(data))
 
 
 @pytest.mark.parametrize("reason", deep_tiffs.UNUSABLE)
@@ -89,7 +99,7 @@ def test_unusable_pictures_are_refused_for_the_reason_of_training(reason, monkey
     monkeypatch.setattr(pillow, "FORMATS", tuple(set(pillow.FORMATS) - {"HEIF", "JXL"}))
     for data in deep_tiffs.UNUSABLE[reason]:
         with pytest.raises(ValueError, match=re.escape(f": {reason}.")):
-            handler._picture(data, 0)
+            picture_of(data)
 
 
 def test_requirements_are_those_of_the_package():
@@ -117,7 +127,16 @@ def test_batches_and_normalisation(endpoint):
 
 GOOD = coded(file_of(photo()))
 BAD = {
-    "nothing": ({}, r"Image 1 of `inputs` must be an image file in base64, got NoneType\."),
+    "nothing": ({}, r"has no `inputs`\. Give an image file in base64"),
+    "null inputs": ({"inputs": None}, r"has no `inputs`\. Give an image file in base64"),
+    "null in a list": ({"inputs": [GOOD, None]}, r"Image 2 of `inputs` must be an image file in base64, got null\."),
+    "list in a list": ({"inputs": [[GOOD]]}, r"Image 1 of `inputs` must be an image file in base64, got list\."),
+    "true": ({"inputs": True}, r"Image 1 of `inputs` must be an image file in base64, got bool\."),
+    "body: list": ([GOOD], r'must be an object such as \{"inputs": "\.\.\."\}, got list\.'),
+    "body: the key": (["inputs"], r"must be an object .* got list\."),  # which an endpoint's own check lets pass
+    "body: text": (GOOD, r"must be an object .* got str\."),
+    "body: null": (None, r"must be an object .* got null\."),
+    "body: number": (5, r"must be an object .* got int\."),
     "empty": ({"inputs": []}, r"1 to 64 images, got 0"),
     "many": ({"inputs": [GOOD] * 65}, r"1 to 64 images, got 65\. Send several requests"),
     "url": ({"inputs": "https://host/cat.png"}, r"is a URL, and this endpoint fetches nothing.*base64"),
@@ -169,3 +188,47 @@ def test_large_files_and_large_pictures_are_refused_before_they_are_decoded(endp
     for large in (bomb, file_of(Image.new("1", (15_000, 15_000))), Image.new("1", (12_000, 8_000))):
         with pytest.raises(ValueError, match=r"cannot be used: too large. Send it with at most 89,478,485 pixels"):
             endpoint({"inputs": large})
+
+
+def test_a_request_has_one_budget_of_pixels_which_its_headers_are_held_against(folder, monkeypatch):
+    decoded = []
+    monkeypatch.setattr(handler, "decode_by_pillow", lambda data: decoded.append(1) or pillow.decode_by_pillow(data))
+    monkeypatch.setattr(handler, "MAX_REQUEST_PIXELS", 1_000_000)
+    endpoint = handler.EndpointHandler(str(folder))
+    large = file_of(Image.new("L", (700, 700)))
+    assert len(endpoint({"inputs": [coded(large), large]})) == 2
+    assert len(decoded) == 2
+    words = (
+        r"must have at most 1,000,000 pixels together, .* got 1,470,000 with image 3 of 4 \(700 x 700\)\. "
+        r"Send several requests or smaller images, or raise `HF_SSL_MAX_REQUEST_PIXELS`"
+    )
+    for large_ones in ([coded(large)] * 4, [large] * 4, [Image.new("L", (700, 700))] * 4):
+        with pytest.raises(ValueError, match=words):
+            endpoint({"inputs": large_ones})
+    assert len(decoded) == 2
+
+
+def test_what_a_picture_grows_to_counts_too(endpoint):
+    assert len(endpoint({"inputs": Image.new("L", (1, 500))})) == 1
+    thin = file_of(Image.new("L", (1, 65_000)))  # to be enlarged to 32 x 2,080,000
+    assert len(thin) < 300
+    with pytest.raises(ValueError, match=r"at most 100,000,000 .* got 133,120,000 with image 2 of 2 \(1 x 65,000\)"):
+        endpoint({"inputs": [thin, thin]})
+
+
+def test_the_budget_is_set_by_the_environment(folder, monkeypatch):
+    monkeypatch.setenv("HF_SSL_MAX_REQUEST_PIXELS", "4000")
+    small = handler.EndpointHandler(str(folder))
+    assert len(small({"inputs": [photo(), photo(1)]})) == 2
+    with pytest.raises(ValueError, match="at most 4,000 pixels together, .* got 6,000 with image 3 of 3"):
+        small({"inputs": [photo()] * 3})
+    for wrong in ("", "0", "-1", "many", "1e9"):
+        monkeypatch.setenv("HF_SSL_MAX_REQUEST_PIXELS", wrong)
+        with pytest.raises(ValueError, match=f"`HF_SSL_MAX_REQUEST_PIXELS` must be a positive integer, got '{wrong}'"):
+            handler.EndpointHandler(str(folder))
+
+
+@pytest.mark.parametrize("kind", {**PICTURES, **deep_tiffs.DEEP, **deep_tiffs.ODD})
+def test_the_size_in_the_header_is_that_of_the_picture(kind):
+    data = {**PICTURES, **deep_tiffs.DEEP, **deep_tiffs.ODD}[kind]
+    assert sorted(pillow.size_by_pillow(data)) == sorted(decode(data).shape[:2])  # before it is turned

@@ -17,13 +17,14 @@ import pytest
 import torch
 from torch import nn
 
+from hf_ssl.data.decode.device import DeviceDecoder
 from hf_ssl.data.decode.unavailable import DataUnavailableError
 from hf_ssl.data.order.stream import TrainingStream
 from hf_ssl.data.settings import DataSettings
 from hf_ssl.data.sources.open import open_source
 from hf_ssl.errors import UserError
 from hf_ssl.methods import METHODS
-from hf_ssl.training import pretraining
+from hf_ssl.training import batches, pretraining
 from hf_ssl.training.arguments import TrainingSettings
 from hf_ssl.training.find import complete_checkpoints, step_of
 from hf_ssl.training.integrity import is_complete
@@ -123,7 +124,16 @@ def test_what_a_run_leaves(digits, tmp_path: Path):
     assert [path.name for path in complete_checkpoints(tmp_path / "run")] == ["step-000006", "step-000007"]
 
 
-@pytest.mark.parametrize("places", [{"views_on": "gpu"}, {"cache": "uint8"}], ids=["colours", "cache"])
+@pytest.fixture
+def decoding_cpu(monkeypatch):
+    """Let the CPU take the place of the GPU that decodes."""
+    monkeypatch.setattr(batches, "decoder_on", DeviceDecoder)
+
+
+@pytest.mark.parametrize(
+    "places", [{"views_on": "gpu"}, {"cache": "uint8"}, {"decode_on": "gpu"}], ids=["colours", "cache", "decoder"]
+)
+@pytest.mark.usefixtures("decoding_cpu")
 def test_views_made_on_the_device_resume_bit_for_bit(digits, tmp_path: Path, places: dict):
     data = replace(DATA, **places)
     whole, half, resumed = (new_model("moco") for _ in range(3))
@@ -137,12 +147,14 @@ def test_views_made_on_the_device_resume_bit_for_bit(digits, tmp_path: Path, pla
     assert_same(weights(resumed), weights(whole))
     run = json.loads((cut / "run.json").read_text())
     assert run["data"]["views_on"] == "gpu" and run["data"]["cache"] == places.get("cache", "none")
+    assert run["data"]["decode_on"] == places.get("decode_on", "cpu")
     for path in complete_checkpoints(cut)[1:]:
         (path / "state.json").unlink()
-    with pytest.raises(ValueError, match="`(cache|views_on)` was `(uint8|gpu)` and is `(none|cpu)` now"):
+    with pytest.raises(ValueError, match="`(cache|views_on|decode_on)` was `(uint8|gpu)` and is `(none|cpu)` now"):
         train(new_model("moco"), digits, DATA, settings(cut, resume="auto"))
 
 
+@pytest.mark.usefixtures("decoding_cpu")
 def test_the_device_makes_the_views_of_the_workers(digits, tmp_path: Path):
     def views_of(name: str, **places: Any) -> torch.Tensor:
         seen, model = [], new_model("end_to_end")
@@ -152,7 +164,11 @@ def test_the_device_makes_the_views_of_the_workers(digits, tmp_path: Path):
         return torch.stack(seen)
 
     expected = views_of("workers")
-    for name, places in (("colours", {"views_on": "gpu"}), ("cache", {"cache": "uint8"})):
+    for name, places in (
+        ("colours", {"views_on": "gpu"}),
+        ("cache", {"cache": "uint8"}),
+        ("decoder", {"decode_on": "gpu"}),
+    ):
         assert (views_of(name, **places) - expected).abs().mean() < 0.01  # in units of the normalised pixels
 
 
@@ -165,12 +181,26 @@ def test_a_recipe_that_needs_the_cpu_is_refused_before_a_cache_is_filled(digits,
     assert "cache:" not in capsys.readouterr().err
 
 
+def test_decoding_needs_a_gpu_and_a_recipe_that_it_can_do(digits, tmp_path: Path):
+    with pytest.raises(ValueError, match="`decode_on` gpu must have a CUDA device that trains, got `cpu`. Set"):
+        train(new_model(), digits, replace(DATA, decode_on="gpu"), settings(tmp_path / "run"))
+    with pytest.raises(ValueError, match="`decode_on` gpu makes views on the device, .* Set `decode_on` to cpu, or"):
+        train(
+            new_model(),
+            digits,
+            replace(DATA, decode_on="gpu", view_recipe="randaugment"),
+            settings(tmp_path / "run"),
+        )
+
+
 def test_where_views_are_made_must_be_known():
     with pytest.raises(ValueError, match="`views_on` must be one of cpu, gpu, got `cuda`"):
         DataSettings(views_on="cuda")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="`cache` must be one of none, uint8, got `float`"):
         DataSettings(cache="float")  # type: ignore[arg-type]
-    assert DataSettings(cache="uint8").views_on == "gpu"
+    with pytest.raises(ValueError, match="`cache` uint8 is decoded once, by workers, but `decode_on` is gpu. Leave"):
+        DataSettings(cache="uint8", decode_on="gpu")
+    assert DataSettings(cache="uint8").views_on == DataSettings(decode_on="gpu").views_on == "gpu"
 
 
 # Mixing starts after the checkpoint, in the sixteen forward passes of the run.

@@ -44,6 +44,16 @@ def test_the_record_of_an_older_version_is_read(tmp_path: Path):
     assert record.to_json()["gone"] == [1]
 
 
+def test_a_run_from_before_decoding_on_the_device_goes_on_where_workers_decode():
+    data = dict.fromkeys(("view_recipe", "view_settings", "views_on", "cache", "shuffle_window", "fingerprint"))
+    steps = {"num_steps": 4, "warmup_steps": 0}
+    old, new, other = (
+        RunRecord.of({**PARTS, "data": {**data, **more}, "training": steps, "progress": {}}).identity()
+        for more in ({}, {"decode_on": "cpu"}, {"decode_on": "gpu"})
+    )
+    assert old == new != other
+
+
 @pytest.mark.parametrize(
     ("content", "lacking"),
     [

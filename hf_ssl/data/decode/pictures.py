@@ -6,6 +6,7 @@ either converted knowingly or refused with a reason that can be counted; none st
 
 import struct
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import cv2
@@ -13,14 +14,35 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hf_ssl.data.decode.image_bytes import bytes_of
-from hf_ssl.data.decode.pillow import IMAGE_SUFFIXES, MAX_PIXELS, SkippedImageError, decode_by_pillow
+from hf_ssl.data.decode.pillow import (
+    IMAGE_SUFFIXES,
+    MAX_PIXELS,
+    SkippedImageError,
+    decode_by_pillow,
+    orientation_by_pillow,
+)
 from hf_ssl.data.decode.unavailable import DATA_TIMEOUT
 
-__all__ = ["IMAGE_SUFFIXES", "MAX_PIXELS", "SkippedImageError", "decode", "decoded", "in_groups"]
+__all__ = ["IMAGE_SUFFIXES", "MAX_PIXELS", "Jpeg", "SkippedImageError", "decode", "decoded", "in_groups", "undecoded"]
 
 Picture = NDArray[np.uint8]  # (height, width, 3)
 
 _GROUP_BYTES = 2**26  # 64 usual photos, but few of those that would fill the memory
+
+
+@dataclass(frozen=True)
+class Jpeg:
+    """The file of a JPEG that every decoder reads alike.
+
+    Args:
+        data: The file.
+        num_pixels: By its header.
+        orientation: By its EXIF, from 1 to 8; 1 where the picture is upright.
+    """
+
+    data: bytes
+    num_pixels: int
+    orientation: int = 1
 
 
 def decode(record_image: Any, timeout: float = DATA_TIMEOUT) -> NDArray[np.uint8]:
@@ -51,9 +73,9 @@ def decode(record_image: Any, timeout: float = DATA_TIMEOUT) -> NDArray[np.uint8
         DataUnavailableError: If an address could not be read in time.
     """
     data = bytes_of(record_image, timeout)
-    size = _plain_jpeg_size(data)
-    if size is not None:
-        if size[0] * size[1] > MAX_PIXELS:
+    frame = _frame_of(data)
+    if frame is not None and not frame.has_exif:
+        if frame.num_pixels > MAX_PIXELS:
             raise SkippedImageError("too large")
         image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
         if image is not None:
@@ -66,6 +88,20 @@ def decoded(record_images: Iterable[Any], timeout: float = DATA_TIMEOUT) -> Iter
     for record_image in record_images:
         try:
             yield decode(record_image, timeout)
+        except SkippedImageError as error:
+            yield error
+
+
+def undecoded(record_images: Iterable[Any], timeout: float) -> Iterator[Jpeg | Picture | SkippedImageError]:
+    """Like `decoded`, but what a device can decode stays a file: a JPEG of usual colours."""
+    for record_image in record_images:
+        try:
+            data = bytes_of(record_image, timeout)
+            frame = _frame_of(data)
+            if frame is None or not frame.has_usual_colours or frame.num_pixels > MAX_PIXELS:
+                yield decode(data, timeout)
+            else:
+                yield Jpeg(data, frame.num_pixels, orientation_by_pillow(data) if frame.has_exif else 1)
         except SkippedImageError as error:
             yield error
 
@@ -96,22 +132,37 @@ def in_groups(pictures: Iterable[Any], skip: Callable[[int, str], None]) -> Iter
         yield places, group
 
 
-def _plain_jpeg_size(data: bytes) -> tuple[int, int] | None:
-    """Height and width of a complete 8-bit JPEG of one or three channels without EXIF.
+@dataclass(frozen=True)
+class _Frame:
+    """What the header of a JPEG says; usual colours are YCbCr in three channels, of which no decoder is in doubt."""
 
-    None for everything else: for CMYK and EXIF OpenCV has rules of its own, and some of its versions fill what is
+    num_pixels: int
+    has_exif: bool
+    has_usual_colours: bool
+
+
+def _frame_of(data: bytes) -> _Frame | None:
+    """The header of a complete 8-bit JPEG of one or three channels.
+
+    None for everything else: for CMYK OpenCV has rules of its own (as for EXIF), and some of its versions fill what is
     missing of a truncated file with grey.
     """
     if data[:2] != b"\xff\xd8" or data[-2:] != b"\xff\xd9":
         return None
-    position = 2
+    position, has_exif, is_ycbcr = 2, False, True
     while position + 10 <= len(data) and data[position] == 0xFF:
         marker = data[position + 1]
         if marker in (0xC0, 0xC1, 0xC2):  # start of frame
             precision, height, width, channels = struct.unpack_from(">BHHB", data, position + 4)
-            plain = precision == 8 and channels in (1, 3) and height > 0 and width > 0
-            return (height, width) if plain else None
-        if marker == 0xE1 or marker == 0xDA or not 0xC4 <= marker <= 0xFE:  # EXIF, or not where it should be
+            if precision != 8 or channels not in (1, 3) or height == 0 or width == 0:
+                return None
+            names = data[position + 10 : position + 10 + 3 * channels : 3]
+            return _Frame(height * width, has_exif, channels == 3 and is_ycbcr and names != b"RGB")
+        if marker == 0xDA or not 0xC4 <= marker <= 0xFE:  # not where it should be
             return None
+        if marker == 0xE1:
+            has_exif = True
+        elif marker == 0xEE and data[position + 4 : position + 9] == b"Adobe":
+            is_ycbcr = data[position + 15 : position + 16] == b"\x01"
         position += 2 + int.from_bytes(data[position + 2 : position + 4], "big")
     return None

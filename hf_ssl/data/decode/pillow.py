@@ -8,6 +8,7 @@ import io
 import struct
 import warnings
 import zlib
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -99,16 +100,60 @@ def decode_by_pillow(data: bytes) -> Image.Image:
     Raises:
         SkippedImageError: If it holds no usable image.
     """
+    with _reasons():
+        image = _opened(data)
+        return _odd_tiff(data) if image is None else upright_rgb(image)
+
+
+def size_by_pillow(data: bytes) -> tuple[int, int]:
+    """Width and height of an image file as its header states them; no pixel is decoded.
+
+    Args:
+        data: The file.
+
+    Raises:
+        SkippedImageError: If the header is not that of an image that `decode_by_pillow` reads.
+    """
+    with _reasons():
+        image = _opened(data)
+        if image is not None:
+            return image.size
+        tags = _tags_of(data)
+        return tags[256], tags[257]
+
+
+def orientation_by_pillow(data: bytes) -> int:
+    """How an image file that Pillow opens is to be turned: EXIF's number from 1 to 8, 1 where it stays as it is.
+
+    Args:
+        data: The file.
+
+    Raises:
+        SkippedImageError: If its header is not that of an image.
+    """
+    with _reasons():
+        image = _opened(data)
+        orientation = 1 if image is None else _orientation(image)
+        return orientation if orientation in _UPRIGHT else 1
+
+
+def _opened(data: bytes) -> Image.Image | None:
+    """An image file that Pillow knows, not yet decoded; None for a TIFF that it does not open."""
+    try:
+        return Image.open(io.BytesIO(data), formats=FORMATS)
+    except UnidentifiedImageError:
+        if not data.startswith(_TIFF):
+            raise SkippedImageError(_name_of_format(data)) from None
+        return None
+
+
+@contextlib.contextmanager
+def _reasons() -> Iterator[None]:
+    """Turn what Pillow raises on bad files into reasons, without its warnings."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of corrupt EXIF, large pictures and the like, for each of a million files
         try:
-            try:
-                image = Image.open(io.BytesIO(data), formats=FORMATS)
-            except UnidentifiedImageError:
-                if not data.startswith(_TIFF):
-                    raise SkippedImageError(_name_of_format(data)) from None
-                return _odd_tiff(data)
-            return upright_rgb(image)
+            yield
         except SkippedImageError:
             raise
         except Image.DecompressionBombError:
@@ -135,10 +180,12 @@ def upright_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "LAB":
         raise SkippedImageError("unsupported colours")
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
-        picture = image.convert("RGBA")
-        image = Image.new("RGBA", picture.size, "white")
-        image.alpha_composite(picture)
-    return image.convert("RGB")
+        layer = image.convert("RGBA")
+        image = Image.new("RGBA", layer.size, "white")
+        image.alpha_composite(layer)
+    picture = image.convert("RGB")
+    picture.info = {}  # of the file, whose EXIF would let others turn the picture once more
+    return picture
 
 
 def _orientation(image: Image.Image) -> int:
@@ -185,16 +232,24 @@ def _deep_grey(image: Image.Image) -> NDArray[np.uint8] | None:
     return 255 - levels if white_is_zero else levels
 
 
-def _odd_tiff(data: bytes) -> Image.Image:
-    """A TIFF of a kind that Pillow does not open: 64-bit samples, colour of more than 16 bits, several bands."""
+def _tags_of(data: bytes) -> Any:
+    """The tags of the first picture of a TIFF, by number."""
     tags = TiffImagePlugin.ImageFileDirectory_v2(data[:16] if data[2] == 43 else data[:8])
     file = io.BytesIO(data)
     file.seek(tags.next)
     tags.load(file)
+    if not all(isinstance(tags[side], int) for side in (256, 257)):
+        raise SkippedImageError("damaged")
+    return tags
+
+
+def _odd_tiff(data: bytes) -> Image.Image:
+    """A TIFF of a kind that Pillow does not open: 64-bit samples, colour of more than 16 bits, several bands."""
+    tags = _tags_of(data)
     width, height, bands, photometric = tags[256], tags[257], tags.get(277, 1), tags.get(262)
     bits, kind = tags.get(258, (1,))[0], {1: "u", 2: "i", 3: "f"}.get(tags.get(339, (1,))[0], "")
     names = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
-    if not all(isinstance(number, int) for number in (width, height, bands, bits)) or bits not in range(1, 65):
+    if not all(isinstance(number, int) for number in (bands, bits)) or bits not in range(1, 65):
         raise SkippedImageError("damaged")
     if width * height * bands > MAX_PIXELS:
         raise SkippedImageError("too large")

@@ -30,7 +30,7 @@ from hf_ssl.data.sources.files import INDEX_COLUMN, PlacedExamples
 from hf_ssl.data.sources.open import Source
 from hf_ssl.data.views.device import send
 from hf_ssl.data.views.device_colour import DeviceColour
-from hf_ssl.data.views.device_crops import DeviceCrops
+from hf_ssl.data.views.device_crops import DeviceCrops, check_recipe
 from hf_ssl.data.views.draws import draw_pairs
 from hf_ssl.data.views.recipes import ViewRecipe
 from hf_ssl.errors import UserError
@@ -54,19 +54,6 @@ class Cache:
     reasons: dict[int, str]
 
 
-def check_recipe(recipe: ViewRecipe) -> None:
-    """Refuse what a cache cannot do, before it is filled.
-
-    Raises:
-        UserError: If the recipe has a policy.
-    """
-    if recipe.first.policy is not None or recipe.second.policy is not None:
-        raise UserError(
-            "`cache` uint8 makes views on the device, but RandAugment and AutoAugment work on single pictures on the "
-            "CPU. Set `cache` to none, or choose another `view_recipe`."
-        )
-
-
 class CachedDraws:
     """What remains of `Views` for the CPU where the device has the pictures: the draws.
 
@@ -75,11 +62,11 @@ class CachedDraws:
         cache: The pictures.
 
     Raises:
-        UserError: If the recipe has a policy; see `check_recipe`.
+        UserError: If the recipe has a policy.
     """
 
     def __init__(self, recipe: ViewRecipe, cache: Cache):
-        check_recipe(recipe)
+        check_recipe(recipe, "`cache` uint8", "`cache` to none")
         self.recipe = recipe
         self._reasons = cache.reasons
         self._height, self._width = cache.pictures.shape[1:3]

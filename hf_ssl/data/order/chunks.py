@@ -1,6 +1,6 @@
 """Chunks: records on their way through the workers, in which images become views."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import chain, cycle
 from typing import Any, Protocol
@@ -21,7 +21,7 @@ from hf_ssl.errors import UserError
 
 
 class ViewMaker(Protocol):
-    """What a stream makes of pictures: `Views`, `Crops`, or `CachedDraws` of places in a cache."""
+    """What a stream makes of pictures: `Views`, `Crops`, `CropsOfEach`, or `CachedDraws` of places in a cache."""
 
     def __call__(self, pictures: list[Any], numbers: NDArray) -> tuple[Tensor, ...]:
         """Make the views of some pictures, (pictures, ...) each, from numbers in [0, 1), (pictures, 2, NUM_DRAWS)."""
@@ -30,6 +30,9 @@ class ViewMaker(Protocol):
 
 Pictures = Callable[[pa.Array], Iterator[Any]]
 """Undecoded images -> for each a picture, or the `SkippedImageError` that says why there is none."""
+
+Decoder = Callable[[Iterable[Any]], Iterator[Any]]
+"""The same of what `Fetcher` has found."""
 
 
 @dataclass
@@ -41,7 +44,8 @@ class Part:
         place: Of the first record.
         first: Number of the first record in the lane's epoch.
         size: Number of records; 0 where an epoch ends.
-        records: Undecoded images, their indices and their labels; None once a worker has seen them.
+        records: Undecoded images, their indices and their labels; None once they have become views.
+        fetched: The files of the images, or why there is none, where the training process decodes them.
         reasons: Offset of each image that cannot be used -> why.
         named: The first of them, such as "`a.jpg` (truncated)"; at most three.
         indices: Of the other images.
@@ -53,6 +57,7 @@ class Part:
     first: int = 0
     size: int = 0
     records: pa.RecordBatch | None = None
+    fetched: list[Any] = field(default_factory=list)
     reasons: dict[int, str] = field(default_factory=dict)
     named: list[str] = field(default_factory=list)
     indices: list[int | None] = field(default_factory=list)
@@ -64,7 +69,7 @@ class Part:
         usable = [offset for offset in range(self.size) if offset not in self.reasons]
         self.indices = [indices[offset] for offset in usable]
         self.labels = [UNKNOWN_LABEL if labels[offset] is None else labels[offset] for offset in usable]
-        self.records = None
+        self.records, self.fetched = None, []
 
 
 @dataclass
@@ -75,13 +80,45 @@ class Chunk:
     views: tuple[Tensor, ...] = ()
 
 
-class Maker(Dataset):
-    """Turns the records of a chunk into views; runs in the workers."""
+class Fetcher(Dataset):
+    """Reads the files of a chunk where the training process decodes them; runs in the workers.
 
-    def __init__(self, views: ViewMaker, seed: int, pictures: Pictures):
+    Args:
+        files: Undecoded images -> for each its file, a picture, or why there is none.
+    """
+
+    def __init__(self, files: Pictures):
+        self.files = files
+
+    def __getitem__(self, chunk: Chunk) -> Chunk:
+        for part in chunk.parts:
+            if part.records is not None:
+                images = part.records["image"]
+                part.fetched = list(self.files(images))
+                paths = [pa.nulls(len(images), pa.binary()), images.field("path")]  # the bytes need not travel twice
+                part.records = part.records.set_column(
+                    part.records.schema.get_field_index("image"),
+                    "image",
+                    pa.StructArray.from_arrays(paths, names=["bytes", "path"]),
+                )
+        return chunk
+
+
+class Maker(Dataset):
+    """Turns the records of a chunk into views; runs in the workers, or after them in the training process.
+
+    Args:
+        views: Makes the views.
+        seed: Of the run.
+        pictures: Makes pictures of undecoded images.
+        decoder: Makes them of what a `Fetcher` has found, in the place of `pictures`.
+    """
+
+    def __init__(self, views: ViewMaker, seed: int, pictures: Pictures, decoder: Decoder | None = None):
         self.views = views
         self.seed = seed
         self.pictures = pictures
+        self.decoder = decoder
 
     def __getitem__(self, chunk: Chunk) -> Chunk:
         parts = [(part, part.records) for part in chunk.parts if part.records is not None]
@@ -96,7 +133,10 @@ class Maker(Dataset):
         made: list[tuple[Tensor, ...]] = []
         if parts:
             numbers = np.concatenate([self._numbers_of(part) for part, _ in parts])
-            pictures = chain.from_iterable(self.pictures(records["image"]) for _, records in parts)
+            if self.decoder is not None:  # all parts together, since a device gains from many
+                pictures = self.decoder(chain.from_iterable(part.fetched for part, _ in parts))
+            else:
+                pictures = chain.from_iterable(self.pictures(records["image"]) for _, records in parts)
             made = [self.views(group, numbers[kept]) for kept, group in in_groups(pictures, skip)]
         chunk.views = made[0] if len(made) == 1 else tuple(map(torch.cat, zip(*made, strict=True)))
         for part, records in parts:

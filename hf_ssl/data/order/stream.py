@@ -1,9 +1,10 @@
 """The training stream: endless batches of views in an order that is exact, resumable and free of worker effects.
 
 The main process reads the records of its lanes (`lanes.py`) and hands them out in chunks; workers decode a chunk and
-make its views; the main process takes the good ones, from each lane as many as from every other. What becomes of a
-record depends on its lane and its number in the lane's epoch, so neither the number of workers nor that of processes
-changes it. A position is a few numbers for each lane.
+make its views (or, where the device decodes, read its files, and the main process makes the views); the main process
+takes the good ones, from each lane as many as from every other. What becomes of a record depends on its lane and its
+number in the lane's epoch, so neither the number of workers nor that of processes changes it. A position is a few
+numbers for each lane.
 """
 
 import copy
@@ -20,8 +21,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from hf_ssl.data.decode.image_bytes import SHOWN
-from hf_ssl.data.decode.pictures import decoded
-from hf_ssl.data.order.chunks import Chunk, LaneReader, Maker, Pictures, ViewMaker
+from hf_ssl.data.decode.pictures import decoded, undecoded
+from hf_ssl.data.order.chunks import Chunk, Decoder, Fetcher, LaneReader, Maker, Pictures, ViewMaker
 from hf_ssl.data.order.lanes import Dealing, choose_lanes
 from hf_ssl.data.order.loader import make_loader
 from hf_ssl.data.order.ordered import EvaluationBatch, evaluation_batches
@@ -72,6 +73,8 @@ class TrainingStream:
         lanes: See `lanes.choose_lanes`.
         images_per_device: Images of a batch, a divisor of this process's share of the step; None: all of them.
         pictures: Makes pictures of undecoded images; None: decodes them.
+        decoder: Makes pictures of files in this process, on its device, and `views` what `finish` needs; None: workers
+            do both.
         finish: Makes the views of a batch in this process, on its device; None: workers have made them.
         rank: Number of this process, in [0, world_size).
         world_size: Number of processes.
@@ -98,6 +101,7 @@ class TrainingStream:
         lanes: int | None = None,
         images_per_device: int | None = None,
         pictures: Pictures | None = None,
+        decoder: Decoder | None = None,
         finish: Callable[..., Tensor] | None = None,
         rank: int = 0,
         world_size: int = 1,
@@ -129,8 +133,8 @@ class TrainingStream:
         self.num_workers = num_workers
         self.max_skipped_ratio = max_skipped_ratio
         self._batch_size = batch_size
-        self._pictures = pictures or partial(_decoded, timeout=source.access.timeout)
-        self._finish, self._with_labels = finish, with_labels
+        self._pictures = pictures or partial(_read, decoded, timeout=source.access.timeout)
+        self._decoder, self._finish, self._with_labels = decoder, finish, with_labels
         label_column = next(iter(source.labels)) if with_labels else None
         self._dealing = Dealing(source, seed, lanes, self.share, window_size, label_column)
         # What must be the same on resuming, for the steps to be the same.
@@ -172,13 +176,15 @@ class TrainingStream:
         """Batches from the position on, without end."""
         saved = self._position or {"at": {}, "taken": 0}
         lanes = {lane: LaneProgress(saved["at"].get(str(lane))) for lane in self.lanes}
-        chunks = iter(self._loader(lanes))
+        maker = Maker(self.views, self._identity["seed"], self._pictures, self._decoder)
+        chunks = iter(self._loader(maker, lanes))
         taken, batch = saved["taken"], Filling()
         for lane, number in self._turns(taken):
             while number:
                 here = min(number, self.images_per_device - taken % self.images_per_device)
                 while lanes[lane].num_ready < here:
-                    self._arrived(next(chunks), lanes)
+                    chunk = next(chunks)
+                    self._arrived(chunk if self._decoder is None else maker[chunk], lanes)
                 lanes[lane].move(here, batch)
                 number, taken = number - here, (taken + here) % self.images
                 if batch.num_images == self.images_per_device:
@@ -246,12 +252,14 @@ class TrainingStream:
             )
         return numbers
 
-    def _loader(self, lanes: Mapping[int, LaneProgress]) -> DataLoader:
+    def _loader(self, maker: Maker, lanes: Mapping[int, LaneProgress]) -> DataLoader:
         options: dict[str, Any] = {}
         if self.num_workers:
             chunks_of_two_batches = math.ceil(2 * self.images_per_device / (self._chunk_size * self.num_workers))
             options = {"prefetch_factor": max(2, chunks_of_two_batches)}
-        maker = Maker(self.views, self._identity["seed"], self._pictures)
+        if self._decoder is not None:
+            files = partial(_read, undecoded, timeout=self.source.access.timeout)
+            return make_loader(Fetcher(files), self._chunks(lanes), self.num_workers, **options)
         return make_loader(maker, self._chunks(lanes), self.num_workers, **options)
 
     def _chunks(self, lanes: Mapping[int, LaneProgress]) -> Iterator[Chunk]:
@@ -309,9 +317,9 @@ def turn_of(share: int, num_lanes: int, chunk_size: int) -> int:
     return divisor if 2 * divisor > most else most
 
 
-def _decoded(images: pa.Array, timeout: float) -> Iterator[Any]:
+def _read(read: Callable[..., Iterator[Any]], images: pa.Array, timeout: float) -> Iterator[Any]:
     # One by one: the memory of the last is used again, and that of a new list costs more than reading it.
-    return decoded((image.as_py() for image in images), timeout)
+    return read((image.as_py() for image in images), timeout)
 
 
 def _check_at_least(**values: tuple[int, int]) -> None:

@@ -1,14 +1,41 @@
-"""Crops and their resizing, batched on the device that holds the pictures.
+"""Crops and their resizing on the device that holds the pictures, of one size together or of any sizes one by one.
 
-To crop, flip and resize is linear in the pixels of a row and of a column: two products with a matrix for each view,
-whose rows are the weights of Pillow's filters.
+To crop, flip and resize is linear in the pixels of a row and of a column: for pictures of one size these are two
+products with a matrix for each view, whose rows are the weights of Pillow's filters.
 """
 
-import torch
-from torch import Tensor
+from collections.abc import Sequence
 
-from hf_ssl.data.views.draws import CROP, FLIP, VERTICAL_FLIP
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from hf_ssl.data.views.device import send
+from hf_ssl.data.views.draws import CROP, FLIP, VERTICAL_FLIP, draw_pairs, sizes_of
 from hf_ssl.data.views.recipes import ViewRecipe
+from hf_ssl.errors import UserError
+
+_LARGEST_SCALE = 40  # above which torch's resizing may need more shared memory than a GPU has; matrices need none
+
+
+def check_recipe(recipe: ViewRecipe, setting: str, off: str) -> None:
+    """Refuse what a device cannot do with whole pictures.
+
+    Args:
+        recipe: What to do.
+        setting: What was asked for, such as "`cache` uint8".
+        off: How to go without, such as "`cache` to none".
+
+    Raises:
+        UserError: If the recipe has a policy.
+    """
+    if recipe.first.policy is not None or recipe.second.policy is not None:
+        raise UserError(
+            f"{setting} makes views on the device, but RandAugment and AutoAugment work on single pictures on the "
+            f"CPU. Set {off}, or choose another `view_recipe`."
+        )
 
 
 class DeviceCrops:
@@ -69,6 +96,57 @@ class DeviceCrops:
         inside = (pixels >= start) & (pixels < start + length)
         weights *= inside[..., None, :]
         return weights / weights.sum(dim=3, keepdim=True)
+
+
+class CropsOfEach:
+    """What `cpu.Crops` does, on the device that holds the pictures, which may be of any sizes.
+
+    Each picture by itself: what comes of one must not depend, by the last bit, on those that it happens to be with.
+
+    Args:
+        recipe: What to do.
+        image_size: Height and width of a view, in pixels.
+    """
+
+    def __init__(self, recipe: ViewRecipe, image_size: int):
+        self.recipe = recipe
+        self._image_size = image_size
+        self._by_matrices = DeviceCrops(recipe, image_size)
+
+    def __call__(self, pictures: Sequence[Tensor], numbers: NDArray[np.float64]) -> tuple[Tensor, Tensor]:
+        """Make two crops of each picture, flipped.
+
+        Args:
+            pictures: (height, width, 3) each, uint8.
+            numbers: Uniform in [0, 1), (pictures, 2, NUM_DRAWS).
+
+        Returns:
+            Crops, (pictures, 2, image_size, image_size, 3), uint8, on the device of the pictures and within two grey
+            levels of `cpu.Crops`, and rows of `draws.py`, (pictures, 2, ROW_LENGTH), float32, on the CPU.
+        """
+        draws = torch.from_numpy(draw_pairs(*sizes_of(pictures), self.recipe, numbers)).float()
+        there = send(draws, pictures[0].device)
+        boxes = draws[..., CROP].int().tolist()
+        made = [self._resized(*of) for of in zip(pictures, boxes, there, strict=True)]
+        crops = torch.cat(made).unflatten(0, (-1, 2))
+        for place, axis in ((FLIP, 4), (VERTICAL_FLIP, 3)):  # of all at once: a picture costs four operations
+            crops = torch.where(there[..., place, None, None, None] > 0, crops.flip(axis), crops)
+        crops = crops.round_().clamp_(0, 255).permute(0, 1, 3, 4, 2)
+        return crops.to(torch.uint8, memory_format=torch.contiguous_format), draws
+
+    def _resized(self, picture: Tensor, boxes: list[list[int]], draws: Tensor) -> Tensor:
+        """The crops of a picture, not flipped, (2, 3, image_size, image_size), float32."""
+        if max(side for box in boxes for side in box[2:]) > _LARGEST_SCALE * self._image_size:
+            draws = draws.clone()
+            draws[:, FLIP] = draws[:, VERTICAL_FLIP] = 0
+            return self._by_matrices(picture[None], draws[None])[0].permute(0, 3, 1, 2).float()
+        resized = []
+        for (top, left, height, width), parameters in zip(boxes, (self.recipe.first, self.recipe.second), strict=True):
+            crop = picture[top : top + height, left : left + width].permute(2, 0, 1)[None]
+            crop = crop.to(torch.float32, memory_format=torch.contiguous_format)
+            size = (self._image_size, self._image_size)
+            resized.append(F.interpolate(crop, size=size, mode=parameters.interpolation, antialias=True))
+        return torch.cat(resized)
 
 
 def _triangle(distance: Tensor) -> Tensor:

@@ -60,8 +60,8 @@ def _block(seed: int, epoch: int, lane: int, block: int) -> NDArray[np.float64]:
     return np.random.default_rng([seed, epoch, lane, block, _FOR_VIEWS]).random((_BLOCK, 2, NUM_DRAWS))
 
 
-def sizes_of(pictures: Sequence[NDArray[Any]]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Heights and widths of pictures, in pixels, (pictures,) each."""
+def sizes_of(pictures: Sequence[Any]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Heights and widths of arrays or tensors of pixels, (pictures,) each."""
     heights, widths = np.array([picture.shape[:2] for picture in pictures], np.int64).reshape(-1, 2).T
     return heights, widths
 

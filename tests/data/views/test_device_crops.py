@@ -4,8 +4,8 @@ import pytest
 import torch
 from view_rows import row_of
 
-from hf_ssl.data.views.cpu import crop_and_flip
-from hf_ssl.data.views.device_crops import DeviceCrops
+from hf_ssl.data.views.cpu import Crops, crop_and_flip
+from hf_ssl.data.views.device_crops import CropsOfEach, DeviceCrops
 from hf_ssl.data.views.draws import NUM_DRAWS, draw_pairs
 from hf_ssl.data.views.recipes import ViewParameters, ViewRecipe
 
@@ -49,3 +49,22 @@ def test_both_views_have_their_own_filter():
     alone = DeviceCrops(ViewRecipe(first, first, ""), 8)(pictures, torch.tensor(row).expand(6, 2, -1))
     assert torch.equal(made[:, 0], alone[:, 0])
     assert not torch.equal(made[:, 1], alone[:, 1])
+
+
+@pytest.mark.parametrize("size", [24, 8])  # of the second, the largest picture is reduced by matrices
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_pictures_of_any_sizes_are_cropped_as_by_workers_and_each_by_itself(interpolation, size):
+    generator = np.random.default_rng(0)
+    shapes = [(48, 48), (60, 100), (100, 60), (17, 33), (1, 3), (575, 700), (48, 48)]
+    coarse = generator.integers(0, 256, (len(shapes), 6, 8, 3), dtype=np.uint8)
+    pictures = [cv2.resize(one, shape[::-1]) for one, shape in zip(coarse, shapes, strict=True)]
+    there = [torch.from_numpy(picture.transpose(2, 0, 1).copy()).permute(1, 2, 0) for picture in pictures]
+    parameters = ViewParameters(interpolation=interpolation, vertical_flip_probability=0.5)
+    recipe, numbers = ViewRecipe(parameters, parameters, ""), generator.random((len(shapes), 2, NUM_DRAWS))
+    crops, draws = CropsOfEach(recipe, size)(there, numbers)
+    expected, expected_draws = Crops(recipe, size)(pictures, numbers)
+    assert torch.equal(draws, expected_draws)
+    assert (crops.int() - expected.int()).abs().max() <= 2
+    for place, picture in enumerate(there):  # alone or in company, a picture has the same crops
+        alone, _ = CropsOfEach(recipe, size)([picture], numbers[place : place + 1])
+        assert torch.equal(alone[0], crops[place])
