@@ -10,6 +10,7 @@ import pickle
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,7 @@ from hf_ssl.modules.preprocessing import preprocessing
 from hf_ssl.modules.quiet import quiet_transformers
 
 Picture = NDArray[np.uint8]  # RGB, (height, width, 3)
+_LONGEST = 400  # times its width may a picture be high, or the other way round
 
 
 class ImageTransform:
@@ -66,7 +68,14 @@ class ImageTransform:
 
 
 def _as_rgb(image: Image.Image | Picture) -> Image.Image:
-    return Image.fromarray(image) if isinstance(image, np.ndarray) else upright_rgb(image)
+    picture = Image.fromarray(image) if isinstance(image, np.ndarray) else upright_rgb(image)
+    width, height = picture.size
+    longest = _LONGEST * min(width, height)
+    if max(width, height) <= longest:
+        return picture
+    # Resized to the height of an input, a thin strip would not fit into memory; of its length only the middle is used.
+    left, top = max(0, width - longest) // 2, max(0, height - longest) // 2
+    return picture.crop((left, top, left + min(width, longest), top + min(height, longest)))
 
 
 class ProcessorTransform:
@@ -187,7 +196,7 @@ class Encoder:
         return content.hexdigest()[:32]
 
 
-def load_encoder(name_or_folder: str, device: torch.device | str = "cpu", seed: int = 0) -> Encoder:
+def load_encoder(name_or_folder: str | Path, device: torch.device | str = "cpu", seed: int = 0) -> Encoder:
     """Load an encoder for evaluation, in evaluation mode and float32.
 
     Args:
@@ -208,6 +217,7 @@ def load_encoder(name_or_folder: str, device: torch.device | str = "cpu", seed: 
     Raises:
         UserError: If there is no such encoder or it gives no pooled features.
     """
+    name_or_folder = str(name_or_folder)
     kind, _, reference = name_or_folder.partition(":")
     if kind in ("raw", "random") and not reference:
         raise UserError(

@@ -508,3 +508,27 @@ def test_folders_that_hold_no_encoder_are_named(run, tmp_path):
         load_encoder(str(tmp_path))
     with pytest.raises(ValueError, match="`bf16` needs a CUDA device, got `cpu`"):
         extract_features(load_encoder(str(run)), open_source("digits"), bf16=True)
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_thin_strip_is_seen_in_its_middle_and_never_made_huge(turned, monkeypatch):
+    strip = np.random.default_rng(0).integers(0, 256, (2, 20_000, 3), dtype=np.uint8)
+    middle = strip[:, 10_000 - 400 : 10_000 + 400]
+    if turned:
+        strip, middle = (np.ascontiguousarray(picture.transpose(1, 0, 2)) for picture in (strip, middle))
+    transform = ImageTransform(preprocessing(32, MEAN, STD))
+    expected = transform(middle)
+    sizes = []
+    original = Image.Image.resize
+
+    def resize(image, size, *arguments, **keywords):
+        sizes.append(size)
+        return original(image, size, *arguments, **keywords)
+
+    monkeypatch.setattr(Image.Image, "resize", resize)
+    torch.testing.assert_close(transform(strip), expected)
+    assert sizes and all(width * height <= 400 * 40 * 40 for width, height in sizes)
+
+
+def test_an_encoder_loads_from_a_path(run):
+    assert load_encoder(run).dim == load_encoder(str(run)).dim
