@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from hf_ssl.figures.metrics_log import read_metrics
 
@@ -41,7 +42,7 @@ def spectrum_curves(panels: Mapping[str, Mapping[str, Sequence[float]]], title: 
         for place, (encoder, eigenvalues) in enumerate(spectra.items()):
             ranks = list(range(1, len(eigenvalues) + 1))
             colour = _COLOURS[place % len(_COLOURS)]
-            axis.plot(ranks, _relative(eigenvalues), color=colour, lw=1.4, label=encoder)
+            _plot_by_rank(axis, ranks, _relative(eigenvalues), color=colour, lw=1.4, label=encoder)
         _finish(axis, f"spectrum of the {name}", "rank", "eigenvalue / largest")
         axis.set_xscale("log")
         axis.set_yscale("log")
@@ -74,7 +75,8 @@ def predictor_curves(predictors: Mapping[str, Mapping[str, Sequence[float]]], ti
     for place, (encoder, curves) in enumerate(predictors.items()):
         colour = _COLOURS[place % len(_COLOURS)]
         _plot_against_root(left, curves, colour, encoder)
-        right.plot(range(1, len(curves["cosine"]) + 1), curves["cosine"], color=colour, lw=1.2, label=encoder)
+        ranks = range(1, len(curves["cosine"]) + 1)
+        _plot_by_rank(right, ranks, curves["cosine"], color=colour, lw=1.2, label=encoder)
     _finish_predictor(left, right)
     if len(predictors) > 1:
         left.legend(fontsize=8, frameon=False)
@@ -105,17 +107,19 @@ def diagnosis_curves(diagnostics_path: Path) -> Figure | None:
     for line in lines:
         colour = colours(0.92 * steps(line["step"]))
         for axis, name in zip(axes[:2], ("projection", "representation"), strict=True):
-            axis.plot(line["ranks"][name], _relative(line["curves"][name]), color=colour, lw=1.1)
+            _plot_by_rank(axis, line["ranks"][name], _relative(line["curves"][name]), color=colour, lw=1.1)
         if has_predictor and line["curves"].get("predictor"):
             _plot_against_root(axes[2], line["curves"], colour, None)
-            axes[3].plot(line["ranks"]["cosine"], line["curves"]["cosine"], color=colour, lw=1.1)
+            _plot_by_rank(axes[3], line["ranks"]["cosine"], line["curves"]["cosine"], color=colour, lw=1.1)
     for axis, name in zip(axes[:2], ("projections", "representations"), strict=True):
         _finish(axis, f"spectrum of the {name}", "rank", "eigenvalue / largest")
         axis.set_xscale("log")
         axis.set_yscale("log")
     if has_predictor:
         _finish_predictor(axes[2], axes[3])
-    figure.colorbar(ScalarMappable(steps, _MAP), ax=axes, label="optimizer step", fraction=0.03, pad=0.01)
+    ticks = MaxNLocator(integer=True, min_n_ticks=1) if len(lines) > 1 else [lines[0]["step"]]
+    colours_of_steps = ScalarMappable(steps, _MAP)
+    figure.colorbar(colours_of_steps, ax=axes, label="optimizer step", fraction=0.03, pad=0.01, ticks=ticks)
     return figure
 
 
@@ -127,6 +131,11 @@ def _panels(number: int) -> tuple[Figure, list[Axes]]:
 def _relative(eigenvalues: Sequence[float]) -> list[float]:
     largest = eigenvalues[0] or 1.0
     return [max(value / largest, _FLOOR) for value in eigenvalues]
+
+
+def _plot_by_rank(axis: Axes, ranks: Sequence[int], values: Sequence[float], **look: Any) -> None:
+    """A curve over ranks; of one rank a point."""
+    axis.plot(ranks, values, marker="o" if len(ranks) == 1 else None, markersize=3, **look)
 
 
 def _plot_against_root(axis: Axes, curves: Mapping[str, Sequence[float]], colour: Any, label: str | None) -> None:

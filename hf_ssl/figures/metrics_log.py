@@ -2,8 +2,14 @@
 
 import json
 import math
+from collections.abc import Sized
 from pathlib import Path
 from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
+
+_FEW = 30  # points whose curve shows where they are
 
 
 def read_metrics(metrics_path: Path) -> list[dict[str, Any]]:
@@ -26,3 +32,14 @@ def curve_of(lines: list[dict[str, Any]], name: str, scale: float = 1.0) -> tupl
     points = {step: value for step, value in logged.items() if math.isfinite(value)}
     steps = sorted(points)
     return steps, [scale * points[step] for step in steps]
+
+
+def marker_of(points: Sized) -> str | None:
+    """Marker of a curve's points: of few ones, for a line through a single point cannot be seen."""
+    return "o" if len(points) < _FEW else None
+
+
+def over_steps(axis: Axes, label: str = "optimizer step") -> None:
+    """Name the axis of the steps, and set its ticks at whole ones."""
+    axis.set_xlabel(label)
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))

@@ -10,7 +10,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from hf_ssl.figures.metrics_log import curve_of, read_metrics
+from hf_ssl.figures.metrics_log import curve_of, marker_of, over_steps, read_metrics
 
 _PROBABILITY = "match_probability_rank_"
 _ACCURACIES = {
@@ -136,12 +136,12 @@ def _at_moment(runs: Sequence[list[dict[str, Any]]], moment: float) -> tuple[int
 
 
 def _plot(axis: Axes, steps: list[int], values: list[float], colour: object, label: str) -> None:
-    marker = "o" if len(steps) < 30 else None
+    marker = marker_of(steps)
     axis.plot(steps, values, color=colour, lw=1.4, marker=marker, markersize=3, label=label)  # pyright: ignore[reportArgumentType]
 
 
 def _finish(axis: Axes, title: str) -> None:
     axis.set_title(title, fontsize=10, loc="left")
-    axis.set_xlabel("optimizer step")
+    over_steps(axis)
     axis.spines[["top", "right"]].set_visible(False)
     axis.grid(alpha=0.3, lw=0.6)

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from hf_ssl.figures.metrics_log import curve_of, read_metrics
+from hf_ssl.figures.metrics_log import curve_of, marker_of, over_steps, read_metrics
 
 # Okabe and Ito: told apart with any colour vision; marks differ in shape too.
 _STYLES = {
@@ -134,7 +134,8 @@ def study_chart(rows: Sequence[StudyRow], chance: float) -> Figure:
             if len(steps) == 0 or (dashes == ":" and np.array_equal(values, plain)):
                 continue  # without mixtures both accuracies are one
             label = row.title if dashes == "-" else f"{row.title}, keys and mixtures"
-            axis.plot(steps, 100 * values, dashes, color=_STYLES[row.title][1], lw=1.5, label=label)
+            look = {"color": _STYLES[row.title][1], "lw": 1.5, "marker": marker_of(steps), "ms": 3}
+            axis.plot(steps, 100 * values, dashes, label=label, **look)
     share.axhline(100 * chance, color="0.35", lw=1, ls="--", label="chance")
     share.set_ylim(bottom=0)
     task.set_ylim(bottom=0)
@@ -143,7 +144,7 @@ def study_chart(rows: Sequence[StudyRow], chance: float) -> Figure:
         (task, "positive above all keys that count (%)"),
     ):
         axis.set_title(title, fontsize=10, loc="left")
-        axis.set_xlabel(f"optimizer step (means of {_SMOOTHED} log lines)")
+        over_steps(axis, f"optimizer step (means of {_SMOOTHED} log lines)")
         if axis.get_legend_handles_labels()[0]:
             axis.legend(**_BELOW)
     _accuracies(accuracy, rows)

@@ -5,7 +5,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from hf_ssl.errors import UserError
-from hf_ssl.figures.metrics_log import curve_of, read_metrics
+from hf_ssl.figures.metrics_log import curve_of, marker_of, over_steps, read_metrics
 
 _COLOUR = "#0072B2"
 _PANELS = {
@@ -41,10 +41,9 @@ def training_curves(metrics_path: Path) -> Figure:
     figure = Figure(figsize=(3.6 * num_columns, 2.6 * num_rows), dpi=150, layout="constrained")
     axes = list(figure.subplots(num_rows, num_columns, squeeze=False).flat)
     for axis, (name, (steps, values)) in zip(axes, curves.items(), strict=False):
-        marker = "o" if len(steps) < 30 else None
-        axis.plot(steps, values, color=_COLOUR, lw=1.4, marker=marker, markersize=3)
+        axis.plot(steps, values, color=_COLOUR, lw=1.4, marker=marker_of(steps), markersize=3)
         axis.set_title(_PANELS[name], fontsize=10, loc="left")
-        axis.set_xlabel("optimizer step")
+        over_steps(axis)
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(alpha=0.3, lw=0.6)
         if name not in ("loss", "lr"):  # zero means chance or collapse: keep it in sight

@@ -96,6 +96,8 @@ class BackgroundPublisher:
             )
         with self._state:
             self._state.wait_for(lambda: self._at_work is None and not self._waiting)
+        if self.folder.is_dir() and not any(self.folder.iterdir()):
+            self.folder.rmdir()  # here, where nothing else of this process writes into it
 
     def _push_later(self, snapshot: Path) -> None:
         with self._state:

@@ -163,6 +163,9 @@ def metadata_of_model(
         fields: Further fields of `ModelCardData`.
     """
     results = comparable(facts["results"])
+    if "auto_map" in facts["config"]:  # the Hub shows how to load it by these two, and timm alone cannot
+        fields["library_name"] = "transformers"
+        fields["tags"] = ["custom_code", *(tag for tag in fields["tags"] if tag != "timm")]
     return ModelCardData(
         license=facts["license"],
         base_model=facts["run"].base_model,

@@ -52,6 +52,11 @@ def test_diagnoses_are_drawn_from_the_first_to_the_last(tmp_path: Path):
     path.write_text(line(5, predictor=False))
     figure = diagnosis_curves(path)
     assert figure is not None and len(figure.axes) == 3  # two spectra and the bar of colours
+    assert list(figure.axes[2].get_yticks()) == [5]
+    assert figure.axes[1].lines[0].get_marker() == "o"  # of one direction
+    path.write_text(line(5) + line(6))
+    figure = diagnosis_curves(path)
+    assert figure is not None and all(tick == round(tick) for tick in figure.axes[-1].get_yticks())
 
 
 def test_a_collapsed_run_can_be_drawn(tmp_path: Path):

@@ -80,6 +80,20 @@ def test_curves_show_what_the_log_holds(tmp_path):
     saved(figure, tmp_path / "curves.png")
 
 
+@pytest.mark.parametrize("steps", [[3], [2, 3], [1, 2, 3, 4], list(range(20, 2001, 20))])
+def test_steps_are_whole_and_single_points_are_seen(tmp_path, steps):
+    lines = [{"step": step, "loss": 1.0, "match_probability_rank_1": 0.5, "contrast_accuracy": 0.1} for step in steps]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    for figure in (training_curves(tmp_path / "metrics.jsonl"), negative_curves(tmp_path / "metrics.jsonl")):
+        assert figure is not None
+        figure.canvas.draw()
+        for axis in figure.axes:
+            low, high = axis.get_xlim()
+            ticks = [tick for tick in axis.get_xticks() if low <= tick <= high]
+            assert ticks and all(tick == round(tick) for tick in ticks)
+            assert all(len(line.get_xdata()) > 1 or line.get_marker() == "o" for line in axis.lines)
+
+
 def test_a_log_without_knn_has_no_panel_for_it_and_an_empty_one_is_named(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1, "loss": 0.5}\n')

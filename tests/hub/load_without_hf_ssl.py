@@ -153,10 +153,29 @@ def through_endpoint(job, expected):
     yield "one image", difference(torch.tensor(handler({"inputs": coded[0]})), expected["features"][:1])
 
 
+def check_what_the_card_warns_of(folder):
+    """Without the code of the repository nothing loads it, and what is said does not help."""
+    import timm
+    from transformers import AutoModel
+
+    for load, said in (
+        (lambda: AutoModel.from_pretrained(folder), "Please upgrade timm"),
+        (lambda: timm.create_model(f"local-dir:{folder}", pretrained=True), "Unknown model"),
+    ):
+        try:
+            load()
+        except (ImportError, RuntimeError) as error:
+            assert said in str(error)
+        else:
+            raise AssertionError("it loads without the code")
+
+
 def through_card(job, expected):
     """What the model card tells to run, as it stands there."""
     os.chdir(Path(job["folder"]).parents[1])  # the card names the folder of the run and nothing above it
     shutil.copyfile(job["images"][0], "photo.jpg")
+    if job["needs_code"]:
+        check_what_the_card_warns_of(job["folder"])
     for number, snippet in enumerate(job["snippets"]):
         names = {}
         exec(compile(snippet, f"card, snippet {number}", "exec"), names)

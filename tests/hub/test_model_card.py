@@ -390,6 +390,19 @@ def test_examples_load_the_repository_or_the_folder(encoder_folder, run_record):
     assert "trust_remote_code" not in render_model_card(encoder_folder)
 
 
+def test_an_encoder_that_no_timm_knows_says_first_how_to_load_it(make_run, tmp_path):
+    make_run(tmp_path / "run", architecture="resnet18_cifar")
+    text = render_model_card(tmp_path / "run" / "encoder", "org/enc")
+    first = text.split("## Use")[0]
+    assert "**Load it with `trust_remote_code=True`**" in first and "`import hf_ssl`" in first
+    assert "\n\n\n" not in text
+    metadata = metadata_of(text)  # by which the Hub shows its own example
+    assert metadata["library_name"] == "transformers"
+    assert "custom_code" in metadata["tags"] and "timm" not in metadata["tags"]
+    calls = re.findall(r"(?:from_pretrained|pipeline|SentenceTransformer)\(.*\)", text.split("The whole method")[0])
+    assert len(calls) == 7 and all("trust_remote_code=True" in call for call in calls)
+
+
 def test_a_swin_says_which_timm_it_needs(encoder_folder):
     assert "1.0.31" not in render_model_card(encoder_folder)
     config = json.loads((encoder_folder / "config.json").read_text())
