@@ -31,13 +31,18 @@ def exact_float32() -> Iterator[None]:
 
 
 @contextmanager
-def same_draws() -> Iterator[None]:
-    """Random numbers are drawn on the CPU whatever device asks for them: each device's generator has its own."""
+def same_draws(dtype: torch.dtype = torch.float32) -> Iterator[None]:
+    """Random numbers are drawn on the CPU whatever device asks for them: each device's generator has its own.
+
+    Args:
+        dtype: What fractions are made to after they are drawn in float32.
+    """
 
     def drawn_there(draw: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
         def drawn(*args: Any, device: Any = None, generator: Any = None, **options: Any) -> torch.Tensor:
             assert generator is None, "drawn from a generator of its own: let this test know"
-            return draw(*args, **options).to(device)
+            numbers = draw(*args, **options)
+            return numbers.to(device, dtype if numbers.is_floating_point() else numbers.dtype)
 
         return drawn
 
