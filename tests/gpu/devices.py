@@ -1,4 +1,4 @@
-"""Where the tests of this folder run: on the CPU in every test run, and on a CUDA device where there is one (`-m gpu`).
+"""Where the tests of this folder run: on the CPU in every test run, and on a CUDA device by `-m gpu`.
 
 A test that takes `device` compares the device with a reference on the CPU. Where the device is the CPU too, it takes
 another path than the reference (another memory layout, views in batches, iterations), so that the test means something
@@ -12,6 +12,9 @@ from unittest.mock import patch
 
 import pytest
 import torch
+from test_loop import new_model
+
+from hf_ssl.methods.base import SSLPreTrainedModel
 
 NO_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 ON_CUDA = pytest.param("cuda", marks=[pytest.mark.gpu, NO_CUDA])
@@ -49,3 +52,9 @@ def same_draws(dtype: torch.dtype = torch.float32) -> Iterator[None]:
     names = ("rand", "randint", "randperm")
     with patch.multiple(torch, **{name: drawn_there(getattr(torch, name)) for name in names}):
         yield
+
+
+def small_model(method: str) -> SSLPreTrainedModel:
+    """A method with a small encoder for 32 px, that can be trained on `digits`."""
+    needed = {"memory_bank": {"bank_size": 1437}, "contrastive_clustering": {"num_clusters": 4}}.get(method, {})
+    return new_model(method, image_size=32, **needed)

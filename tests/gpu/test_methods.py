@@ -21,10 +21,10 @@ from hf_ssl.training.optimizers import build_optimizer
 
 STEPS = 3
 FIRST = {torch.float64: 1e-9, torch.float32: 1e-3}
-"""Difference after the first step. Rounding is 1e-16 and 6e-8; BatchNorm over the eight images of this batch multiplies it
-by some hundred, and the root of eigenvalues that are only rounding, in DirectPred, takes the root of it."""
+"""Difference after the first step. Rounding is 1e-16 and 6e-8; BatchNorm over the eight images of this batch makes
+some hundred times that, and the root of eigenvalues that are only rounding, in DirectPred, takes the root of it."""
 LATER = 1e-8
-"""Difference after all steps, in float64. A step multiplies it by up to some hundred, as ReLU and BatchNorm send it on."""
+"""Difference after all steps, in float64. A step multiplies it by up to some hundred, by ReLU and BatchNorm."""
 LATER_LOSS = 0.2
 """Of the losses of all steps in float32, where weights go their own ways."""
 # Adam divides a gradient by its size, and so makes of rounding a whole step.
@@ -97,12 +97,15 @@ def one_arithmetic(dtype: torch.dtype) -> Iterator[None]:
     elsewhere.
     """
     to_float32 = Tensor.float
-    exact = patch.object(Tensor, "float", lambda tensor: tensor if tensor.dtype == torch.float64 else to_float32(tensor))
+
+    def to_float(tensor: Tensor) -> Tensor:
+        return tensor if tensor.dtype == torch.float64 else to_float32(tensor)
+
     with same_draws(dtype), exact_float32(), patch.object(directpred, "_ITERATES_ON", _Everywhere()):
         if dtype != torch.float64:
             yield
             return
-        with exact:
+        with patch.object(Tensor, "float", to_float):
             yield
 
 

@@ -8,23 +8,23 @@ itself, in the loop of `train`.
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 import numpy as np
-import pyarrow as pa
 import pytest
 import torch
-from devices import only_cuda
+from devices import only_cuda, small_model
 from test_contract import CASES, make_batch, make_model
-from test_loop import DATA, new_model, settings
+from test_loop import DATA, settings
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import DataDependentOutputException, FakeCopyMode, FakeTensorMode
+from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from hf_ssl.data.order.cache import Cache, CachedDraws, CachedViews
+from hf_ssl.data.order.cache import Cache, CachedViews
 from hf_ssl.data.order.stream import Batch
 from hf_ssl.data.settings import DataSettings
 from hf_ssl.data.sources.open import open_source
@@ -33,6 +33,9 @@ from hf_ssl.data.views.device import Normalize
 from hf_ssl.data.views.device_colour import DeviceColour
 from hf_ssl.data.views.draws import NUM_DRAWS
 from hf_ssl.data.views.recipes import VIEW_RECIPES
+from hf_ssl.fine_tuning.classifier import open_classifier
+from hf_ssl.fine_tuning.settings import FineTuningSettings
+from hf_ssl.fine_tuning.task import FineTuning
 from hf_ssl.methods import METHODS
 from hf_ssl.training.arguments import TrainingSettings
 from hf_ssl.training.batches import inputs_of
@@ -134,6 +137,24 @@ def test_no_step_of_a_method_waits(name, values):
         loss.backward()
 
 
+@pytest.mark.parametrize("values", [{}, {"mixup": 0.2, "cutmix": 1.0}], ids=["plain", "blended"])
+def test_no_step_of_fine_tuning_waits(values):
+    own = FineTuningSettings(output_dir="none", num_steps=1, **values)
+    classifier = open_classifier("random:test_resnet", [str(number) for number in range(10)], image_size=32)
+    task = FineTuning(classifier, open_source("digits"), None, DataSettings(dataset="digits"), own)
+    batch = Batch(torch.zeros(8, 1, 32, 32, 3, dtype=torch.uint8), None, torch.arange(8), 0, {}, {})
+
+    def looks(task: FineTuning, targets: Tensor) -> Tensor:
+        assert targets.device.type == "cpu"  # where it may be asked whether all are known
+        return targets
+
+    with pretended_gpu() as mode, patch.object(FineTuning, "_all_known", looks):
+        network = on_pretended_gpu(task.module, mode)
+        task.set_up(CUDA)
+        with NoWaiting():
+            assert task.forward(network, batch).loss.device.type == "cuda"
+
+
 @pytest.mark.parametrize("recipe", ["byol", "simsiam_cifar", "moco_v3"])
 def test_no_batch_of_views_on_the_device_waits(recipe):
     pictures = np.random.default_rng(0).integers(0, 256, (16, 40, 40, 3), dtype=np.uint8)
@@ -177,9 +198,8 @@ def no_waiting_after(warm_up: int) -> Iterator[list[int]]:
 @pytest.mark.parametrize("places", [{}, {"views_on": "gpu"}, {"cache": "uint8"}], ids=["workers", "colours", "cache"])
 @pytest.mark.parametrize("method", METHODS)
 def test_the_loop_does_not_wait(device, method, places, tmp_path: Path):
-    small = {"memory_bank": {"bank_size": 1437}, "contrastive_clustering": {"num_clusters": 4}}.get(method, {})
     with no_waiting_after(warm_up=3) as steps:
         options = {"num_steps": 8, "log_every": 100, "checkpoint_every": 100, "mixed_precision": "bf16"}
-        data = DataSettings(**{**vars(DATA), **places})
-        assert train(new_model(method, **small), open_source("digits"), data, settings(tmp_path, **options)).finished
+        data = replace(DATA, **places)
+        assert train(small_model(method), open_source("digits"), data, settings(tmp_path, **options)).finished
     assert steps == [3, 4, 5, 6, 7]
