@@ -100,6 +100,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     add("--table", action="store_true", help="print the table of the file again, and do nothing")
     options = parser.parse_args(arguments)
     options.output, options.work = options.output.resolve(), options.work.resolve()
+    if options.dataset is not None and Path(options.dataset).exists():
+        options.dataset = str(Path(options.dataset).resolve())  # its programs run in the clone
     return options
 
 
@@ -138,13 +140,13 @@ def _environment(options: argparse.Namespace) -> dict[str, str] | None:
     """Variables of the programs to start; None, with an explanation, if packages are missing."""
     site = options.work / "site"
     if site.is_dir():
-        sys.path.append(str(site))
+        sys.path.insert(0, str(site))  # before what is too old
     missing = gpu_packages.lacking(gpu_packages.needed(ROOT))
     if missing and options.wheels is not None:
         wheels, missing = gpu_packages.choose(missing, options.wheels)
         if not missing:
             gpu_packages.install(wheels, site)
-            sys.path.append(str(site))
+            sys.path.insert(0, str(site))
             missing = gpu_packages.lacking(gpu_packages.needed(ROOT))
     if missing:
         print(f"error: these packages are missing: {', '.join(map(str, missing))}. Where there is a network:\n")

@@ -50,7 +50,7 @@ def choose(missing: Sequence[Requirement], folder: Path) -> tuple[list[Path], li
         The wheels, and what no wheel is there for.
     """
     wheels = {}
-    for path in sorted(folder.glob("*.whl")):
+    for path in folder.glob("*.whl"):
         name, version, *_ = parse_wheel_filename(path.name)
         wheels.setdefault(name, []).append((version, path))
     chosen, absent, queue = {}, {}, list(missing)
@@ -59,12 +59,12 @@ def choose(missing: Sequence[Requirement], folder: Path) -> tuple[list[Path], li
         name = canonicalize_name(wanted.name)
         if name in chosen or name in absent:
             continue
-        fitting = [path for version, path in wheels.get(name, ()) if wanted.specifier.contains(version, True)]
+        fitting = [one for one in wheels.get(name, ()) if wanted.specifier.contains(one[0], prereleases=True)]
         if not fitting:
             absent[name] = wanted
             continue
-        chosen[name] = fitting[-1]
-        queue += lacking(_needs_of(fitting[-1]))
+        chosen[name] = max(fitting)[1]
+        queue += lacking(_needs_of(chosen[name]))
     return list(chosen.values()), list(absent.values())
 
 

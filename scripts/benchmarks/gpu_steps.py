@@ -20,6 +20,7 @@ ROOT = BENCHMARKS.parents[1]
 LEAST = 20.0
 """Seconds, below which a step is not begun."""
 _GRACE = 30.0  # seconds in which a program that is asked to end may save what it has
+_WORKERS = min(16, os.cpu_count() or 1)
 _FIRST_RUN = 0.6  # of the rest of the time, for the first of two training runs
 
 
@@ -111,7 +112,7 @@ def tests(check: Check, seconds: float) -> Outcome:
     if check.kept["steps"].get("tests", {}).get("stamp") != check.stamp:
         results.unlink(missing_ok=True)
     words: list[str | Path] = ["-m", "pytest", "tests/gpu", "-q", "-p", "no:cacheprovider"]
-    words += ["-o", "addopts=--import-mode=importlib", "-o", "timeout=60"]
+    words += ["-o", "addopts=--import-mode=importlib", "-o", "timeout=150"]
     words += ["-m", "gpu"] if check.on_gpu else ["-k", "iterations and cpu and paper"]
     if check.on_gpu and importlib.util.find_spec("xdist") is not None:
         words += ["-n", "4"]
@@ -171,7 +172,7 @@ def data(check: Check, seconds: float) -> Outcome:
     """Decoding, views and batches from workers."""
     output, on_gpu = check.work / "data.json", check.on_gpu
     words: list[str | Path] = ["--dataset", check.options.dataset or "shapes", "--output", output]
-    words += ["--num_workers", str(os.cpu_count() if on_gpu else 0), "--seconds", "2" if on_gpu else "0.01"]
+    words += ["--num_workers", str(_WORKERS if on_gpu else 0), "--seconds", "2" if on_gpu else "0.01"]
     words += ["--only", "decode", *(("views", "stream") if on_gpu else ())]
     if on_gpu and importlib.util.find_spec("lightly") is not None:
         words += ["--compare", "lightly"]
@@ -199,8 +200,8 @@ def directpred(check: Check, seconds: float) -> Outcome:
         words = [*_recipe(check, dataset), "--output_dir", folder, "--resume", "auto", *kinds[kind]]
         code = check.program(name, ["-m", "hf_ssl", "pretrain", *words], share - _GRACE / 2)
         if code == 0:
-            _evaluate(check, folder, dataset, ends - time.monotonic())
-        elif code is not None:
+            name, code = f"{name}-evaluate", _evaluate(check, folder, dataset, ends - time.monotonic())
+        if code not in (0, None):
             failures[kind] = check.last_words(name)
     result = {kind: _state_of(check.work / f"directpred-{kind}") for kind in kinds}
     for kind, failure in failures.items():
@@ -221,15 +222,15 @@ def _recipe(check: Check, dataset: str) -> list[str]:
     if not check.on_gpu:
         words += ["--recipe", "quickstart", "--num_steps", "3", "--batch_size", "16", "--num_workers", "0", "--cpu"]
         return [*words, "--diagnostics_every", "0", "--knn_images", "100"]
-    words += ["--recipe", "cifar", "--mixed_precision", "bf16", "--num_workers", str(os.cpu_count())]
+    words += ["--recipe", "cifar", "--mixed_precision", "bf16", "--num_workers", str(_WORKERS)]
     return [*words, "--checkpoint_every", "1000", "--log_every", "100", "--knn_every", "3900"]
 
 
-def _evaluate(check: Check, folder: Path, dataset: str, seconds: float) -> None:
+def _evaluate(check: Check, folder: Path, dataset: str, seconds: float) -> int | None:
     """k-NN and linear probe of a finished encoder; where time is over, the next call makes up for it."""
     words = ["evaluate", folder, "--dataset", dataset, "--output", folder.with_suffix(".json"), "knn"]
     words += ["linear", "--bf16"] if check.on_gpu else ["--max_images", "100", "--device", "cpu"]
-    check.program(f"{folder.name}-evaluate", ["-m", "hf_ssl", *words], seconds)
+    return check.program(f"{folder.name}-evaluate", ["-m", "hf_ssl", *words], seconds)
 
 
 def _state_of(folder: Path) -> dict[str, Any]:
@@ -260,8 +261,8 @@ Step = Callable[[Check, float], Outcome]
 STEPS: dict[str, tuple[Step, float]] = {
     "tests": (tests, 170.0),
     "step": (step, 90.0),
-    "predictor": (predictor, 30.0),
-    "data": (data, 60.0),
+    "predictor": (predictor, 40.0),
+    "data": (data, 80.0),
     "directpred": (directpred, float("inf")),
 }
 """Name -> the step, and the seconds that it may take."""

@@ -215,10 +215,11 @@ def test_missing_packages_are_chosen_from_wheels_with_what_they_need(tmp_path):
     missing = gpu_packages.lacking(wanted)
     assert [str(one) for one in missing] == ["torch>=99", "no-such-thing>=2"]
     write_wheel(tmp_path, "no_such_thing", "1.0")
-    write_wheel(tmp_path, "no_such_thing", "2.1", "torch", "its-need<3", "further; extra == 'more'", "gone")
+    write_wheel(tmp_path, "no_such_thing", "2.9", "torch")
+    write_wheel(tmp_path, "no_such_thing", "2.10", "torch", "its-need<3", "further; extra == 'more'", "gone")
     write_wheel(tmp_path, "its_need", "2.0")
     wheels, absent = gpu_packages.choose(missing[1:], tmp_path)
-    assert [wheel.name.split("-")[:2] for wheel in wheels] == [["no_such_thing", "2.1"], ["its_need", "2.0"]]
+    assert [wheel.name.split("-")[:2] for wheel in wheels] == [["no_such_thing", "2.10"], ["its_need", "2.0"]]
     assert [str(one) for one in absent] == ["gone"]
     command = gpu_packages.how_to_get(absent)
     assert command.startswith("python3 -m pip download --no-deps") and command.endswith("-d wheels 'gone'")
