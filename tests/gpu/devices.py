@@ -12,9 +12,6 @@ from unittest.mock import patch
 
 import pytest
 import torch
-from test_loop import new_model
-
-from hf_ssl.methods.base import SSLPreTrainedModel
 
 NO_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 ON_CUDA = pytest.param("cuda", marks=[pytest.mark.gpu, NO_CUDA])
@@ -52,9 +49,3 @@ def same_draws(dtype: torch.dtype = torch.float32) -> Iterator[None]:
     names = ("rand", "randint", "randperm")
     with patch.multiple(torch, **{name: drawn_there(getattr(torch, name)) for name in names}):
         yield
-
-
-def small_model(method: str) -> SSLPreTrainedModel:
-    """A method with a small encoder for 32 px, that can be trained on `digits`."""
-    needed = {"memory_bank": {"bank_size": 1437}, "contrastive_clustering": {"num_clusters": 4}}.get(method, {})
-    return new_model(method, image_size=32, **needed)

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from devices import ON_CUDA, exact_float32, only_cuda, small_model
+from devices import ON_CUDA, exact_float32, only_cuda
+from test_contract import make_model
 from test_loop import DATA, assert_same, settings, weights
 from torch import nn
 
@@ -31,7 +32,7 @@ def is_exact() -> tuple[bool, bool, bool]:
 def test_a_run_resumes_bit_for_bit(method, device, tmp_path: Path):
     options = {"cpu": device == "cpu", "deterministic": True, "mixed_precision": "bf16", "keep_checkpoints": 9}
     source, data, before = open_source("digits"), replace(DATA, cache="uint8"), is_exact()
-    whole, resumed = small_model(method), small_model(method)
+    whole, resumed = make_model(method), make_model(method)
     seen = []
     whole.register_forward_pre_hook(lambda module, inputs: seen.append((next(module.parameters()).device, is_exact())))
     train(whole, source, data, settings(tmp_path, **options))
@@ -55,7 +56,7 @@ def test_compiled_is_what_is_not_compiled(device, tmp_path: Path):
     source, ends = open_source("digits"), []
     with exact_float32():
         for compiled in (False, True):
-            model = small_model("directpred")
+            model = make_model("directpred")
             folder = tmp_path / str(compiled)
             train(model, source, DATA, settings(folder, num_steps=2, compile=compiled, mixed_precision="no"))
             ends.append(_on_cpu(model))

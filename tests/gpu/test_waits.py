@@ -16,7 +16,7 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 import torch
-from devices import only_cuda, small_model
+from devices import only_cuda
 from test_contract import CASES, make_batch, make_model
 from test_loop import DATA, settings
 from torch import Tensor, nn
@@ -201,5 +201,5 @@ def test_the_loop_does_not_wait(device, method, places, tmp_path: Path):
     with no_waiting_after(warm_up=3) as steps:
         options = {"num_steps": 8, "log_every": 100, "checkpoint_every": 100, "mixed_precision": "bf16"}
         data = replace(DATA, **places)
-        assert train(small_model(method), open_source("digits"), data, settings(tmp_path, **options)).finished
+        assert train(make_model(method), open_source("digits"), data, settings(tmp_path, **options)).finished
     assert steps == [3, 4, 5, 6, 7]
