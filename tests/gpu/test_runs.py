@@ -1,6 +1,7 @@
 """Whole runs: one that resumes with `deterministic` is bit for bit the one that was never stopped."""
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -49,6 +50,21 @@ def test_a_run_resumes_bit_for_bit(method, device, tmp_path: Path):
 
 def _on_cpu(model: nn.Module) -> dict[str, torch.Tensor]:
     return {name: value.cpu() for name, value in weights(model).items()}
+
+
+@only_cuda  # on the CPU: tests/training/test_loop.py
+@pytest.mark.parametrize("method", ["directpred", "byol", "mochi"])
+def test_a_run_with_all_that_looks_at_it(method, device, tmp_path: Path):
+    """Workers, accumulated gradients, k-NN, diagnoses, the collapse alarm and checkpoints, with nothing left out."""
+    values = {"images_per_device": 4, "max_grad_norm": 1.0, "mixed_precision": "bf16", "num_steps": 24}
+    watched = {"log_every": 6, "diagnostics_every": 12, "knn_every": 12, "knn_split": "test", "knn_images": 100}
+    data = replace(DATA, num_workers=2)
+    result = train(make_model(method), open_source("digits"), data, settings(tmp_path, **values, **watched))
+    assert result.finished
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    seen = {name for line in lines for name in line}
+    assert {"loss", "feature_std", "effective_rank", "alignment", "projection_rank_me", "knn"} <= seen
+    assert all(math.isfinite(value) for line in lines for value in line.values())
 
 
 @only_cuda  # the CPU's compiler takes a minute
