@@ -15,7 +15,7 @@ from packaging.utils import canonicalize_name, parse_wheel_filename
 
 BESIDE = ("pytest>=8.3",)
 """What the check itself needs."""
-_GLIBC = ("2_28", "2_27", "2_17")  # of wheels for Linux, newest first
+_PLATFORMS = ("manylinux_2_28", "manylinux_2_27", "manylinux_2_17", "manylinux2014")  # pip wants each by its name
 
 
 def needed(root: Path) -> list[Requirement]:
@@ -84,7 +84,7 @@ def install(wheels: Sequence[Path], target: Path) -> None:
 def how_to_get(missing: Sequence[Requirement]) -> str:
     """The command that downloads wheels for this machine, on one with a network."""
     version, machine = f"{sys.version_info.major}.{sys.version_info.minor}", platform.machine()
-    platforms = " ".join(f"--platform manylinux_{glibc}_{machine}" for glibc in _GLIBC)
+    platforms = " ".join(f"--platform {name}_{machine}" for name in _PLATFORMS)
     names = " ".join(f"'{one.name}{one.specifier}'" for one in missing)
     return (
         f"python3 -m pip download --no-deps --only-binary=:all: --python-version {version} {platforms} -d wheels "

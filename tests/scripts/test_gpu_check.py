@@ -205,7 +205,11 @@ def write_wheel(folder: Path, name: str, version: str, *needs: str) -> None:
     with zipfile.ZipFile(folder / f"{name}-{version}-py3-none-any.whl", "w") as archive:
         lines = ["Metadata-Version: 2.1", f"Name: {name}", f"Version: {version}"]
         lines += [f"Requires-Dist: {need}" for need in needs]
-        archive.writestr(f"{name}-{version}.dist-info/METADATA", "\n".join(lines))
+        info = f"{name}-{version}.dist-info"
+        archive.writestr(f"{name}.py", f"version = {version!r}\n")
+        archive.writestr(f"{info}/METADATA", "\n".join(lines))
+        archive.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        archive.writestr(f"{info}/RECORD", "".join(f"{one.filename},,\n" for one in archive.filelist))
 
 
 def test_missing_packages_are_chosen_from_wheels_with_what_they_need(tmp_path):
@@ -221,6 +225,9 @@ def test_missing_packages_are_chosen_from_wheels_with_what_they_need(tmp_path):
     wheels, absent = gpu_packages.choose(missing[1:], tmp_path)
     assert [wheel.name.split("-")[:2] for wheel in wheels] == [["no_such_thing", "2.10"], ["its_need", "2.0"]]
     assert [str(one) for one in absent] == ["gone"]
+    gpu_packages.install(wheels, tmp_path / "site")  # by pip, and without a network
+    assert (tmp_path / "site" / "no_such_thing.py").read_text() == "version = '2.10'\n"
+    assert {path.suffix for path in (tmp_path / "site").iterdir()} == {".py", ".dist-info"}
     command = gpu_packages.how_to_get(absent)
     assert command.startswith("python3 -m pip download --no-deps") and command.endswith("-d wheels 'gone'")
     assert f"--python-version 3.{sys.version_info.minor} --platform manylinux_" in command
