@@ -4,7 +4,7 @@ VENV ?= .venv
 RUN := $(VENV)/bin/python
 QUICKSTART ?= runs/quickstart
 
-.PHONY: help quickstart test lint test-minimum clean
+.PHONY: help quickstart test lint test-minimum gpu-check clean
 
 help: ## Show these targets.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -43,6 +43,10 @@ test-minimum: ## Run the tests with the lowest versions that pyproject.toml allo
 	.venv-minimum/bin/python -m pip install --quiet --upgrade pip
 	.venv-minimum/bin/python -m pip install --quiet --editable '.[dev]' --constraint .ci/minimum-versions.txt
 	.venv-minimum/bin/python -m pytest -n auto --dist worksteal
+
+# With the Python and the PyTorch of the machine: nothing is installed but wheels that are given.
+gpu-check: ## Test and measure on a GPU in 8 minutes: make gpu-check GPU_CHECK="--dataset data/cifar10 --wheels wheels"
+	$(PYTHON) scripts/gpu_check.py $(GPU_CHECK)
 
 clean: ## Remove the environments; runs/ stays.
 	rm -rf .venv .venv-minimum

@@ -62,6 +62,7 @@ GROUPS = {
         "mixed_precision",
         "compile",
         "activation_checkpointing",
+        "deterministic",
         "channels_last",
         "batch_norm",
         "cpu",

@@ -283,10 +283,10 @@ class FineTuning(Task):
     def forward(self, network: nn.Module, batch: Batch) -> SSLOutput:
         """The loss of normalised images and their classes, blended if the settings say so."""
         pixel_values = self.normalize(send(batch.views, self.device))[:, 0]
-        targets = send(self._classes(batch), self.device)
-        if self.blend is not None:
-            pixel_values, targets = self.blend(pixel_values, self._all_known(targets))
-        return network(pixel_values, targets)
+        targets = self._classes(batch)
+        if self.blend is None:
+            return network(pixel_values, send(targets, self.device))
+        return network(*self.blend(pixel_values, send(self._all_known(targets), self.device)))
 
     def _classes(self, batch: Batch) -> Tensor:
         """Class of each image, (batch,), -1 where it is unknown."""
@@ -297,6 +297,7 @@ class FineTuning(Task):
         return torch.where(known, labels, -1)
 
     def _all_known(self, targets: Tensor) -> Tensor:
+        """Classes, while they are on the CPU: on a GPU the question would be waited for."""
         if bool((targets < 0).any()):
             raise UserError(
                 f"`mixup` and `cutmix` need a label of every image, but some of `{self.source.name}` have none. Leave "

@@ -282,7 +282,7 @@ class MemoryBankForPreTraining(SSLPreTrainedModel):
         """
         noise = self.config.num_negatives / len(self.bank)
         log_p = scores - self._log_normalizer(scores.detach())
-        log_total = torch.logaddexp(log_p, log_p.new_tensor(math.log(noise + 1e-7)))
+        log_total = torch.logaddexp(log_p, log_p.new_full((), math.log(noise + 1e-7)))
         own = log_p[:, 0] - log_total[:, 0]
         drawn = math.log(noise) - log_total[:, 1:]
         return -(own + drawn.sum(dim=1)).mean()

@@ -49,6 +49,8 @@ class TrainingSettings:
         channels_last: Keep images and convolutions in the memory layout that is faster for them.
         compile: Compile the encoder with `torch.compile`; pays for long runs.
         activation_checkpointing: Save memory by computing the encoder's activations twice.
+        deterministic: Take only kernels that give the same bits every time, so that a run that resumes on a GPU is bit
+            for bit the one that was never stopped. Those of the CPU do so without it; on a GPU it costs speed.
         pretrained: Start from the weights that timm has published for `encoder`. Only a plain timm name needs it:
             everything else that `encoder` can name brings its weights.
         start_from: Start from a method that was trained before: a run, its `pretraining/` folder, or a repository such
@@ -113,6 +115,7 @@ class TrainingSettings:
     channels_last: bool = True
     compile: bool = False
     activation_checkpointing: bool = False
+    deterministic: bool = False
     pretrained: bool = False
     start_from: str | None = None
     cpu: bool = False

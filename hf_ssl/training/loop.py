@@ -15,7 +15,12 @@ from hf_ssl.training.limits import memory_errors_explained
 from hf_ssl.training.optimizers import set_learning_rate
 from hf_ssl.training.output import check_tracker, locked_output_dir, prepare_output_dir
 from hf_ssl.training.pretraining import Pretraining
-from hf_ssl.training.processes import average_batch_norm, own_accelerate_state, start_accelerator
+from hf_ssl.training.processes import (
+    average_batch_norm,
+    own_accelerate_state,
+    same_bits_every_time,
+    start_accelerator,
+)
 from hf_ssl.training.recorder import Recorder
 from hf_ssl.training.start import Start
 from hf_ssl.training.task import Task
@@ -93,7 +98,7 @@ def run_task(task: Task) -> TrainingResult:
     settings = task.settings
     check_tracker(settings.report_to)
     prepare_output_dir(settings)
-    with locked_output_dir(settings), own_accelerate_state():
+    with locked_output_dir(settings), own_accelerate_state(), same_bits_every_time(settings.deterministic):
         accelerator = start_accelerator(settings)
         with Ranks() as ranks:
             beginning = begin(task, accelerator)

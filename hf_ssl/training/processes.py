@@ -62,6 +62,28 @@ def own_accelerate_state() -> Iterator[None]:
             state._shared_state.update(values)
 
 
+@contextmanager
+def same_bits_every_time(wanted: bool) -> Iterator[None]:
+    """Let PyTorch take only kernels that give the same bits every time, if wanted; and as before afterwards.
+
+    Where PyTorch has no such kernel it warns and takes what it has.
+    """
+    if not wanted:
+        yield
+        return
+    former = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    chosen, benchmark = torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark
+    # cuBLAS reads it when it is first used, and needs it for sums in one order. It does no harm afterwards.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(former[0], warn_only=former[1])
+        torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = chosen, benchmark
+
+
 def start_accelerator(settings: TrainingSettings) -> Accelerator:
     """Create the `Accelerator` of a run and refuse set-ups that would train something else than asked for.
 

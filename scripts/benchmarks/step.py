@@ -68,6 +68,11 @@ def main(arguments: list[str]) -> int:
 def report(rows: Sequence[Mapping[str, Any]], options: argparse.Namespace) -> None:
     """Print the rows, and keep them with machine and settings in the file that was named."""
     print(table(rows))
+    keep(rows, options)
+
+
+def keep(rows: Sequence[Mapping[str, Any]], options: argparse.Namespace) -> None:
+    """Write the rows so far, with machine and settings, to the file that was named."""
     if options.output is not None:
         settings = {name: value for name, value in vars(options).items() if name != "output"}
         kept = {"machine": describe_machine(), "device": str(options.device), "settings": settings, "rows": rows}
@@ -99,6 +104,7 @@ def _steps(options: argparse.Namespace) -> list[dict[str, Any]]:
         if options.device.type == "cuda":
             row["waits for the device"] = _waits(variants["step"])
         rows.append(row)
+        keep(rows, options)  # a run that is killed leaves what it has
     return rows
 
 

@@ -1,0 +1,167 @@
+"""Check everything on one GPU, in minutes: tests, benchmarks, and as much of DirectPred on CIFAR-10 as time allows.
+
+    make gpu-check GPU_CHECK="--dataset data/cifar10"
+    python scripts/gpu_check.py --dataset data/cifar10 --wheels wheels --minutes 8
+    python scripts/gpu_check.py --table
+
+Each step has a share of the time and is written to one JSON file as soon as it ends, so that a kill costs the running
+step. The next call goes on with what is missing: it leaves out steps that were done on such a device with the same
+code, and tests that have passed, and continues the training runs from their checkpoints. A failed test ends nothing;
+it is listed.
+
+The package need not be installed. Packages that are missing are named, with the command that gets them; `--wheels`
+installs them from a folder, without a network, beside those that are there.
+
+Without a GPU, `--cpu` does the same in toy size: it shows that the check works, and measures nothing.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+BENCHMARKS = Path(__file__).resolve().parent / "benchmarks"
+if str(BENCHMARKS) not in sys.path:
+    sys.path.insert(0, str(BENCHMARKS))
+
+import gpu_packages  # noqa: E402  # pyright: ignore[reportMissingImports]
+from gpu_steps import LEAST, ROOT, STEPS, Check, MissingError, Outcome  # noqa: E402  # pyright: ignore[reportMissingImports]
+from gpu_table import table  # noqa: E402  # pyright: ignore[reportMissingImports]
+
+OUTPUT = ROOT / "model_cards" / "results" / "gpu_check.json"
+_MACHINE = """
+import json, shutil, subprocess, torch
+from machine import describe_machine
+found, driver = torch.cuda.is_available(), None
+if found and shutil.which("nvidia-smi"):
+    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    driver = subprocess.run(query, stdout=subprocess.PIPE, text=True).stdout.strip().partition("\\n")[0]
+device = torch.cuda.get_device_properties(0) if found else None
+print(json.dumps({
+    **describe_machine(), "device": device.name if found else "CPU", "driver": driver,
+    "device_gib": round(device.total_memory / 2**30, 1) if found else None,
+    "capability": list(torch.cuda.get_device_capability()) if found else None,
+    "cuda_version": torch.version.cuda, "cudnn": torch.backends.cudnn.version() if found else None,
+}))
+"""
+
+
+def code_of(root: Path) -> str:
+    """Checksum of the code whose results are kept."""
+    files = [root / "scripts" / "benchmarks" / name for name in ("step.py", "data.py")]
+    files += [path for folder in ("hf_ssl", "tests/gpu") for path in sorted((root / folder).rglob("*.py"))]
+    checksum = hashlib.sha256()
+    for path in files:
+        checksum.update(path.relative_to(root).as_posix().encode() + path.read_bytes())
+    return checksum.hexdigest()[:16]
+
+
+def run_steps(check: Check) -> Iterator[str]:
+    """Do what is missing, in its order, and keep each step when it has ended; yields their names."""
+    for name in check.options.steps:
+        work, share = STEPS[name]
+        former = check.kept["steps"].get(name)
+        if former is not None and former["status"] == "done" and former["stamp"] == check.stamp:
+            continue
+        began, seconds = time.monotonic(), min(share, check.left)
+        if seconds < LEAST and check.on_gpu:
+            outcome: Outcome = ("missing", None, "no time was left; the next call begins with it")
+        else:
+            try:
+                outcome = work(check, seconds)
+            except MissingError as error:
+                outcome = ("missing", None, f"{error}.")
+        status, result, reason = outcome
+        kept = {"status": status, "stamp": check.stamp, "seconds": round(time.monotonic() - began, 1)}
+        check.kept["steps"][name] = kept | {"reason": reason, "result": result}
+        check.keep()
+        yield name
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    add = parser.add_argument
+    add("--dataset", metavar="FOLDER", help="CIFAR-10, with splits train and test; without it DirectPred is left out")
+    add("--wheels", type=Path, metavar="FOLDER", help="wheels from which missing packages are installed")
+    add("--minutes", type=float, default=8.0, help="for everything [8]")
+    add("--output", type=Path, default=OUTPUT, metavar="FILE", help=f"[{OUTPUT.relative_to(ROOT)}]")
+    add("--work", type=Path, default=ROOT / "runs" / "gpu_check", metavar="FOLDER", help="runs, logs [runs/gpu_check]")
+    add("--steps", nargs="+", choices=STEPS, default=list(STEPS), metavar="STEP", help=f"some of {', '.join(STEPS)}")
+    add("--cpu", action="store_true", help="toy size, on the CPU")
+    add("--table", action="store_true", help="print the table of the file again, and do nothing")
+    options = parser.parse_args(arguments)
+    options.output, options.work = options.output.resolve(), options.work.resolve()
+    if options.dataset is not None and Path(options.dataset).exists():
+        options.dataset = str(Path(options.dataset).resolve())  # its programs run in the clone
+    return options
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Do what is missing; returns 0, 1 if a test or step failed, 2 if the check cannot be made."""
+    options, began = parse(arguments), time.monotonic()
+    kept: dict[str, Any] = {"steps": {}}
+    if options.output.exists():
+        kept = json.loads(options.output.read_text())
+    if options.table:
+        print(table(kept) if "machine" in kept else f"error: `{options.output}` holds no check yet.")
+        return 0 if "machine" in kept else 2
+    options.work.mkdir(parents=True, exist_ok=True)
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    environment = _environment(options)
+    if environment is None:
+        return 2
+    check = Check(options, environment, began + 60 * options.minutes, kept)
+    if check.program("machine", ["-c", _MACHINE], 120.0) != 0:
+        print(f"error: this machine cannot be described: {check.last_words('machine')}")
+        return 2
+    kept["machine"], kept["code"] = json.loads(check.last_words("machine")), code_of(ROOT)
+    if check.on_gpu and kept["machine"]["device"] == "CPU":
+        print("error: PyTorch sees no CUDA device here. `--cpu` does the same steps in toy size.")
+        return 2
+    for name in run_steps(check):
+        done = kept["steps"][name]
+        reason = f": {done['reason']}" if done["reason"] else ""
+        print(f"{name}: {done['status']} after {done['seconds']:.0f} s{reason}", flush=True)
+    print(table(kept))
+    failed = [one for one in kept["steps"].values() if one["status"] == "failed"]
+    return int(bool(failed or (kept["steps"].get("tests", {}).get("result") or {}).get("failures")))
+
+
+def _environment(options: argparse.Namespace) -> dict[str, str] | None:
+    """Variables of the programs to start; None, with an explanation, if packages are missing."""
+    site = options.work / "site"
+    if site.is_dir():
+        sys.path.insert(0, str(site))  # before what is too old
+    missing = gpu_packages.lacking(gpu_packages.needed(ROOT))
+    if missing and options.wheels is not None:
+        wheels, missing = gpu_packages.choose(missing, options.wheels)
+        if not missing:
+            gpu_packages.install(wheels, site)
+            sys.path.insert(0, str(site))
+            missing = gpu_packages.lacking(gpu_packages.needed(ROOT))
+    if missing:
+        print(f"error: these packages are missing: {', '.join(map(str, missing))}. Where there is a network:\n")
+        print(f"    {gpu_packages.how_to_get(missing)}\n\nThen give the folder by `--wheels wheels`.")
+        return None
+    places = [str(ROOT), str(BENCHMARKS), *([str(site)] if site.is_dir() else []), os.environ.get("PYTHONPATH", "")]
+    variables = {
+        "PYTHONPATH": os.pathsep.join(filter(None, places)),
+        "HF_HUB_OFFLINE": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "TORCHINDUCTOR_CACHE_DIR": str(options.work / "inductor"),  # what is compiled is not compiled again
+    }
+    return os.environ | variables
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    sys.exit(main(sys.argv[1:]))

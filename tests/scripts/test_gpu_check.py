@@ -1,0 +1,251 @@
+"""scripts/gpu_check.py: what it keeps and repeats, how it ends programs, and its programs' flags. No GPU is needed."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import data
+import gpu_packages
+import gpu_steps
+import pytest
+import step
+from gpu_table import table
+from machine import read_settings
+from packaging.requirements import Requirement
+
+from hf_ssl.commands import evaluate, pretrain
+from hf_ssl.commands import main as hf_ssl
+from hf_ssl.data.settings import DataSettings
+
+ROOT = Path(__file__).parents[2]
+MACHINE = {"device": "H", "cpu": "C", "cores": 2, "driver": "580", "versions": {"torch": "2.11"}}
+
+
+def load(path: Path, name: str) -> Any:
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+gpu_check = load(ROOT / "scripts" / "gpu_check.py", "gpu_check")
+
+
+def new_check(folder: Path, *words: str, seconds: float = 400.0) -> gpu_steps.Check:
+    options = gpu_check.parse(["--work", str(folder / "work"), "--output", str(folder / "check.json"), *words])
+    options.work.mkdir(exist_ok=True)
+    kept: dict[str, Any] = {"steps": {}, "machine": MACHINE, "code": "1"}
+    if options.output.exists():
+        kept = json.loads(options.output.read_text())
+    return gpu_steps.Check(options, dict(os.environ), time.monotonic() + seconds, kept)
+
+
+class Programs:
+    """Takes the place of `Check.program`: commands and benchmarks run in this process, or are only noted."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, run: bool):
+        self.seen: dict[str, list[str]] = {}
+        self.run = run
+        monkeypatch.setattr(gpu_steps.Check, "program", lambda check, *args, **options: self(check, *args))
+
+    def __call__(self, check: gpu_steps.Check, name: str, words: list, seconds: float) -> int | None:
+        self.seen[name] = words = [str(word) for word in words]
+        (check.work / f"{name}.log").write_text("")
+        if not self.run:
+            return 0 if name.endswith(("eager", "compiled")) else None
+        if words[:2] == ["-m", "hf_ssl"]:
+            return hf_ssl(words[2:])
+        return {"step.py": step.main, "data.py": data.main}[Path(words[0]).name](words[1:])
+
+
+def test_what_is_done_is_kept_and_not_repeated(tmp_path, monkeypatch):
+    called: list[str] = []
+
+    def ends(name: str, *statuses: str | type[BaseException]):
+        endings = list(statuses)
+
+        def work(check, seconds):
+            called.append(name)
+            ending = endings.pop(0)
+            if not isinstance(ending, str):
+                raise ending
+            return ending, {}, ""
+
+        return work, 10.0
+
+    steps = {
+        "tests": ends("tests", "done", "done"),
+        "data": ends("data", "partial", "done"),
+        "step": ends("step", KeyboardInterrupt, "done", "done"),
+    }
+    monkeypatch.setattr(gpu_check, "STEPS", steps)
+    options = ["--cpu", "--steps", *steps]
+    with pytest.raises(KeyboardInterrupt):
+        list(gpu_check.run_steps(new_check(tmp_path, *options)))
+    assert json.loads((tmp_path / "check.json").read_text())["steps"].keys() == {"tests", "data"}
+    assert list(gpu_check.run_steps(new_check(tmp_path, *options))) == ["data", "step"]
+    assert list(gpu_check.run_steps(new_check(tmp_path, *options))) == []
+    check = new_check(tmp_path, *options)
+    check.kept["code"] = "2"
+    with pytest.raises(IndexError):  # all three endings of `data` are used up
+        list(gpu_check.run_steps(check))
+    assert called == ["tests", "data", "step", "data", "step", "tests", "data"]
+
+
+def test_a_step_without_time_or_data_is_missing(tmp_path):
+    check = new_check(tmp_path, "--steps", "step", seconds=5.0)
+    assert list(gpu_check.run_steps(check)) == ["step"] and check.kept["steps"]["step"]["status"] == "missing"
+    check = new_check(tmp_path, "--steps", "directpred")
+    list(gpu_check.run_steps(check))
+    assert "`--dataset` must name CIFAR-10" in check.kept["steps"]["directpred"]["reason"]
+    assert "`--dataset` must name CIFAR-10" in table(check.kept)
+
+
+def test_a_program_whose_time_is_over_may_save_and_leaves_nothing_behind(tmp_path, monkeypatch):
+    check = new_check(tmp_path)
+    wait = subprocess.Popen.wait
+
+    def wait_for_child(program: subprocess.Popen, timeout: float | None = None) -> int:
+        if timeout == 1000:  # the time is over when the program has its own child
+            while not (tmp_path / "child").exists():
+                time.sleep(0.01)
+            raise subprocess.TimeoutExpired("long", timeout)
+        return wait(program, timeout)
+
+    monkeypatch.setattr(subprocess.Popen, "wait", wait_for_child)
+    assert check.program("good", ["-c", "print('one\\ntwo\\n')"], 60) == 0 and check.last_words("good") == "two"
+    assert check.program("bad", ["-c", "import sys; sys.exit('no room')"], 60) == 1
+    assert check.last_words("bad") == "no room"
+    code = (
+        "import pathlib, signal, subprocess, sys, time\n"
+        f"place = pathlib.Path({str(tmp_path)!r})\n"
+        "def save(*_):\n    (place / 'saved').write_text('yes')\n    sys.exit(0)\n"
+        "signal.signal(signal.SIGTERM, save)\n"
+        "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])\n"
+        "(place / 'new').write_text(str(child.pid))\n"
+        "(place / 'new').rename(place / 'child')\n"
+        "time.sleep(600)\n"
+    )
+    assert check.program("long", ["-c", code], 1000) is None
+    assert (tmp_path / "saved").read_text() == "yes"
+    child = int((tmp_path / "child").read_text())
+    for _ in range(100):
+        status = Path(f"/proc/{child}/stat")
+        if not status.exists() or status.read_text().split()[2] == "Z":
+            break
+        time.sleep(0.05)
+    else:
+        pytest.fail("the program's own child lives on")
+
+
+def test_the_flags_of_all_programs_are_right(tmp_path, monkeypatch):
+    programs = Programs(monkeypatch, run=False)
+    check = new_check(tmp_path, "--dataset", str(tmp_path))
+    for name in ("step", "predictor", "data", "directpred"):
+        gpu_steps.STEPS[name][0](check, 300.0)
+    assert step.parse(programs.seen["step"][1:]).precision == ["bf16", "no"]
+    assert step.parse(programs.seen["predictor"][1:]).part == "predictor"
+    groups = {"data": DataSettings, "benchmark": data.BenchmarkSettings}
+    _, settings = read_settings(programs.seen["data"][1:], groups, "data.py", "")
+    assert settings.only == ["decode", "views", "stream"]
+    for kind, compiled in (("eager", None), ("compiled", True)):
+        given = pretrain.COMMAND.parse(programs.seen[f"directpred-{kind}"][3:])
+        assert (given["recipe"], given["cache"], given["mixed_precision"]) == ("cifar", "uint8", "bf16")
+        assert given.get("compile") == compiled and given["resume"] == "auto"
+        scored = evaluate.COMMAND.parse(programs.seen[f"directpred-{kind}-evaluate"][3:])
+        assert scored.protocols == ["knn", "linear"] and scored.bf16
+
+
+def test_it_does_all_of_it_in_toy_size(tmp_path, monkeypatch, capsys):
+    Programs(monkeypatch, run=True)
+    check = new_check(tmp_path, "--cpu", "--steps", "predictor", "data", "directpred")
+    assert list(gpu_check.run_steps(check)) == ["predictor", "data", "directpred"]
+    kept = json.loads(check.options.output.read_text())
+    assert [one["status"] for one in kept["steps"].values()] == ["done"] * 3, kept
+    run = kept["steps"]["directpred"]["result"]["eager"]
+    assert run["step"] == run["num_steps"] == 3 and run["loss"] < 0
+    assert [one["name"] for one in run["evaluation"]] == ["knn"]
+    assert str(tmp_path) not in json.dumps(kept["steps"])  # it is published
+    shown = table(kept)
+    capsys.readouterr()
+    assert gpu_check.main(["--table", "--output", str(check.options.output)]) == 0
+    assert capsys.readouterr().out == shown + "\n" and "| directpred | eager | step 3 of 3," in shown
+
+
+def test_the_table_names_failures_and_waits():
+    rows = [{"method": "moco", "precision": "no", "step ms": 12.0, "x necessary": 1.04, "lightly x": 1.2}]
+    rows += [{**rows[0], "method": "byol", "waits for the device": "called a | synchronizing operation"}]
+    tests = {"counts": {"failed": 1, "passed": 5}, "failures": [{"test": "a.py::b[c]", "message": "1 > 0"}]}
+    results = {"tests": tests, "step": {"rows": rows, "lightly": True}}
+    kept = {"status": "done", "stamp": {"device": "H", "code": "1"}}
+    shown = table({"machine": MACHINE, "steps": {name: {**kept, "result": one} for name, one in results.items()}})
+    assert "| tests | tests | 1 failed, 5 passed |\n| tests | `a.py::b[c]` | 1 > 0 |" in shown
+    assert "| step | `moco`, float32 | 12 ms, 1.04 of the necessary passes, lightly 1.20 |" in shown
+    assert "waits: called a / synchronizing operation" in shown
+    assert {line.count("|") for line in shown.splitlines()} == {4}
+
+
+def test_without_a_gpu_it_says_so(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(gpu_steps.Check, "program", lambda *args: 0)
+    monkeypatch.setattr(gpu_steps.Check, "last_words", lambda *args: json.dumps({**MACHINE, "device": "CPU"}))
+    places = ["--work", str(tmp_path / "work"), "--output", str(tmp_path / "check.json")]
+    assert gpu_check.main(places) == 2
+    assert "PyTorch sees no CUDA device here. `--cpu` does" in capsys.readouterr().out
+    assert gpu_check.main(["--table", *places]) == 2 and "holds no check yet" in capsys.readouterr().out
+
+
+def write_wheel(folder: Path, name: str, version: str, *needs: str) -> None:
+    with zipfile.ZipFile(folder / f"{name}-{version}-py3-none-any.whl", "w") as archive:
+        lines = ["Metadata-Version: 2.1", f"Name: {name}", f"Version: {version}"]
+        lines += [f"Requires-Dist: {need}" for need in needs]
+        info = f"{name}-{version}.dist-info"
+        archive.writestr(f"{name}.py", f"version = {version!r}\n")
+        archive.writestr(f"{info}/METADATA", "\n".join(lines))
+        archive.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        archive.writestr(f"{info}/RECORD", "".join(f"{one.filename},,\n" for one in archive.filelist))
+
+
+def test_missing_packages_are_chosen_from_wheels_with_what_they_need(tmp_path):
+    wanted = [
+        Requirement(text) for text in ("torch>=2.9", "torch>=99", "no-such-thing>=2", "other; python_version<'3'")
+    ]
+    missing = gpu_packages.lacking(wanted)
+    assert [str(one) for one in missing] == ["torch>=99", "no-such-thing>=2"]
+    write_wheel(tmp_path, "no_such_thing", "1.0")
+    write_wheel(tmp_path, "no_such_thing", "2.9", "torch")
+    write_wheel(tmp_path, "no_such_thing", "2.10", "torch", "its-need<3", "further; extra == 'more'", "gone")
+    write_wheel(tmp_path, "its_need", "2.0")
+    wheels, absent = gpu_packages.choose(missing[1:], tmp_path)
+    assert [wheel.name.split("-")[:2] for wheel in wheels] == [["no_such_thing", "2.10"], ["its_need", "2.0"]]
+    assert [str(one) for one in absent] == ["gone"]
+    gpu_packages.install(wheels, tmp_path / "site")  # by pip, and without a network
+    assert (tmp_path / "site" / "no_such_thing.py").read_text() == "version = '2.10'\n"
+    assert {path.suffix for path in (tmp_path / "site").iterdir()} == {".py", ".dist-info"}
+    command = gpu_packages.how_to_get(absent)
+    assert command.startswith("python3 -m pip download --no-deps") and command.endswith("-d wheels 'gone'")
+    assert f"--python-version 3.{sys.version_info.minor} --platform manylinux_" in command
+    assert not gpu_packages.lacking(gpu_packages.needed(ROOT))
+
+
+def test_each_test_is_noted_as_it_ends(tmp_path, monkeypatch):
+    hook = load(ROOT / "tests" / "gpu" / "conftest.py", "conftest_of_gpu").pytest_runtest_logreport
+    monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)
+    monkeypatch.setenv("GPU_CHECK_RESULTS", str(tmp_path / "tests.jsonl"))
+    report = {"location": ("a.py", 1, "b"), "keywords": {}, "sections": [], "duration": 0.5}
+    for name, when, outcome, longrepr in (
+        ("passed", "setup", "passed", None),
+        ("passed", "call", "passed", None),
+        ("skipped", "setup", "skipped", ("a.py", 1, "Skipped: no CUDA device")),
+        ("failed", "call", "failed", "assert 1 == 2"),
+    ):
+        hook(pytest.TestReport(nodeid=name, when=when, outcome=outcome, longrepr=longrepr, **report))
+    lines = gpu_steps._test_lines(tmp_path / "tests.jsonl")
+    assert [(one["test"], one["outcome"]) for one in lines] == [(one, one) for one in ("passed", "skipped", "failed")]
+    assert [one["message"] for one in lines] == ["", "Skipped: no CUDA device", "assert 1 == 2"]
