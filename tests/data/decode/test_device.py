@@ -14,8 +14,6 @@ from hf_ssl.data.decode.device import DeviceDecoder
 from hf_ssl.data.decode.pictures import Jpeg, SkippedImageError, decode, undecoded
 from hf_ssl.errors import UserError
 
-CUDA = pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA"))
-
 
 def _photo(seed=0, size=(61, 47)):
     coarse = np.random.default_rng(seed).integers(0, 256, (7, 9, 3), dtype=np.uint8)
@@ -91,23 +89,19 @@ def test_only_jpegs_that_all_decoders_read_alike_stay_files(name):
         np.testing.assert_array_equal(found, decode(data))
 
 
-@pytest.mark.parametrize("name", ["cpu", CUDA])
-def test_the_device_gives_what_the_cpu_gives_in_the_order_of_the_files(name):
+def test_the_device_gives_what_the_cpu_gives_in_the_order_of_the_files():
     files = [*(data for data, _ in FILES.values()), *BROKEN.values()]
     order = np.random.default_rng(0).permutation(len(files)).tolist()
     files = [{"bytes": files[place], "path": None} for place in order]
-    made = list(DeviceDecoder(torch.device(name))(undecoded(files, timeout=0)))
+    made = list(DeviceDecoder(torch.device("cpu"))(undecoded(files, timeout=0)))
     assert len(made) == len(files)
     for picture, file in zip(made, files, strict=True):
         expected = _outcome(file)
         if isinstance(expected, str):
             assert isinstance(picture, SkippedImageError) and picture.reason == expected
             continue
-        assert isinstance(picture, torch.Tensor) and picture.device.type == name and picture.dtype == torch.uint8
-        difference = np.abs(picture.cpu().numpy().astype(int) - expected.astype(int))
-        assert picture.shape == expected.shape
-        # Both are libjpeg on the CPU. nvJPEG rounds and enlarges colours by its own rules.
-        assert difference.max() == 0 if name == "cpu" else difference.mean() < 8
+        assert isinstance(picture, torch.Tensor) and picture.dtype == torch.uint8
+        np.testing.assert_array_equal(picture.numpy(), expected)  # both are libjpeg; of nvJPEG see tests/gpu
 
 
 def test_groups_do_not_change_the_pictures(monkeypatch):
