@@ -72,7 +72,7 @@ def publish(
         message=message or "Publish the run",
         is_stale=is_stale,
         token=token,
-        retry=_command(run_dir, repo_id, private, revision=revision, tag=tag, message=message, license=license),
+        retry=publish_command(run_dir, repo_id, private, revision=revision, tag=tag, message=message, license=license),
     )
 
 
@@ -157,7 +157,8 @@ def is_stale(path: str) -> bool:
     return path in written or path.endswith(".png")
 
 
-def _command(run_dir: Path, repo_id: str, private: bool, **flags: str | None) -> str:
+def publish_command(run_dir: Path, repo_id: str, private: bool, **flags: str | None) -> str:
+    """The command line that publishes a run; flags whose value is None are left out."""
     words = ["hf-ssl", "publish", str(run_dir), "--repo_id", repo_id]
     words += ["--private"] if private else []
     for name, value in flags.items():

@@ -81,7 +81,7 @@ class TrainingSettings:
         gallery: Show images of the data set beside their nearest neighbours on the model card, which is published with
             the encoder; without it only those of `shapes` and `digits` are shown.
         push_to_hub: Publish the encoder to the Hugging Face Hub at the end.
-        push_checkpoints: Publish it at every checkpoint too.
+        push_checkpoints: Publish it at the end and at every checkpoint, each of these to a branch of its own.
         repo_id: Hub repository, such as `org/directpred-r50`.
         private: Create the repository as a private one.
         license: Licence of the weights for the model card, such as `apache-2.0`; none is assumed.
