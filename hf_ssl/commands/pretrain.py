@@ -72,7 +72,7 @@ GROUPS = {
         "report_to",
     ),
     "evaluation": ("knn_every", "knn_split", "knn_images"),
-    "Hub": ("push_to_hub", "push_checkpoints", "repo_id", "private", "license", "gallery"),
+    "Hub": ("push_to_hub", "push_checkpoints", "repo_id", "private", "license", "gallery", "hub_timeout"),
 }
 """Headings in `--help` of the fields of `TrainingSettings`, each of which stands under one."""
 
@@ -198,7 +198,7 @@ def run(given: Mapping[str, Any]) -> PretrainResult:
 
 def _train_and_export(request: Request, model: SSLPreTrainedModel) -> PretrainResult:
     training = request.training
-    publisher = _publisher(training)
+    publisher = BackgroundPublisher.of(training)
     result = train(
         model,
         request.source,
@@ -278,18 +278,6 @@ def _report_early_end(result: TrainingResult, publisher: BackgroundPublisher | N
     else:
         again = "The same command with `--resume auto` goes on all the same"
         logger.warning("%s Stopped %s %s%s.", result.collapse, where, again, unpublished)
-
-
-def _publisher(settings: TrainingSettings) -> BackgroundPublisher | None:
-    """What sends the encoder so far to a branch of the repository after each checkpoint, if that is wanted."""
-    if not settings.push_checkpoints:
-        return None
-    publisher = BackgroundPublisher(
-        Path(settings.output_dir), settings.repo_id or "", private=settings.private, license=settings.license
-    )
-    if os.environ.get("RANK", "0") == "0":
-        publisher.resume()
-    return publisher
 
 
 class _Pretrain:

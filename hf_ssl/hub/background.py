@@ -11,13 +11,14 @@ import sys
 import threading
 from pathlib import Path
 
-from huggingface_hub import get_session
 from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
 from hf_ssl.hub.export import export_run
 from hf_ssl.hub.publish import publish, publish_command
 from hf_ssl.methods.base import SSLPreTrainedModel
+from hf_ssl.settings import HUB_TIMEOUT
 from hf_ssl.tokens import without_tokens
+from hf_ssl.training.arguments import TrainingSettings
 from hf_ssl.training.files import RUN_FILE
 
 logger = logging.getLogger(__name__)
@@ -36,10 +37,20 @@ class BackgroundPublisher:
         repo_id: Repository, made if missing.
         private: Make it a private one.
         license: Licence of the weights for the cards.
+        hub_timeout: Seconds that each push may lose to failures, see `push_files`.
     """
 
-    def __init__(self, run_dir: Path, repo_id: str, *, private: bool = False, license: str | None = None):
+    def __init__(
+        self,
+        run_dir: Path,
+        repo_id: str,
+        *,
+        private: bool = False,
+        license: str | None = None,
+        hub_timeout: float = HUB_TIMEOUT,
+    ):
         self.run_dir, self.repo_id, self.private, self.license = run_dir, repo_id, private, license
+        self.hub_timeout = hub_timeout
         self.folder = run_dir / "unpublished"
         self.lost: list[str] = []  # branches whose push failed and whose snapshot is gone
         self._state = threading.Condition()
@@ -47,6 +58,25 @@ class BackgroundPublisher:
         self._at_work: Path | None = None
         self._failed: Path | None = None
         self._thread: threading.Thread | None = None
+
+    @classmethod
+    def of(cls, settings: TrainingSettings) -> "BackgroundPublisher | None":
+        """What sends the encoder so far to a branch after each checkpoint; None if that is not wanted.
+
+        It begins with what an earlier process of the run has left.
+        """
+        if not settings.push_checkpoints:
+            return None
+        publisher = cls(
+            Path(settings.output_dir),
+            settings.repo_id or "",
+            private=settings.private,
+            license=settings.license,
+            hub_timeout=settings.hub_timeout,
+        )
+        if os.environ.get("RANK", "0") == "0":
+            publisher.resume()
+        return publisher
 
     def submit(self, step: int, model: SSLPreTrainedModel) -> None:
         """Write a snapshot of the run at this step, and have it pushed; returns before that has happened."""
@@ -138,7 +168,6 @@ class BackgroundPublisher:
         shown = not are_progress_bars_disabled()
         if shown:  # they would tear the training's own
             disable_progress_bars()
-        _leave_connections_to_this_process()
         try:
             url = publish(
                 snapshot,
@@ -147,6 +176,7 @@ class BackgroundPublisher:
                 revision=snapshot.name,
                 message=_title(snapshot),
                 license=self.license,
+                hub_timeout=self.hub_timeout,
             )
         except Exception as error:  # whatever it is, it is no reason to lose a run
             logger.warning(
@@ -165,18 +195,6 @@ class BackgroundPublisher:
         finally:
             if shown:
                 enable_progress_bars()
-
-
-def _leave_connections_to_this_process() -> None:
-    """Keep the Hub's client from waiting in processes that are forked while this thread uses it.
-
-    It closes itself in each of them, such as a data worker, and waits there for ever if this thread held a lock of its
-    connections at that moment.
-    """
-    client, owner = get_session(), os.getpid()
-    if "close" not in vars(client):
-        close = client.close
-        client.close = lambda: close() if os.getpid() == owner else None
 
 
 def leave_uploads(code: int | str) -> None:

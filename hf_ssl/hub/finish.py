@@ -82,7 +82,9 @@ def _publish(finish: Finish, settings: TrainingSettings, publisher: BackgroundPu
     def work() -> None:
         if publisher is not None:
             publisher.wait()
-        finish.url = publish(run_dir, repo_id, private=settings.private, license=settings.license)
+        finish.url = publish(
+            run_dir, repo_id, private=settings.private, license=settings.license, hub_timeout=settings.hub_timeout
+        )
         if publisher is not None and publisher.snapshots():  # the Hub takes pushes now
             publisher.resume()
             publisher.wait()

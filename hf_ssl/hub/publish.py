@@ -14,6 +14,7 @@ from hf_ssl.hub.model_card import render_model_card
 from hf_ssl.hub.names import check_license, check_refs, check_repo_id, url_of
 from hf_ssl.hub.push import push_files
 from hf_ssl.methods.base import SSLPreTrainedModel
+from hf_ssl.settings import HUB_TIMEOUT
 from hf_ssl.training.files import RUN_FILE
 
 _NEEDED = ("encoder/config.json", "encoder/model.safetensors", "pretraining/config.json")
@@ -30,6 +31,7 @@ def publish(
     message: str | None = None,
     license: str | None = None,
     token: str | None = None,
+    hub_timeout: float = HUB_TIMEOUT,
 ) -> str:
     """Push `run_dir/encoder` and `run_dir/pretraining` in one commit, by `push_files`: all of it arrives or nothing.
 
@@ -47,6 +49,7 @@ def publish(
         message: Commit message.
         license: Licence of the weights for the card, such as `apache-2.0`.
         token: Token of the Hub; None: that of `hf auth login` or `HF_TOKEN`.
+        hub_timeout: Seconds that the push may lose to failures, see `push_files`.
 
     Returns:
         Address of what was pushed.
@@ -72,6 +75,7 @@ def publish(
         message=message or "Publish the run",
         is_stale=is_stale,
         token=token,
+        hub_timeout=hub_timeout,
         retry=publish_command(run_dir, repo_id, private, revision=revision, tag=tag, message=message, license=license),
     )
 
