@@ -19,6 +19,9 @@ from huggingface_hub.errors import StrictDataclassClassValidationError, StrictDa
 
 from hf_ssl.errors import UserError, near_name
 
+HUB_TIMEOUT = 300.0
+"""Seconds that a push may lose to failures without `hub_timeout`; the Hub asks for pauses of as much at most."""
+
 _T = TypeVar("_T")
 
 

@@ -106,7 +106,7 @@ def online(hub_server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     for name, value in constants.items():
         monkeypatch.setattr(f"huggingface_hub.constants.{name}", value)
     monkeypatch.setenv("HF_TOKEN", hub_server.hub.token)
-    monkeypatch.setattr("hf_ssl.hub.push._FIRST_PAUSE", 0.01)
+    monkeypatch.setattr("hf_ssl.hub.attempts._FIRST_PAUSE", 0.01)
     close_session()
     yield hub_server.hub
     close_session()

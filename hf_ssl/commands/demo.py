@@ -27,7 +27,7 @@ from hf_ssl.evaluation.portrait import MAX_IMAGES
 from hf_ssl.hub.embedding import SHOWN_BY_DEFAULT
 from hf_ssl.hub.names import check_repo_id
 from hf_ssl.invocation import command_line
-from hf_ssl.settings import check_least, checked
+from hf_ssl.settings import HUB_TIMEOUT, check_least, checked
 
 
 @checked
@@ -44,6 +44,8 @@ class DemoSettings(ReadingSettings):
         space: Space `org/name` to publish the page as; nothing is served here then.
         private: Make the Space a private one.
         publish_images: The Space may show the images of the sample.
+        hub_timeout: Seconds that a push may lose to failures of the Hub and to pauses after them, all attempts
+            together, before it is given up; 0: nothing is tried again.
     """
 
     encoder: str
@@ -55,13 +57,14 @@ class DemoSettings(ReadingSettings):
     space: str | None = None
     private: bool = False
     publish_images: bool = False
+    hub_timeout: float = HUB_TIMEOUT
 
     def validate_page(self) -> None:
         """Check what can be checked before minutes are spent on features."""
         if importlib.util.find_spec("gradio") is None:
             raise UserError("The demo page needs gradio, which is not installed: pip install 'hf_ssl[demo]'")
         self.check_reading()
-        check_least(self, max_images=2)
+        check_least(self, max_images=2, hub_timeout=0)
         if self.space is None:
             for name in ("private", "publish_images"):
                 if getattr(self, name):
@@ -99,8 +102,15 @@ def run(settings: DemoSettings) -> DemoResult:
     collection = collect(encoder, source, name, settings.max_images, settings.batch_size, settings.num_workers)
     if settings.space:
         retry = command_line()
-        dataset = source.name if source.kind == "hub" else None
-        url = push_space(collection, reference, dataset, settings.space, private=settings.private, retry=retry)
+        url = push_space(
+            collection,
+            reference,
+            source.name if source.kind == "hub" else None,
+            settings.space,
+            private=settings.private,
+            hub_timeout=settings.hub_timeout,
+            retry=retry,
+        )
         return DemoResult(url)
     from hf_ssl.demo.page import build_page, serve  # takes seconds, and an extra that may be missing
 

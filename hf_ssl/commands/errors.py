@@ -25,6 +25,10 @@ def user_message(error: BaseException) -> str | None:
     from huggingface_hub.errors import HfHubHTTPError, StrictDataclassError
     from safetensors import SafetensorError
 
+    from hf_ssl.answers import ForeignAnswerError, is_foreign_answer
+
+    if not isinstance(error, UserError) and is_foreign_answer(error):
+        error = ForeignAnswerError()
     if isinstance(error, UserError):
         return " ".join(str(error).split())
     if isinstance(error, StrictDataclassError):

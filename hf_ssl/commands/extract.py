@@ -45,7 +45,7 @@ from hf_ssl.features.search import build_index, new_index
 from hf_ssl.hub.names import check_repo_id
 from hf_ssl.hub.push import push_files
 from hf_ssl.invocation import command_line
-from hf_ssl.settings import check_least, checked
+from hf_ssl.settings import HUB_TIMEOUT, check_least, checked
 from hf_ssl.training.processes import check_num_processes, requested_processes
 
 logger = logging.getLogger(__name__)
@@ -68,6 +68,8 @@ class ExtractSettings(ReadingSettings):
         index: Write an index for `search`: `faiss` is exact, `faiss:IVF1024,Flat` faster for millions of images.
         push: Repository `org/name` to push the folder to, as a data set with a card.
         private: Make the pushed data set a private one.
+        hub_timeout: Seconds that the push may lose to failures of the Hub and to pauses after them, all attempts
+            together, before it is given up; 0: nothing is tried again.
     """
 
     encoder: str
@@ -81,6 +83,7 @@ class ExtractSettings(ReadingSettings):
     index: str | None = None
     push: str | None = None
     private: bool = False
+    hub_timeout: float = HUB_TIMEOUT
 
     def validate_extraction(self) -> None:
         """Check what can be checked without encoder and data."""
@@ -241,6 +244,7 @@ def _push(settings: ExtractSettings) -> str:
         private=settings.private,
         message=f"Features of {public_record(_record_of(settings.output))['dataset']['dataset']}",
         is_stale=lambda path: path.startswith(("data/", "index/")),
+        hub_timeout=settings.hub_timeout,
         retry=command,
     )
 
@@ -261,7 +265,7 @@ COMMAND = Command(
     groups={
         "data": OF_DATA,
         "computation": ("device", "bf16", "seed"),
-        "output": ("rows_per_shard", "overwrite", "private"),
+        "output": ("rows_per_shard", "overwrite", "private", "hub_timeout"),
     },
     function="extract_features",
 )

@@ -161,7 +161,12 @@ def _finished(
         folder = _export(classifier, entries, own, result)
         if own.push_to_hub:
             published = publish_classifier(
-                folder, own.repo_id or "", private=own.private, license=own.license, retry=_command_that_resumes(own)
+                folder,
+                own.repo_id or "",
+                private=own.private,
+                license=own.license,
+                hub_timeout=own.hub_timeout,
+                retry=_command_that_resumes(own),
             )
     log = Path(own.output_dir) / "metrics.jsonl"
     return FineTuneResult(

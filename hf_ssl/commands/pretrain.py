@@ -30,7 +30,7 @@ from hf_ssl.data.settings import DataSettings
 from hf_ssl.errors import UserError
 from hf_ssl.evaluation.references import read_json
 from hf_ssl.hub.background import BackgroundPublisher
-from hf_ssl.hub.finish import finish_run
+from hf_ssl.hub.finish import Finish, finish_run
 from hf_ssl.invocation import called_as
 from hf_ssl.methods import METHODS
 from hf_ssl.methods.base import SSLPreTrainedModel
@@ -73,12 +73,13 @@ GROUPS = {
         "report_to",
     ),
     "evaluation": ("knn_every", "knn_split", "knn_images"),
-    "Hub": ("push_to_hub", "push_checkpoints", "repo_id", "private", "license", "gallery"),
+    "Hub": ("push_to_hub", "push_checkpoints", "repo_id", "private", "license", "gallery", "hub_timeout"),
 }
 """Headings in `--help` of the fields of `TrainingSettings`, each of which stands under one."""
 
 _FEW_EPOCHS = 5
 _COLLAPSED = 3  # exit code of a run that `on_collapse` stopped
+_NOT_PUBLISHED = 4
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,9 @@ class PretrainResult:
         collapse: What the collapse alarm reported, in plain words; None if nothing.
         next_commands: What is usually typed next.
         url: Address of the published encoder, if it was published.
-        exit_code: 0, 3 after a collapse that stopped the run, 128 plus its number after a signal.
+        unpublished: What should have been published and was not, where it lies, and which command publishes it.
+        exit_code: 0, 3 after a collapse that stopped the run, 4 if something is unpublished, 128 plus its number after
+            a signal.
     """
 
     run_dir: Path
@@ -109,6 +112,7 @@ class PretrainResult:
     collapse: str | None
     next_commands: list[str]
     url: str | None = None
+    unpublished: list[str] = dataclasses.field(default_factory=list)
     exit_code: int = 0
 
     def __str__(self) -> str:
@@ -125,7 +129,10 @@ class PretrainResult:
             )
         if self.url:
             lines.append(f"Published: {self.url}")
-        return "\n".join([*lines, "\nNext:", *(f"  {command}" for command in self.next_commands)])
+        lines += ["\nNext:", *(f"  {command}" for command in self.next_commands)]
+        if self.unpublished:
+            lines += ["\nNot published:", *(f"  {one}" for one in self.unpublished)]
+        return "\n".join(lines)
 
 
 def pretrain(
@@ -192,7 +199,7 @@ def run(given: Mapping[str, Any]) -> PretrainResult:
 
 def _train_and_export(request: Request, model: SSLPreTrainedModel) -> PretrainResult:
     training = request.training
-    publisher = _publisher(training)
+    publisher = BackgroundPublisher.of(training)
     result = train(
         model,
         request.source,
@@ -202,12 +209,11 @@ def _train_and_export(request: Request, model: SSLPreTrainedModel) -> PretrainRe
         on_checkpoint=publisher.submit if publisher else None,
     )
     if not result.is_main_process:
-        return _result(request, result, None, None)
+        return _result(request, result, None)
     if result.signal or not result.finished:
         _report_early_end(result, publisher)
-        return _result(request, result, None, None)
-    encoder, url = finish_run(model, request.source, request.data, training, publisher)
-    return _result(request, result, encoder, url)
+        return _result(request, result, None)
+    return _result(request, result, finish_run(model, request.source, request.data, training, publisher))
 
 
 def _load(start: EncoderStart | MethodStart, model: SSLPreTrainedModel) -> None:
@@ -238,11 +244,14 @@ def _next_commands(request: Request) -> list[str]:
     return [*measured, *search, f"hf-ssl publish {run_dir} --repo_id ORG/NAME --dry_run"]
 
 
-def _result(request: Request, result: TrainingResult, encoder: Path | None, url: str | None) -> PretrainResult:
+def _result(request: Request, result: TrainingResult, finish: Finish | None) -> PretrainResult:
     run_dir = Path(request.training.output_dir)
     lines = run_dir / "metrics.jsonl"
+    encoder = finish.encoder if finish is not None else None
     measured = encoder / "results.json" if encoder is not None else None
-    stopped = _COLLAPSED if not result.finished else 0
+    signal_number = result.signal or (finish.signal if finish is not None else 0)
+    unpublished = finish.unpublished if finish is not None else []
+    code = _NOT_PUBLISHED if unpublished else 0 if result.finished else _COLLAPSED
     return PretrainResult(
         run_dir=run_dir,
         encoder=encoder,
@@ -253,33 +262,23 @@ def _result(request: Request, result: TrainingResult, encoder: Path | None, url:
         num_steps=result.num_steps,
         collapse=result.collapse,
         next_commands=_next_commands(request),
-        url=url,
-        exit_code=128 + result.signal if result.signal else stopped,
+        url=finish.url if finish is not None else None,
+        unpublished=unpublished,
+        exit_code=128 + signal_number if signal_number else code,
     )
 
 
 def _report_early_end(result: TrainingResult, publisher: BackgroundPublisher | None) -> None:
-    left = publisher.left() if publisher else []
+    left = [snapshot.name for snapshot in publisher.snapshots()] if publisher else []
     of_all = "" if result.num_steps == UNKNOWN_LENGTH else f" of {result.num_steps}"  # `max_hours` sets it at step 20
     where = f"after step {result.step}{of_all}, {checkpoint_text(result.last_checkpoint)}."
+    unpublished = f" and publishes {' and '.join(left)}" if left else ""
     if result.signal:
-        unpublished = f" and publishes {' and '.join(left)}" if left else ""
         name = signal.Signals(result.signal).name
         logger.warning("Stopped by %s %s The same command with `--resume auto` continues%s.", name, where, unpublished)
     else:
-        logger.warning(
-            "%s Stopped %s The same command with `--resume auto` goes on all the same.", result.collapse, where
-        )
-
-
-def _publisher(settings: TrainingSettings) -> BackgroundPublisher | None:
-    """What sends the encoder so far to a branch of the repository after each checkpoint, if that is wanted."""
-    if not settings.push_checkpoints:
-        return None
-    publisher = BackgroundPublisher(Path(settings.output_dir), settings.repo_id or "", private=settings.private)
-    if os.environ.get("RANK", "0") == "0":
-        publisher.resume()
-    return publisher
+        again = "The same command with `--resume auto` goes on all the same"
+        logger.warning("%s Stopped %s %s%s.", result.collapse, where, again, unpublished)
 
 
 class _Pretrain:

@@ -13,7 +13,7 @@ from pathlib import Path
 from hf_ssl.commands.command import Command
 from hf_ssl.hub.names import check_refs, check_repo_id
 from hf_ssl.hub.publish import files_to_push, publish
-from hf_ssl.settings import checked
+from hf_ssl.settings import HUB_TIMEOUT, check_least, checked
 
 
 @checked
@@ -29,6 +29,8 @@ class PublishSettings:
         tag: Name for what is pushed, such as v1.0; a tag that exists is never moved.
         revision: Branch to push to instead of main; made if missing.
         message: Commit message.
+        hub_timeout: Seconds that a push may lose to failures of the Hub and to pauses after them, all attempts
+            together, before it is given up; 0: nothing is tried again.
     """
 
     run_dir: Path
@@ -39,9 +41,11 @@ class PublishSettings:
     tag: str | None = None
     revision: str | None = None
     message: str | None = None
+    hub_timeout: float = HUB_TIMEOUT
 
     def validate_names(self) -> None:
-        """Check names before any file is read."""
+        """Check names and numbers before any file is read."""
+        check_least(self, hub_timeout=0)
         check_repo_id(self.repo_id)
         check_refs(self.revision, self.tag)
 
@@ -81,6 +85,7 @@ def run(settings: PublishSettings) -> PublishResult:
         dry_run=settings.dry_run,
         message=settings.message,
         license=settings.license,
+        hub_timeout=settings.hub_timeout,
     )
     if not settings.dry_run:
         return PublishResult(url, pushed=True)

@@ -16,7 +16,7 @@ from hf_ssl.hub.push import push_files
 from hf_ssl.invocation import command_line
 from hf_ssl.metrics import path_of
 from hf_ssl.metrics.space import space_files
-from hf_ssl.settings import checked
+from hf_ssl.settings import HUB_TIMEOUT, check_least, checked
 
 
 @checked
@@ -28,15 +28,19 @@ class PublishMetricSettings:
         repo_id: Space, such as ORG/knn_accuracy; made if missing. Its name must be that of the measure.
         private: Make the Space a private one.
         dry_run: Show the files, and push nothing; needs no network.
+        hub_timeout: Seconds that a push may lose to failures of the Hub and to pauses after them, all attempts
+            together, before it is given up; 0: nothing is tried again.
     """
 
     metric: str
     repo_id: str
     private: bool = False
     dry_run: bool = False
+    hub_timeout: float = HUB_TIMEOUT
 
     def validate_names(self) -> None:
         """Check that the measure exists and a repository can have the name."""
+        check_least(self, hub_timeout=0)
         path_of(self.metric)
         check_repo_id(self.repo_id)
 
@@ -75,6 +79,7 @@ def run(settings: PublishMetricSettings) -> PublishMetricResult:
         space_sdk="gradio",
         private=settings.private,
         message=f"Metric {settings.metric} of hf_ssl",
+        hub_timeout=settings.hub_timeout,
         retry=command_line(),
     )
     return PublishMetricResult(url, pushed=True, files=texts)

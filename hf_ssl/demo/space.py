@@ -13,11 +13,13 @@ from pathlib import Path
 from huggingface_hub import HfApi, SpaceCardData
 from huggingface_hub.errors import HfHubHTTPError
 
+from hf_ssl.answers import hub_answers
 from hf_ssl.demo.collection import Collection
 from hf_ssl.errors import UserError
 from hf_ssl.evaluation.encoders import encoder_folder
 from hf_ssl.hub.cards import render_card
 from hf_ssl.hub.push import push_files
+from hf_ssl.settings import HUB_TIMEOUT
 
 logger = logging.getLogger(__name__)
 
@@ -76,7 +78,8 @@ def published_reference(reference: str) -> str:
         return reference
     name, _, revision = repo.partition("@")
     try:
-        about = HfApi().model_info(name, revision=revision or None)
+        with hub_answers():
+            about = HfApi().model_info(name, revision=revision or None)
     except (HfHubHTTPError, OSError) as error:
         raise UserError(f"The Hub gave no encoder `{repo}`: {str(error).strip().splitlines()[0]}") from None
     if about.private:
@@ -85,7 +88,14 @@ def published_reference(reference: str) -> str:
 
 
 def push_space(
-    collection: Collection, reference: str, dataset: str | None, repo_id: str, *, private: bool, retry: str
+    collection: Collection,
+    reference: str,
+    dataset: str | None,
+    repo_id: str,
+    *,
+    private: bool,
+    hub_timeout: float = HUB_TIMEOUT,
+    retry: str,
 ) -> str:
     """Push the page in one commit; returns its address.
 
@@ -95,6 +105,7 @@ def push_space(
         dataset: Id of the data set, if it is one of the Hub.
         repo_id: The Space; made if missing.
         private: Make it a private one.
+        hub_timeout: Seconds that the push may lose to failures, see `push_files`.
         retry: Command that pushes again, for errors.
 
     Raises:
@@ -118,6 +129,7 @@ def push_space(
         message=f"Demo of {collection.encoder}",
         is_stale=lambda path: path.startswith("hf_ssl/"),
         space_sdk="gradio",
+        hub_timeout=hub_timeout,
         retry=retry,
     )
 

@@ -25,6 +25,7 @@ from timm.data.transforms_factory import create_transform
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoImageProcessor, AutoModel
 
+from hf_ssl.answers import hub_answers
 from hf_ssl.data.decode.pillow import upright_rgb
 from hf_ssl.errors import UserError
 from hf_ssl.evaluation.references import encoder_folder, timm_reference
@@ -273,7 +274,10 @@ def _open(name: str, seed: int | None) -> tuple[nn.Module, ImageTransform | Proc
 def _open_timm(name: str, seed: int | None) -> tuple[nn.Module, ImageTransform]:
     if seed is None:
         try:
-            model = timm.create_model(name, pretrained=True, num_classes=0)
+            with hub_answers():
+                model = timm.create_model(name, pretrained=True, num_classes=0)
+        except UserError:
+            raise
         except (RuntimeError, OSError, HfHubHTTPError, SafetensorError) as error:
             reason = str(error).strip().splitlines()[0]
             raise UserError(f"timm could not load the weights of `{name}`: {reason}") from error
@@ -289,8 +293,9 @@ def _open_transformers(
     name: str, revision: str | None, seed: int | None
 ) -> tuple[PooledTransformersEncoder, ProcessorTransform]:
     try:
-        config = AutoConfig.from_pretrained(name, revision=revision)
-        processor = AutoImageProcessor.from_pretrained(name, revision=revision)
+        with hub_answers():
+            config = AutoConfig.from_pretrained(name, revision=revision)
+            processor = AutoImageProcessor.from_pretrained(name, revision=revision)
         if hasattr(config, "mask_ratio"):
             config.mask_ratio = 0.0  # a masked autoencoder sees the whole image after pretraining
         if seed is None:
@@ -301,6 +306,8 @@ def _open_transformers(
         else:
             with _seeded(seed):
                 model, missing = AutoModel.from_config(config, dtype=torch.float32), []
+    except UserError:
+        raise
     except (OSError, ValueError, SafetensorError, pickle.UnpicklingError) as error:  # the last where weights hold code
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"transformers could not load the encoder `{name}`: {reason}") from error

@@ -17,6 +17,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
+from hf_ssl.answers import hub_answers
 from hf_ssl.errors import UserError, near_name
 
 _LOCAL = "local-dir:"
@@ -108,7 +109,8 @@ def hub_file(repo: str, filename: str) -> Path:
     """
     name, _, revision = repo.partition("@")
     try:
-        return Path(huggingface_hub.hf_hub_download(name, filename, revision=revision or None))
+        with hub_answers():
+            return Path(huggingface_hub.hf_hub_download(name, filename, revision=revision or None))
     except (HfHubHTTPError, EntryNotFoundError, HFValidationError, OSError) as error:
         reason = _why_not(error, name, filename, revision)
         raise UserError(

@@ -14,6 +14,7 @@ from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
+from hf_ssl.answers import ForeignAnswerError, hub_answers
 from hf_ssl.errors import UserError
 from hf_ssl.evaluation.encoders import Encoder
 from hf_ssl.evaluation.finite import check_finite
@@ -97,7 +98,10 @@ def open_features(folder_or_repo: str, split: str | None = None, revision: str |
 
     def fetch(name: str) -> Path:
         try:
-            return Path(hf_hub_download(folder_or_repo, name, repo_type="dataset", revision=revision))
+            with hub_answers():
+                return Path(hf_hub_download(folder_or_repo, name, repo_type="dataset", revision=revision))
+        except ForeignAnswerError:
+            raise
         except (HfHubHTTPError, EntryNotFoundError, OSError, ValueError) as error:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
             raise UserError(

@@ -20,6 +20,7 @@ from hf_ssl.hub.public import public_files
 from hf_ssl.hub.publish import files_in, is_stale
 from hf_ssl.hub.push import push_files
 from hf_ssl.hub.timm_folder import write_timm_folder
+from hf_ssl.settings import HUB_TIMEOUT
 from hf_ssl.training.record import RunRecord
 
 _ONLY_FOR_TRAINING = ("drop_rate", "drop_path_rate")  # endings of `model_args` that say nothing about the weights
@@ -105,7 +106,13 @@ def render_classifier_card(folder: Path, repo_id: str | None = None, *, license:
 
 
 def publish_classifier(
-    folder: Path, repo_id: str, *, private: bool = False, license: str | None = None, retry: str
+    folder: Path,
+    repo_id: str,
+    *,
+    private: bool = False,
+    license: str | None = None,
+    hub_timeout: float = HUB_TIMEOUT,
+    retry: str,
 ) -> str:
     """Push a classifier's folder as a repository, all of it or nothing; see `push_files`, whose errors it raises.
 
@@ -114,6 +121,7 @@ def publish_classifier(
         repo_id: Repository, `org/name`, or `name` for one of the token's user; made if missing.
         private: Make it a private one.
         license: Licence of the weights for the card.
+        hub_timeout: Seconds that the push may lose to failures.
         retry: Command that pushes again, for errors.
 
     Returns:
@@ -125,7 +133,13 @@ def publish_classifier(
         return {**public_files(folder, files_in(folder)), "README.md": card}
 
     return push_files(
-        files, repo_id, private=private, message="Publish the classifier", is_stale=is_stale, retry=retry
+        files,
+        repo_id,
+        private=private,
+        message="Publish the classifier",
+        is_stale=is_stale,
+        hub_timeout=hub_timeout,
+        retry=retry,
     )
 
 

@@ -4,7 +4,7 @@ from dataclasses import fields
 from typing import Any, Literal
 
 from hf_ssl.errors import UserError
-from hf_ssl.settings import checked
+from hf_ssl.settings import HUB_TIMEOUT, checked
 from hf_ssl.training.arguments import TrainingSettings
 
 _EPOCHS = 20.0  # length of a run of which nothing is said
@@ -71,6 +71,8 @@ class FineTuningSettings:
         repo_id: Hub repository, such as `org/directpred-r50-flowers`.
         private: Create the repository as a private one.
         license: Licence of the weights for the card, such as `apache-2.0`; none is assumed.
+        hub_timeout: Seconds that a push may lose to failures of the Hub and to pauses after them, all attempts
+            together, before it is given up; 0: nothing is tried again.
     """
 
     output_dir: str
@@ -112,6 +114,7 @@ class FineTuningSettings:
     repo_id: str | None = None
     private: bool = False
     license: str | None = None
+    hub_timeout: float = HUB_TIMEOUT
 
     def validate_training(self) -> None:
         """Check the settings that every training run has."""

@@ -7,6 +7,7 @@ from huggingface_hub import constants as hub_constants
 from huggingface_hub.errors import HfHubHTTPError, HTTPError, RepositoryNotFoundError  # pyright: ignore[reportPrivateImportUsage]
 
 from hf_ssl import __version__
+from hf_ssl.answers import ForeignAnswerError, hub_answers
 from hf_ssl.errors import UserError
 from hf_ssl.hub.names import check_repo_id
 
@@ -25,8 +26,8 @@ def check_push_access(repo_id: str, *, private: bool = False) -> None:
 
     Raises:
         UserError: If the name cannot be used, there is no token, the token is not valid or may only read, its user
-            does not belong to the organisation, the repository is public although a private one is asked for, or
-            `HF_HUB_OFFLINE` is set.
+            does not belong to the organisation, the repository is public although a private one is asked for,
+            `HF_HUB_OFFLINE` is set, or what answers is not the Hub.
     """
     check_repo_id(repo_id)
     token = get_token()
@@ -36,8 +37,9 @@ def check_push_access(repo_id: str, *, private: bool = False) -> None:
         raise UserError("`push_to_hub` cannot work while `HF_HUB_OFFLINE` is set. Unset it, or publish the run later.")
     api = HfApi(token=token, library_name="hf_ssl", library_version=__version__)
     try:
-        user = _check_token(api, repo_id)
-        _check_repository(api, repo_id if "/" in repo_id else f"{user}/{repo_id}", private)
+        with hub_answers():
+            user = _check_token(api, repo_id)
+            _check_repository(api, repo_id if "/" in repo_id else f"{user}/{repo_id}", private)
     except (HTTPError, OSError) as error:
         logger.warning(
             "The Hub does not say now whether the push to `%s` will be allowed (%s). The run goes on.",
@@ -57,6 +59,8 @@ def _check_token(api: HfApi, repo_id: str) -> str:
                 "one that may write."
             ) from None
         raise
+    if not isinstance(user, dict) or not isinstance(user.get("name"), str):
+        raise ForeignAnswerError
     role = user.get("auth", {}).get("accessToken", {}).get("role")
     if role == "read":
         raise UserError(

@@ -11,13 +11,14 @@ import sys
 import threading
 from pathlib import Path
 
-from huggingface_hub import get_session
 from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
 from hf_ssl.hub.export import export_run
-from hf_ssl.hub.publish import publish
+from hf_ssl.hub.publish import publish, publish_command
 from hf_ssl.methods.base import SSLPreTrainedModel
+from hf_ssl.settings import HUB_TIMEOUT
 from hf_ssl.tokens import without_tokens
+from hf_ssl.training.arguments import TrainingSettings
 from hf_ssl.training.files import RUN_FILE
 
 logger = logging.getLogger(__name__)
@@ -29,22 +30,53 @@ class BackgroundPublisher:
     """Publishes step after step to branches `step-N`, from snapshots in `run_dir/unpublished`.
 
     A snapshot is removed when it has arrived. One that could not be pushed is reported and stays, until that happens
-    to a newer one; a later process that calls `resume` tries it again. Nothing here raises because of the Hub.
+    to a newer one; `resume` tries it again, also in a later process. Nothing here raises because of the Hub.
 
     Args:
         run_dir: Folder of the run, whose `run.json` is current.
         repo_id: Repository, made if missing.
         private: Make it a private one.
+        license: Licence of the weights for the cards.
+        hub_timeout: Seconds that each push may lose to failures, see `push_files`.
     """
 
-    def __init__(self, run_dir: Path, repo_id: str, *, private: bool = False):
-        self.run_dir, self.repo_id, self.private = run_dir, repo_id, private
+    def __init__(
+        self,
+        run_dir: Path,
+        repo_id: str,
+        *,
+        private: bool = False,
+        license: str | None = None,
+        hub_timeout: float = HUB_TIMEOUT,
+    ):
+        self.run_dir, self.repo_id, self.private, self.license = run_dir, repo_id, private, license
+        self.hub_timeout = hub_timeout
         self.folder = run_dir / "unpublished"
+        self.lost: list[str] = []  # branches whose push failed and whose snapshot is gone
         self._state = threading.Condition()
         self._waiting: list[Path] = []  # oldest first
         self._at_work: Path | None = None
         self._failed: Path | None = None
         self._thread: threading.Thread | None = None
+
+    @classmethod
+    def of(cls, settings: TrainingSettings) -> "BackgroundPublisher | None":
+        """What sends the encoder so far to a branch after each checkpoint; None if that is not wanted.
+
+        It begins with what an earlier process of the run has left.
+        """
+        if not settings.push_checkpoints:
+            return None
+        publisher = cls(
+            Path(settings.output_dir),
+            settings.repo_id or "",
+            private=settings.private,
+            license=settings.license,
+            hub_timeout=settings.hub_timeout,
+        )
+        if os.environ.get("RANK", "0") == "0":
+            publisher.resume()
+        return publisher
 
     def submit(self, step: int, model: SSLPreTrainedModel) -> None:
         """Write a snapshot of the run at this step, and have it pushed; returns before that has happened."""
@@ -73,11 +105,26 @@ class BackgroundPublisher:
         self._push_later(snapshot)
 
     def resume(self) -> None:
-        """Push what an earlier process of this run has left."""
+        """Push what an earlier process or a push that failed has left; to be called while nothing is pushed."""
         for partial in self.folder.glob(".step-*"):
             shutil.rmtree(partial)
-        for snapshot in sorted(self.folder.glob("step-*"), key=_step_of):
+        for snapshot in self.snapshots():
             self._push_later(snapshot)
+
+    def snapshots(self) -> list[Path]:
+        """The snapshots that have not arrived, oldest first."""
+        return sorted(self.folder.glob("step-*"), key=_step_of)
+
+    def command(self, snapshot: Path) -> str:
+        """The command line that publishes a snapshot."""
+        return publish_command(
+            snapshot,
+            self.repo_id,
+            self.private,
+            revision=snapshot.name,
+            message=_title(snapshot),
+            license=self.license,
+        )
 
     def left(self) -> list[str]:
         """Names of the branches that are still to be pushed."""
@@ -121,40 +168,33 @@ class BackgroundPublisher:
         shown = not are_progress_bars_disabled()
         if shown:  # they would tear the training's own
             disable_progress_bars()
-        _leave_connections_to_this_process()
         try:
             url = publish(
                 snapshot,
                 self.repo_id,
                 private=self.private,
                 revision=snapshot.name,
-                message=f"Step {_step_of(snapshot)}",
+                message=_title(snapshot),
+                license=self.license,
+                hub_timeout=self.hub_timeout,
             )
         except Exception as error:  # whatever it is, it is no reason to lose a run
             logger.warning(
-                "%s is not published; training goes on. %s", snapshot.name, without_tokens(str(error) or repr(error))
+                "%s is not published; the run goes on. %s", snapshot.name, without_tokens(str(error) or repr(error))
             )
-            if self._failed not in (None, snapshot):
+            if self._failed is not None and self._failed != snapshot:
+                logger.warning("The snapshot of %s gives way to that of %s.", self._failed.name, snapshot.name)
                 shutil.rmtree(self._failed, ignore_errors=True)
+                self.lost.append(self._failed.name)
             self._failed = snapshot
         else:
             logger.info("Published: %s", url)
             shutil.rmtree(snapshot, ignore_errors=True)
+            if self._failed == snapshot:
+                self._failed = None
         finally:
             if shown:
                 enable_progress_bars()
-
-
-def _leave_connections_to_this_process() -> None:
-    """Keep the Hub's client from waiting in processes that are forked while this thread uses it.
-
-    It closes itself in each of them, such as a data worker, and waits there for ever if this thread held a lock of its
-    connections at that moment.
-    """
-    client, owner = get_session(), os.getpid()
-    if "close" not in vars(client):
-        close = client.close
-        client.close = lambda: close() if os.getpid() == owner else None
 
 
 def leave_uploads(code: int | str) -> None:
@@ -171,3 +211,7 @@ def leave_uploads(code: int | str) -> None:
 
 def _step_of(snapshot: Path) -> int:
     return int(snapshot.name.removeprefix("step-"))
+
+
+def _title(snapshot: Path) -> str:
+    return f"Step {_step_of(snapshot)}"

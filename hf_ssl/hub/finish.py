@@ -1,7 +1,7 @@
 """The end of a pretraining run: its encoder exported, measured, drawn, described, and published if wanted."""
 
 import logging
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from hf_ssl.data.settings import DataSettings
@@ -17,14 +17,33 @@ from hf_ssl.hub.background import BackgroundPublisher
 from hf_ssl.hub.embedding import SHOWN_BY_DEFAULT, write_embedding
 from hf_ssl.hub.export import export_run
 from hf_ssl.hub.model_card import write_model_card
-from hf_ssl.hub.publish import publish
+from hf_ssl.hub.publish import publish, publish_command
 from hf_ssl.methods.base import SSLPreTrainedModel
 from hf_ssl.private import public_name
 from hf_ssl.training.arguments import TrainingSettings
 from hf_ssl.training.record import RunRecord
 from hf_ssl.training.watch.knn import KNN, open_knn
+from hf_ssl.training.watch.signals import StopSignal
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Finish:
+    """What a run has left at its end.
+
+    Args:
+        encoder: The encoder folder.
+        url: Its address on the Hub, if it was published.
+        unpublished: What should be on the Hub and is not, where it lies and which command publishes it; a sentence
+            for each.
+        signal: Number of the signal that ended the publishing, 0 if none came.
+    """
+
+    encoder: Path
+    url: str | None = None
+    unpublished: list[str] = field(default_factory=list)
+    signal: int = 0
 
 
 def finish_run(
@@ -33,8 +52,10 @@ def finish_run(
     data: DataSettings,
     settings: TrainingSettings,
     publisher: BackgroundPublisher | None,
-) -> tuple[Path, str | None]:
+) -> Finish:
     """Export, measure, draw, describe and publish; called by the first process.
+
+    A push that fails does not raise: the run is whole without it, and its result says what is left to do.
 
     Args:
         model: The trained method.
@@ -42,9 +63,6 @@ def finish_run(
         data: Where the other splits are.
         settings: What to publish, and what to show.
         publisher: What has published checkpoints; its last uploads are waited for.
-
-    Returns:
-        The encoder folder, and its address on the Hub if it was published.
     """
     run_dir = Path(settings.output_dir)
     encoder = export_run(model, run_dir)
@@ -52,11 +70,45 @@ def finish_run(
     _draw(run_dir / "metrics.jsonl", encoder / "figures")
     _portray(model, source, data, settings, encoder)
     write_model_card(encoder)
-    if publisher:
-        publisher.wait()
-    if not settings.push_to_hub:
-        return encoder, None
-    return encoder, publish(run_dir, settings.repo_id or "", private=settings.private, license=settings.license)
+    finish = Finish(encoder)
+    if settings.push_to_hub or publisher is not None:
+        _publish(finish, settings, publisher)
+    return finish
+
+
+def _publish(finish: Finish, settings: TrainingSettings, publisher: BackgroundPublisher | None) -> None:
+    """Publish the encoder after all checkpoints have arrived or failed, and note what is left to publish."""
+    run_dir, repo_id = Path(settings.output_dir), settings.repo_id or ""
+
+    def work() -> None:
+        if publisher is not None:
+            publisher.wait()
+        finish.url = publish(
+            run_dir, repo_id, private=settings.private, license=settings.license, hub_timeout=settings.hub_timeout
+        )
+        if publisher is not None and publisher.snapshots():  # the Hub takes pushes now
+            publisher.resume()
+            publisher.wait()
+
+    def left() -> list[str]:
+        found = []
+        if finish.url is None:
+            command = publish_command(run_dir, repo_id, settings.private, license=settings.license)
+            found.append(f"The encoder lies in `{finish.encoder}`. Publish it: {command}")
+        if publisher is not None:
+            for snapshot in publisher.snapshots():
+                found.append(f"{snapshot.name} lies in `{snapshot}`. Publish it: {publisher.command(snapshot)}")
+            if publisher.lost:
+                found.append(f"{', '.join(publisher.lost)}: nothing is left of their weights.")
+        return found
+
+    with StopSignal(settings.grace_seconds, lambda: " ".join(["Not published:", *left()])) as stop:
+        try:
+            stop.unless_it_comes(work)
+        except UserError as error:
+            logger.warning("The encoder is not published. %s", error)
+    finish.signal = stop.received
+    finish.unpublished = left()
 
 
 def _draw(metrics: Path, folder: Path) -> None:

@@ -15,6 +15,7 @@ from hf_ssl.hub.names import check_license, check_refs, check_repo_id, url_of
 from hf_ssl.hub.public import public_files
 from hf_ssl.hub.push import push_files
 from hf_ssl.methods.base import SSLPreTrainedModel
+from hf_ssl.settings import HUB_TIMEOUT
 from hf_ssl.training.files import RUN_FILE
 
 _NEEDED = ("encoder/config.json", "encoder/model.safetensors", "pretraining/config.json")
@@ -31,6 +32,7 @@ def publish(
     message: str | None = None,
     license: str | None = None,
     token: str | None = None,
+    hub_timeout: float = HUB_TIMEOUT,
 ) -> str:
     """Push `run_dir/encoder` and `run_dir/pretraining` in one commit, by `push_files`: all of it arrives or nothing.
 
@@ -48,6 +50,7 @@ def publish(
         message: Commit message.
         license: Licence of the weights for the card, such as `apache-2.0`.
         token: Token of the Hub; None: that of `hf auth login` or `HF_TOKEN`.
+        hub_timeout: Seconds that the push may lose to failures, see `push_files`.
 
     Returns:
         Address of what was pushed.
@@ -73,7 +76,8 @@ def publish(
         message=message or "Publish the run",
         is_stale=is_stale,
         token=token,
-        retry=_command(run_dir, repo_id, private, revision=revision, tag=tag, message=message, license=license),
+        hub_timeout=hub_timeout,
+        retry=publish_command(run_dir, repo_id, private, revision=revision, tag=tag, message=message, license=license),
     )
 
 
@@ -158,7 +162,8 @@ def is_stale(path: str) -> bool:
     return path in written or path.endswith(".png")
 
 
-def _command(run_dir: Path, repo_id: str, private: bool, **flags: str | None) -> str:
+def publish_command(run_dir: Path, repo_id: str, private: bool, **flags: str | None) -> str:
+    """The command line that publishes a run; flags whose value is None are left out."""
     words = ["hf-ssl", "publish", str(run_dir), "--repo_id", repo_id]
     words += ["--private"] if private else []
     for name, value in flags.items():

@@ -3,7 +3,7 @@
 from typing import Literal
 
 from hf_ssl.errors import UserError
-from hf_ssl.settings import checked
+from hf_ssl.settings import HUB_TIMEOUT, checked
 from hf_ssl.training.timm_optimizers import check_optimizer
 
 ALTERNATIVES = (("num_epochs", "num_steps"), ("warmup_epochs", "warmup_steps"))
@@ -83,10 +83,12 @@ class TrainingSettings:
         gallery: Show images of the data set beside their nearest neighbours on the model card, which is published with
             the encoder; without it only those of `shapes` and `digits` are shown.
         push_to_hub: Publish the encoder to the Hugging Face Hub at the end.
-        push_checkpoints: Publish it at every checkpoint too.
+        push_checkpoints: Publish it at the end and at every checkpoint, each of these to a branch of its own.
         repo_id: Hub repository, such as `org/directpred-r50`.
         private: Create the repository as a private one.
         license: Licence of the weights for the model card, such as `apache-2.0`; none is assumed.
+        hub_timeout: Seconds that a push may lose to failures of the Hub and to pauses after them, all attempts
+            together, before it is given up; 0: nothing is tried again.
     """
 
     output_dir: str
@@ -138,6 +140,7 @@ class TrainingSettings:
     repo_id: str | None = None
     private: bool = False
     license: str | None = None
+    hub_timeout: float = HUB_TIMEOUT
 
     def validate_training(self) -> None:
         """Check every setting that can be checked without data."""
@@ -160,7 +163,7 @@ class TrainingSettings:
         at_least_one = ("batch_size", "lanes", "log_every", "checkpoint_every", "keep_checkpoints", "knn_images")
         at_least_one += ("num_steps",) if self.images_per_device == "auto" else ("num_steps", "images_per_device")
         not_negative = ("seed", "knn_every", "weight_decay", "predictor_weight_decay", "warmup_epochs", "warmup_steps")
-        not_negative += ("predictor_lr_multiplier", "diagnostics_every")
+        not_negative += ("predictor_lr_multiplier", "diagnostics_every", "hub_timeout")
         positive = ("num_epochs", "max_hours", "base_learning_rate", "lars_trust_coefficient", "max_grad_norm")
         positive += ("grace_seconds",)
         for names, rule, holds in (

@@ -50,6 +50,7 @@ _FREE = {
     "on_collapse",
 }
 _FREE |= {"knn_split", "knn_images", "gallery", "push_to_hub", "push_checkpoints", "repo_id", "private", "license"}
+_FREE |= {"hub_timeout"}
 _FREE |= {"cpu", "max_hours", "fits_hours"}
 _FREE |= {"num_epochs", "num_steps", "warmup_epochs", "warmup_steps"}  # compared as the steps that they come to
 _FREE |= {"pretrained", "start_from"}  # where it began

@@ -23,6 +23,7 @@ from PIL import Image
 from hf_ssl import commands
 from hf_ssl.commands import pretrain as pretrain_command
 from hf_ssl.data.order.stream import merged_positions
+from hf_ssl.hub.finish import Finish
 from hf_ssl.methods import METHODS
 from hf_ssl.training.find import complete_checkpoints
 
@@ -262,7 +263,7 @@ def test_no_other_run_takes_the_folder_while_it_is_exported(tmp_path: Path, monk
     def try_to_lock(*_):
         command = [sys.executable, "-S", "-c", attempt, str(tmp_path / "run" / ".lock")]
         attempts.append(subprocess.run(command, capture_output=True, check=False).returncode)
-        return tmp_path / "run" / "encoder", None
+        return Finish(tmp_path / "run" / "encoder")
 
     monkeypatch.setattr("hf_ssl.commands.pretrain.finish_run", try_to_lock)
     few = {"architecture": "test_resnet", "image_size": 16, "num_steps": 1, "batch_size": 8, "num_workers": 0}

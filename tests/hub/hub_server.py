@@ -1,4 +1,5 @@
-"""A Hub on 127.0.0.1: enough of its protocol for the real clients to push, list and download (LFS, no Xet).
+"""A Hub on 127.0.0.1: enough of its protocol for the real clients to push, list and download (LFS; of Xet the
+token only, whose storage answers with 404).
 
 Models, datasets and Spaces; branches, tags and commits; private, gated and disabled repositories; users that may
 write, only read, or are strangers. Faults are data: see `Hub.faults`. Nothing here imports hf_ssl.
@@ -20,6 +21,15 @@ import yaml
 
 LARGE = (".safetensors", ".parquet", ".png", ".jpg", ".webp", ".npy", ".npz", ".bin", ".pt", ".tar", ".faiss")
 PREFIXES = {"model": "", "dataset": "datasets/", "space": "spaces/"}
+PORTAL = "<html><title>Willkommen im WLAN</title>Bitte anmelden: M\xfcller</html>".encode("latin-1")
+GARBLED = {
+    "{}": b"{}",
+    "[]": b"[]",
+    "null": b"null",
+    "text": b'"ok"',
+    "latin-1": b'{"name": "M\xfcller"}',
+    "empty": b"",
+}
 INVALID_TOKEN = "Invalid credentials in Authorization header"
 
 
@@ -92,7 +102,8 @@ class Hub:
             names of its own.
         faults: Each is used once: `(method, part of the path, kind)`, or `(number of the request, kind)` counted from
             0 since `requests` was empty. Kinds: `drop` (connection closed before the work), `lost` (after it, without
-            an answer), `truncated` (after half of the answer), `slow`, or a status such as `500`.
+            an answer), `truncated` (after half of the answer), `slow`, a status such as `500`, `portal` (a page of
+            somebody else, before the work), or one of `GARBLED` (in the place of the answer, after the work).
         requests: What was asked for, such as `GET /api/whoami-v2`.
         delay: Seconds that `slow` takes.
         retry_after: What `429` asks for, in seconds.
@@ -167,6 +178,8 @@ class Handler(BaseHTTPRequestHandler):
         if self.fault == "drop":
             self.close_connection = True
             return
+        if self.fault == "portal":
+            return self.answer(content=PORTAL, headers={"Content-Type": "text/html"})
         if self.fault == "slow":
             threading.Event().wait(hub.delay)  # time.sleep may be patched by the test
         try:
@@ -199,6 +212,8 @@ class Handler(BaseHTTPRequestHandler):
             self.close_connection = True
             return
         content = json.dumps(value).encode() if content is None else content
+        if self.fault in GARBLED:
+            content, status, headers = GARBLED[self.fault], 200, {"Content-Type": "application/json"}
         self.send_response(status)
         for name, text in dict(headers).items():
             self.send_header(name, text)
@@ -337,6 +352,12 @@ class Handler(BaseHTTPRequestHandler):
             raise RefusalError(404, f"Invalid rev id: {revision}", "RevisionNotFound")
         if action == "tag":
             return self.tag(repo, commit)
+        if action == "xet-write-token":
+            names = {"Cas-Url": f"{self.server.url}/cas", "Access-Token": "x", "Token-Expiration": "4000000000"}
+            return self.answer(
+                {"casUrl": names["Cas-Url"], "accessToken": "x", "exp": 4000000000},
+                headers={f"X-Xet-{name}": value for name, value in names.items()},
+            )
         if action == "preupload":
             asked = json.loads(self.body)["files"]
             return self.answer({"files": [upload_mode(file, commit.files) for file in asked]})

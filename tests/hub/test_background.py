@@ -3,6 +3,7 @@
 import logging
 import multiprocessing
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -100,13 +101,17 @@ def test_a_slow_hub_costs_no_time_and_only_two_snapshots(online, publisher, mode
     assert not publisher.folder.exists()
 
 
-def test_what_fails_is_one_warning_and_stays_for_the_next_process(online, publisher, model, caplog, tmp_path):
+def test_what_fails_is_reported_and_stays_for_the_next_process(online, publisher, model, caplog, tmp_path):
     online.forbidden = True
     for step in (1, 2):
         publisher.submit(step, model)
         publisher.wait()
     warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
-    assert [text.split(";")[0] for text in warnings] == [f"step-00000{step} is not published" for step in (1, 2)]
+    assert [text.split(";")[0] for text in warnings] == [
+        "step-000001 is not published",
+        "step-000002 is not published",
+        "The snapshot of step-000001 gives way to that of step-000002.",
+    ]
     command = f"hf-ssl publish {publisher.folder / 'step-000002'} --repo_id org/x --private --revision"
     assert command in warnings[1]
     assert [path.name for path in publisher.folder.iterdir()] == ["step-000002"]  # the newest, and no more
@@ -146,7 +151,7 @@ def test_an_error_that_nobody_expects_does_not_end_the_thread(online, publisher,
     for step in (1, 2):
         publisher.submit(step, model)
         publisher.wait()
-    assert "step-000001 is not published; training goes on. no room" in caplog.text
+    assert "step-000001 is not published; the run goes on. no room" in caplog.text
     assert "Published: address" in caplog.text
 
 
@@ -171,7 +176,9 @@ def test_with_nothing_left_to_push_a_failing_program_ends_as_usual(online, publi
 
 @pytest.fixture
 def pretrain(monkeypatch):
-    """A function that runs the command in this process: `pretrain(folder, *flags)`."""
+    """A function that runs the command in this process: `pretrain(folder, *flags)`; its encoder is not measured."""
+    for name in ("_evaluate", "_portray", "_draw"):
+        monkeypatch.setattr(f"hf_ssl.hub.finish.{name}", lambda *_: None)
     flags = ["--method", "simsiam", "--recipe", "quickstart", "--encoder", "test_resnet", "--image_size", "16"]
     flags += ["--dataset", "digits", "--num_steps", "6", "--checkpoint_every", "2", "--batch_size", "8"]
     flags += ["--num_workers", "0", "--shuffle_window", "100", "--cpu", "true"]
@@ -196,7 +203,8 @@ def test_a_run_publishes_its_checkpoints_and_trains_the_same(online, pretrain, t
     weights = "pretraining/model.safetensors"
     assert (tmp_path / "a" / weights).read_bytes() == (tmp_path / "b" / weights).read_bytes()
     assert online.files("org/x")[weights] == (tmp_path / "a" / weights).read_bytes()
-    assert "step-000002 is not published; training goes on. The Hub does not accept the token." in caplog.text
+    assert "step-000002 is not published; the run goes on. The Hub does not accept the token." in caplog.text
+    assert "step-000002" in online.repos["org/x"].commits  # pushed again at the end
     if "step-000004" in online.repos["org/x"].commits:  # unless step 2 took so long that 4 was left out
         assert online.files("org/x", "step-000004")[weights] != online.files("org/x")[weights]
     for name in ("run.json", "encoder/run.json", "encoder/README.md"):
@@ -225,6 +233,65 @@ def test_a_run_that_is_stopped_does_not_wait_and_the_next_one_publishes(
     assert pretrain(tmp_path / "a", *flags, "--resume", "auto") == 0
     assert {"step-000002"} <= set(online.repos["org/x"].commits)
     assert not (tmp_path / "a" / "unpublished").exists()
+
+
+def test_checkpoints_alone_are_followed_by_the_finished_encoder(online, pretrain, tmp_path):
+    assert pretrain(tmp_path / "a", "--push_checkpoints", "--repo_id", "org/x", "--license", "mit") == 0
+    files = online.files("org/x")
+    for path in ("model.safetensors", "config.json", "run.json"):
+        assert files[path] == (tmp_path / "a" / "encoder" / path).read_bytes()
+    assert 'from_pretrained("org/x")' in files["README.md"].decode()
+    assert all(
+        "license: mit" in online.files("org/x", branch)["README.md"].decode()
+        for branch in online.repos["org/x"].commits
+    )
+    assert not (tmp_path / "a" / "unpublished").exists()
+
+
+@pytest.mark.parametrize("flags", [["--push_to_hub"], ["--push_checkpoints"]])
+def test_what_the_hub_refuses_is_the_last_word_with_the_command_that_publishes_it(
+    online, pretrain, tmp_path, capsys, flags
+):
+    online.forbidden = True
+    assert pretrain(tmp_path / "a", *flags, "--repo_id", "org/x", "--private") == 4
+    said = capsys.readouterr().out.partition("Not published:\n")[2].splitlines()
+    commands = [shlex.split(line.partition("Publish it: hf-ssl ")[2]) for line in said if "Publish it: " in line]
+    where = [tmp_path / "a"]
+    if flags == ["--push_checkpoints"]:
+        where.append(tmp_path / "a" / "unpublished" / "step-000004")
+        assert said[-1] == "  step-000002: nothing is left of their weights." or len(said) == 2  # 4 took its place
+    assert [command[1] for command in commands] == list(map(str, where))
+    online.forbidden = False
+    for command in commands:
+        assert main(command) == 0
+    assert online.repos["org/x"].private
+    assert (
+        online.files("org/x")["model.safetensors"] == (tmp_path / "a" / "encoder" / "model.safetensors").read_bytes()
+    )
+    assert ("step-000004" in online.repos["org/x"].commits) == (flags == ["--push_checkpoints"])
+
+
+def test_a_signal_ends_the_publishing_of_a_finished_run(online, pretrain, tmp_path, monkeypatch, capsys):
+    gate = Gate(monkeypatch)
+    wait_for = threading.Condition.wait_for
+
+    def waited(condition, done):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return wait_for(condition, done)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Condition, "wait_for", waited)
+        assert pretrain(tmp_path / "a", "--push_checkpoints", "--repo_id", "org/x") == 128 + signal.SIGTERM
+    said = capsys.readouterr().out
+    assert f"The encoder lies in `{tmp_path / 'a' / 'encoder'}`. Publish it: hf-ssl publish {tmp_path / 'a'} " in said
+    assert f"step-000002 lies in `{tmp_path / 'a' / 'unpublished' / 'step-000002'}`" in said
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    gate.opened.set()
+    assert pretrain(tmp_path / "a", "--push_checkpoints", "--repo_id", "org/x", "--resume", "auto") == 0
+    assert {"main", "step-000002", "step-000004"} <= set(online.repos["org/x"].commits)
+    assert (
+        online.files("org/x")["model.safetensors"] == (tmp_path / "a" / "encoder" / "model.safetensors").read_bytes()
+    )
 
 
 SLOW = """

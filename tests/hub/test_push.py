@@ -4,10 +4,11 @@ import copy
 import logging
 import subprocess
 import sys
+import time
 
 import pytest
-from hub_server import RefusalError, Repo
-from huggingface_hub import HfApi
+from hub_server import GARBLED, Handler, RefusalError, Repo
+from huggingface_hub import HfApi, constants
 
 from hf_ssl.errors import UserError
 from hf_ssl.hub.push import push_files
@@ -15,7 +16,7 @@ from hf_ssl.hub.push import push_files
 CARD = b"---\nlicense: mit\ntags:\n- hf_ssl\n---\n# Features\n"
 STUB = b"---\nlicense: mit\n---\n"  # what the Hub's website makes with a repository
 RETRY = "hf-ssl publish runs/x --repo_id org/x"
-KINDS = ["drop", "lost", "truncated", "slow", "500", "429", "401", "403", "409"]
+KINDS = ["drop", "lost", "truncated", "slow", "500", "429", "401", "403", "409", "portal", *GARBLED]
 
 
 @pytest.fixture
@@ -23,6 +24,7 @@ def no_pauses(monkeypatch):
     """Neither this package nor the client waits between attempts; returns the pauses that they asked for."""
     asked = []
     monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", asked.append)
+    monkeypatch.setattr("hf_ssl.hub.attempts.monotonic", lambda: time.monotonic() + sum(asked))
     return asked
 
 
@@ -78,9 +80,11 @@ def test_a_fault_at_any_request_leaves_all_or_nothing(
     before = state()
     run()
     assert state() == after
-    num_requests, num_commits = len(online.requests), len(online.repos[key].commits["main"])
+    requests, num_commits = online.requests, len(online.repos[key].commits["main"])
     said = ""
-    for number in range(num_requests):
+    for number, request in enumerate(requests):
+        if kind == "[]" and ("/tree/" in request or "/commits/" in request):
+            continue  # nobody can tell it from the right answer
         online.repos, online.requests, online.faults = copy.deepcopy(repos), [], [(number, kind)]
         try:
             run()
@@ -96,7 +100,8 @@ def test_a_fault_at_any_request_leaves_all_or_nothing(
         assert len(online.repos[key].commits["main"]) == num_commits  # a lost answer makes no second commit
         assert online.repos[key].private == bool(arguments.get("private"))
         assert set(online.repos[key].tags) == ({"v1"} if "tag" in arguments else set())
-    if kind != "409":  # a repository that exists and is not there is a taken name; all other conflicts pass
+    # A repository that exists and is not there is a taken name; content that somebody else took is not on the Hub.
+    if kind not in ("409", "portal"):
         assert bool(said) == (kind in ("401", "403"))
     captured = capfd.readouterr()
     assert online.token not in said + caplog.text + captured.out + captured.err
@@ -221,8 +226,102 @@ def test_the_pause_that_the_hub_asks_for(online, no_pauses):
     push({"a.txt": b"1"})
     assert no_pauses == [17]
     online.faults, online.retry_after = [("POST", "/commit/", "429")], 10**6
+    with pytest.raises(UserError, match=r"asks for a pause of 1e\+06 s, and `hub_timeout` is 300 s\."):
+        push({"a.txt": b"2"})
+    assert no_pauses == [17]
     push({"a.txt": b"2"})
-    assert no_pauses == [17, 300]
+
+
+@pytest.mark.parametrize("answer", ["500", "drop", "portal", "429"])
+@pytest.mark.parametrize(
+    "request_",
+    [("POST", "/create"), ("GET", "/tree/"), ("POST", "/preupload/"), ("PUT", "/lfs/"), ("POST", "/commit/")],
+)
+def test_one_budget_for_all_attempts(online, no_pauses, monkeypatch, request_, answer):
+    """Whatever request fails for ever, ours or one that the client repeats, the pauses stay in the budget."""
+    monkeypatch.setattr("hf_ssl.hub.attempts._FIRST_PAUSE", 1.0)
+    for seconds in (0, 10, 300):
+        online.repos, online.requests, online.faults = {}, [], [(*request_, answer)] * 1000
+        no_pauses.clear()
+        with pytest.raises(UserError, match="then: " + RETRY):
+            push({"model.safetensors": b"1"}, hub_timeout=seconds)
+        tried = sum(one.startswith(request_[0]) and request_[1] in one for one in online.requests)
+        assert sum(no_pauses) <= seconds
+        if seconds == 0 or (answer == "portal" and request_[0] == "PUT"):
+            assert tried == 1
+        else:
+            assert 3 <= tried <= 100
+
+
+@pytest.mark.parametrize("answer", ["lost", "truncated", *GARBLED])
+def test_a_commit_that_arrived_is_found_although_nothing_is_tried_again(online, answer):
+    files = {"README.md": CARD, "model.safetensors": b"1", "old.txt": b""}
+    push(files)
+    del files["old.txt"]
+    files["model.safetensors"] = b"2"
+    online.faults = [("POST", "/commit/", answer)]
+    push(files, tag="v1", is_stale=lambda path: path == "old.txt", hub_timeout=0)
+    assert online.faults == []
+    assert online.files("org/x") == files
+    head, *_ = online.repos["org/x"].commits["main"][::-1]
+    assert online.repos["org/x"].tags == {"v1": head.sha}
+    assert len(online.repos["org/x"].commits["main"]) == 3
+
+
+@pytest.mark.parametrize("answer", ["portal", "drop", "500"])
+def test_a_commit_that_did_not_arrive_is_sent_again_once(online, answer, no_pauses):
+    online.faults = [("POST", "/commit/", answer)]
+    push({"model.safetensors": b"1"}, tag="v1")
+    assert online.files("org/x") == {"model.safetensors": b"1"}
+    assert [commit.title for commit in online.repos["org/x"].commits["main"]] == ["initial commit", "New"]
+    assert len(no_pauses) == 1
+
+
+def test_a_commit_of_somebody_else_is_not_taken_for_ours(online, monkeypatch):
+    push({"a.txt": b"1"})
+    online.faults = [("POST", "/commit/", "portal")]
+    answered = Handler.answer
+
+    def answer(handler, *arguments, **values):
+        if handler.fault == "portal":
+            online.edit("org/x", "b.txt", b"theirs")
+        return answered(handler, *arguments, **values)
+
+    monkeypatch.setattr(Handler, "answer", answer)
+    with pytest.raises(UserError, match="is not the Hub"):
+        push({"a.txt": b"2"}, tag="v1", hub_timeout=0)
+    assert online.files("org/x") == {"a.txt": b"1", "b.txt": b"theirs"}
+    assert online.repos["org/x"].tags == {}
+
+
+@pytest.mark.parametrize("answer", ["portal", "null"])
+def test_a_network_that_wants_a_login_first_is_said_to_be_no_hub(online, answer, no_pauses):
+    online.faults = [(method, "/", answer) for method in ("GET", "POST")] * 1000
+    words = rf"What answered at {constants.ENDPOINT} is not the Hub: .*`HF_ENDPOINT`.* until 20 s were lost .*then: "
+    with pytest.raises(UserError, match=words):
+        push({"a.txt": b"1"}, hub_timeout=20)
+    assert all(repo.commit("main").files == {} for repo in online.repos.values())
+
+
+@pytest.mark.parametrize(
+    ("where", "status", "message"),
+    [
+        ("/xet-write-token/", "401", r"The Hub does not accept the token\."),
+        ("/xet-write-token/", "403", "The token may not write to `org/x`"),
+        ("/cas/", "401", r"The Hub does not accept the token\."),
+        ("/cas/", "403", "The token may not write to `org/x`"),
+        ("/xet-write-token/", "null", "is not the Hub"),
+    ],
+)
+def test_what_the_storage_of_large_files_refuses(online, monkeypatch, where, status, message, no_pauses):
+    pytest.importorskip("hf_xet")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", False)
+    monkeypatch.setenv("HF_XET_CLIENT_RETRY_MAX_ATTEMPTS", "0")
+    online.faults = [(method, where, status) for method in ("GET", "POST")] * 100
+    with pytest.raises(UserError, match=message + ".*then: "):
+        push({"model.safetensors": b"1" * 5000}, hub_timeout=0)
+    assert no_pauses == []
+    assert online.files("org/x") == {}
 
 
 @pytest.mark.parametrize("status", ["500", "403"])

@@ -13,6 +13,7 @@ from datasets.utils.metadata import MetadataConfigs
 from huggingface_hub import DatasetCard, DatasetCardData, HfApi
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, HTTPError  # pyright: ignore[reportPrivateImportUsage]
 
+from hf_ssl.answers import hub_answers
 from hf_ssl.data.decode.access import leads_outside
 from hf_ssl.errors import UserError
 
@@ -97,13 +98,14 @@ def check_hub_card(name: str, revision: str | None) -> None:
         revision: Its branch, tag or commit.
 
     Raises:
-        UserError: See `check_inside`.
+        UserError: See `check_inside`; or if what answers is not the Hub.
     """
     api = HfApi(endpoint=datasets.config.HF_ENDPOINT)
     folders = set()
     for file in ("README.md", ".huggingface.yaml"):
         try:
-            path = api.hf_hub_download(name, file, repo_type="dataset", revision=revision)
+            with hub_answers():
+                path = api.hf_hub_download(name, file, repo_type="dataset", revision=revision)
         except (EntryNotFoundError, HFValidationError, HfHubHTTPError, HTTPError, OSError):
             continue  # there is none; or `datasets` fails in the same way, and that becomes the message
         folders.add(Path(path).parent)

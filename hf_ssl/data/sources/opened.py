@@ -14,6 +14,7 @@ import datasets
 import pyarrow as pa
 from datasets.exceptions import DatasetGenerationError, DatasetsError
 
+from hf_ssl.answers import hub_answers
 from hf_ssl.errors import UserError
 
 # What opening a data set raises when its files, its name, its config or the network are not as they should be.
@@ -100,7 +101,8 @@ def attempt(name: str, open_: Callable[[], Any]) -> Any:
         UserError: Names the data set and the reason.
     """
     try:
-        return open_()
+        with hub_answers():
+            return open_()
     except UserError:
         raise
     except _OPENING_ERRORS as error:
