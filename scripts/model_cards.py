@@ -20,7 +20,16 @@ from typing import Any
 
 from hf_ssl.hub.model_card import write_model_card
 from hf_ssl.studies.many_runs import mean_text
-from hf_ssl.studies.methods_report import RANDOM, SUPERVISED, VARIANTS, MethodRun, differences_of, rows_of, title_of
+from hf_ssl.studies.methods_report import (
+    RANDOM,
+    SUPERVISED,
+    VARIANTS,
+    MethodRun,
+    collapses_of,
+    differences_of,
+    rows_of,
+    title_of,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 _BLOCK = re.compile(r"(<!-- results: ([\w ]+) -->\n).*?(<!-- end of results -->)", re.DOTALL)
@@ -49,6 +58,7 @@ def index_table(name: str, results: dict[str, Any]) -> str:
         lines.append(f"| {row.title} | {len(row.linear)} | {knn} | {linear} | {card} |")
     missing = [title_of(method) for method in (SUPERVISED, *VARIANTS) if method not in {one.method for one in runs}]
     notes = [differences_of(runs).strip()]
+    notes += [collapses_of(results["collapses"]).strip()] if results["collapses"] else []
     notes += [f"Not run yet: {'; '.join(missing)}."] if missing else []
     return "\n".join([*lines, "", setting_of(results), *notes, "", *commands_of(results)])
 

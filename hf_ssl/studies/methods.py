@@ -265,6 +265,11 @@ class _Bench:
             "settings": {name: getattr(self.options, name) for name in _COMMON if name != "dataset"},
             "commands": list(dict.fromkeys(record.command for record in known)),
             "commits": sorted({record.commit for record in known if record.commit}),
+            "collapses": [
+                {"method": one.method, "seed": one.seed, **{name: record.collapse[name] for name in ("kind", "step")}}
+                for one, record in zip(runs, records, strict=True)
+                if record is not None and record.collapse
+            ],
             "versions": known[0].versions if known else {},
             "hardware": known[0].hardware if known else {},
         }

@@ -133,6 +133,18 @@ def differences_of(runs: Sequence[MethodRun]) -> str:
     return f"Differences of the linear probe above both standard deviations together, of {count}: {named}.\n"
 
 
+def collapses_of(collapses: Sequence[Mapping[str, Any]]) -> str:
+    """Which runs reported a collapse while they trained, in words; empty if none did.
+
+    Args:
+        collapses: `method`, `seed`, `kind` and `step` of each.
+    """
+    told = [
+        f"{title_of(one['method'])}, seed {one['seed']} ({one['kind']}, step {one['step']:,})" for one in collapses
+    ]
+    return f"A collapse was reported in training by: {'; '.join(told)}.\n" if told else ""
+
+
 def write_report(folder: Path, runs: Sequence[MethodRun], facts: Mapping[str, Any]) -> list[Path]:
     """Write numbers, table and figure.
 
@@ -146,7 +158,8 @@ def write_report(folder: Path, runs: Sequence[MethodRun], facts: Mapping[str, An
     """
     files = [folder / "methods.json", folder / "methods.md", folder / "methods.png"]
     write_json(files[0], {**facts, "runs": [asdict(one) for one in runs]})
-    files[1].write_text(f"{table_of(runs)}\n{differences_of(runs)}", encoding="utf-8")
+    told = differences_of(runs) + collapses_of(facts["collapses"])
+    files[1].write_text(f"{table_of(runs)}\n{told}", encoding="utf-8")
     random, *trained = rows_of(runs)
     method_chart(trained, random, f"Frozen encoders on {facts['dataset']}").savefig(files[2])
     return files

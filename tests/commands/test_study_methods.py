@@ -62,6 +62,7 @@ def test_methods_and_seeds_are_trained_measured_and_drawn(finished: Path):
     module = build_encoder("test_resnet")
     assert facts["num_parameters"] == sum(parameter.numel() for parameter in module.parameters())
     assert (facts["dataset"], facts["train_images"], facts["test_images"]) == ("digits", 1437, 360)
+    assert facts["collapses"] == []
     assert facts["settings"]["num_steps"] == 4 and "output_dir" not in facts["settings"]
     with Image.open(finished / "methods.png") as image:
         assert min(image.size) > 300

@@ -93,6 +93,7 @@ def results_of(*runs: MethodRun) -> dict:
         "encoder": "test_resnet",
         "num_parameters": 372_688,
         "image_size": 32,
+        "collapses": [{"method": "directpred", "seed": 1, "kind": "dimensional", "step": 1700}],
         "commands": ["hf-ssl study methods --dataset data/cifar10-jpeg75"],
     }
 
@@ -107,5 +108,6 @@ def test_a_table_says_what_was_not_run_and_what_the_copy_costs(tmp_path: Path):
     assert text.startswith("before\n<!-- results: index x -->\n| encoder |") and text.endswith("results -->\nafter\n")
     assert "| DirectPred | 2 | 50.5 ± 0.7 | 60.0 ± 0.0 | [card](x-directpred.md) |" in text
     assert "Not run yet: supervised; End-to-end (SimCLR); " in text and "JPEG quality 75" in text
+    assert "A collapse was reported in training by: DirectPred, seed 1 (dimensional, step 1,700)." in text
     assert "3 epochs of 50,000 images, 32 pixels; encoder `test_resnet`, 0.37 M parameters" in text
     assert model_cards.with_tables(text, tmp_path) == text
