@@ -213,4 +213,4 @@ def test_an_encoder_that_cannot_take_the_images_is_refused(
 def test_an_encoder_of_one_size_is_built_for_that_of_the_images(tmp_path: Path):
     choice = {"encoder": "vit_tiny_patch16_224", "image_size": 32, "methods": ["simsiam"]}
     settings = study.MethodsSettings(dataset="digits", num_steps=4, batch_size=16, output_dir=tmp_path, **choice)
-    assert study._Bench(settings).configs["simsiam"].model_args["img_size"] == 32
+    assert study._Bench(settings).configs["simsiam"].model_args == {"img_size": 32}
