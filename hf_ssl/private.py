@@ -9,7 +9,7 @@ import getpass
 import json
 import re
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,8 @@ _KIND = re.compile(r"^(?:random|raw|local-dir|hf_hub|hf-hub):")  # before the na
 _PATTERN = re.compile(r"[*?\[]")
 _INSIDE = re.compile(r"(?<![\w.:/~-])(?:~[\w.-]*)?/[^\s'\"`,;:(){}\[\]]+")  # a path within a text
 _REPOSITORY = ("repo_id", "push", "space")  # settings that name one, which a local folder may be called like
+_WITHIN = ("data_dir", "data_files")  # settings that name folders and files of a data set
+_ARGUMENT = re.compile(r"[(,] ?(\w+)=")
 _LITERAL = re.compile(r"(\w*)(=?)('(?:[^'\\\n]|\\.)*'|\"(?:[^\"\\\n]|\\.)*\")")
 
 
@@ -84,6 +86,18 @@ def without_paths(value: Any) -> Any:
     return value
 
 
+def public_places(data: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a local data set that name folders or files, with the last part of each path.
+
+    They are relative to the data set, which may be the folder that one works in: such a path is as private as an
+    absolute one.
+
+    Args:
+        data: Settings of the data.
+    """
+    return {name: _mapped(data[name], public_path) for name in _WITHIN if data.get(name)}
+
+
 def public_command(command: str, dataset: str | None = None, kind: str | None = None) -> str:
     """A command without private paths: `FOLDER` stands for a folder, and a file keeps its name.
 
@@ -102,10 +116,13 @@ def public_command(command: str, dataset: str | None = None, kind: str | None = 
         is_file = re.search(r"(?<!^)\.\w+$|[*?\[]", last[len(word) :])
         return last if is_file else f"{word}{FOLDER}"
 
-    def without(word: str) -> str:
-        return _word_without_paths(
-            word, lambda text: shown(text) if text == local else _text_without_paths(text, shown)
-        )
+    def text_without(text: str, within: bool) -> str:
+        is_path = within and bool({"/", "\\"} & set(text))
+        return shown(text) if text == local or is_path else _text_without_paths(text, shown)
+
+    def without(word: str, name: str = "") -> str:
+        name = name or word.partition("=")[0].lstrip("-")
+        return _word_without_paths(word, lambda text: text_without(text, kind == "local" and name in _WITHIN))
 
     if command.startswith("hf_ssl."):
 
@@ -113,7 +130,8 @@ def public_command(command: str, dataset: str | None = None, kind: str | None = 
             name, equals, literal = found.groups()
             if name in _REPOSITORY:
                 return found.group()
-            return name + equals + repr(without(ast.literal_eval(literal)))
+            argument = _ARGUMENT.findall(command, 0, found.end(1) + 1)  # the one that a literal of a dict belongs to
+            return name + equals + repr(without(ast.literal_eval(literal), argument[-1] if argument else ""))
 
         return _LITERAL.sub(in_code, command)
     try:
@@ -121,7 +139,10 @@ def public_command(command: str, dataset: str | None = None, kind: str | None = 
     except ValueError:  # no line for a shell: every word by itself
         return " ".join(map(without, command.split(" ")))
     before = [word.lstrip("-") for word in ["", *words]]
-    changed = [word if former in _REPOSITORY else without(word) for former, word in zip(before, words, strict=False)]
+    changed = [
+        word if former in _REPOSITORY else without(word, former if former in _WITHIN else "")
+        for former, word in zip(before, words, strict=False)
+    ]
     return command if changed == words else shlex.join(changed)
 
 

@@ -110,7 +110,13 @@ def main(arguments: Sequence[str]) -> int:
     options, began = parse(arguments), time.monotonic()
     kept: dict[str, Any] = {"steps": {}}
     if options.output.exists():
-        kept = json.loads(options.output.read_text())
+        try:
+            kept = json.loads(options.output.read_text())
+            if not isinstance(kept, dict) or not isinstance(kept.get("steps"), dict):
+                raise ValueError("it has no `steps`")
+        except (OSError, ValueError) as error:
+            print(f"error: `{options.output}` cannot be read as a check ({error}). Move it away.")
+            return 2
     if options.table:
         print(table(kept) if "machine" in kept else f"error: `{options.output}` holds no check yet.")
         return 0 if "machine" in kept else 2

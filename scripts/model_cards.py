@@ -152,6 +152,12 @@ def main(arguments: Sequence[str]) -> int:
     if options.study is not None:
         if not (options.study / "methods.json").is_file():
             parser.error(f"`{options.study}` has no methods.json: give the folder of a finished study of methods.")
+        try:
+            runs_of(json.loads((options.study / "methods.json").read_text(encoding="utf-8")))
+        except (ValueError, KeyError, TypeError) as error:
+            parser.error(f"`{options.study / 'methods.json'}` is not of a study of methods: {error}.")
+        if not re.fullmatch(r"[\w-]+", options.name):
+            parser.error(f"`--name` must be of letters, digits, - and _, got `{options.name}`.")
         for path in take_over(options.study, options.name, cards):
             print(path.relative_to(ROOT))
     old = [

@@ -100,6 +100,30 @@ def test_a_local_data_set_is_not_shown_like_one_of_the_hub():
     assert public_command("hf-ssl pretrain --dataset photos", "photos", "local").endswith("--dataset photos")
 
 
+@pytest.mark.parametrize(
+    ("command", "public"),
+    [
+        (
+            "hf-ssl extract x --dataset . --data_dir clients/acme/birds",
+            "hf-ssl extract x --dataset . --data_dir FOLDER",
+        ),
+        ("hf-ssl extract x --data_files=clients/acme/a.parquet", "hf-ssl extract x --data_files=a.parquet"),
+        (
+            """hf-ssl extract x --data_files '{"train": ["acme/a/*.jpg", "acme/b.jpg"]}' --data_dir photos""",
+            """hf-ssl extract x --data_files '{"train": ["*.jpg", "b.jpg"]}' --data_dir photos""",
+        ),
+        (
+            "hf_ssl.pretrain('simsiam', dataset='.', data_files={'train': ['acme/a.jpg']}, output_dir='runs/a')",
+            "hf_ssl.pretrain('simsiam', dataset='.', data_files={'train': ['a.jpg']}, output_dir='runs/a')",
+        ),
+    ],
+)
+def test_files_of_a_local_data_set_are_shown_without_the_folders_above_them(command, public):
+    assert public_command(command, ".", "local") == public
+    assert public_command(public, ".", "local") == public
+    assert public_command(command, "ORG/NAME", "hub") == command
+
+
 def test_examples_name_a_folder_without_those_above_it():
     assert public_place(Path("runs/first/encoder")) == "runs/first/encoder"
     assert public_place(Path("/data/secret-user/first/encoder")) == "./first/encoder"

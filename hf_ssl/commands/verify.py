@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_ssl.commands.encoder_settings import ReadingSettings, method_of
-from hf_ssl.data.sources.open import Source
+from hf_ssl.data.sources.open import Source, name_of
 from hf_ssl.errors import UserError
 from hf_ssl.evaluation.encoders import encoder_folder, load_encoder
 from hf_ssl.evaluation.verification import TOLERANCE, Check, check_claims, check_weights, claims_of
@@ -55,13 +55,19 @@ def verify(encoder: str, settings: ReadingSettings) -> VerificationResult:
         UserError: If there is no encoder, or no results beside it.
     """
     entries = claims_of(encoder)
+    names = sorted({str(entry.get("dataset")) for entry in entries})
+    if settings.dataset is not None and len(names) > 1 and not any(_is_called(settings, name) for name in names):
+        raise UserError(
+            f"`dataset` must be called like one of the data sets in the results, {', '.join(names)}, because there "
+            f"are several, got `{name_of(settings.dataset)}`."
+        )
     loaded = load_encoder(encoder, settings.torch_device())
     weights = check_weights(encoder)
     method = method_of(encoder_folder(encoder), settings.torch_device())
     checks = check_claims(
         entries,
         loaded,
-        _opener(settings, {str(entry.get("dataset")) for entry in entries}, _trained_on(encoder_folder(encoder))),
+        _opener(settings, set(names), _trained_on(encoder_folder(encoder))),
         method=method if hasattr(method, "assign") else None,
         batch_size=settings.batch_size,
         num_workers=settings.num_workers,
@@ -75,6 +81,11 @@ def _trained_on(folder: Path | None) -> dict[str, str]:
     if record is None or record.data.get("dataset_kind") != "local":
         return {}
     return {public_path(record.data["dataset"]): record.data["dataset"]}
+
+
+def _is_called(settings: ReadingSettings, name: str) -> bool:
+    """Whether the copy that the user named has the last part of a data set's name."""
+    return Path(name_of(settings.dataset)).name == Path(name).name
 
 
 def _opener(
@@ -93,7 +104,7 @@ def _opener(
         name = str(entry.get("dataset"))
         given = settings.dataset
         # A published name of a folder is its last part; a copy may lie under another name.
-        is_copy = given is not None and (len(datasets) == 1 or Path(str(given)).name == Path(name).name)
+        is_copy = given is not None and (len(datasets) == 1 or _is_called(settings, name))
         if not is_copy and entry.get("dataset_kind") == "local" and name not in known:
             raise UserError(f"it was measured on a folder called `{name}`. `--dataset` names your copy of it.")
         place = given if is_copy else known.get(name, name)

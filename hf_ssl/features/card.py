@@ -17,7 +17,7 @@ from hf_ssl.data.sources.opened import kind_by_name
 from hf_ssl.errors import UserError
 from hf_ssl.features.folder import has_paths
 from hf_ssl.hub.cards import card_to_push, render_card, write_card
-from hf_ssl.private import public_command, public_name, public_path, public_place, without_paths
+from hf_ssl.private import public_command, public_name, public_path, public_place, public_places, without_paths
 
 _HUB = "https://huggingface.co"
 _SIZES = (  # as the Hub names them
@@ -122,6 +122,7 @@ def public_record(record: Mapping[str, Any]) -> dict[str, Any]:
     """
     encoder, dataset = dict(record["encoder"]), dict(record["dataset"])
     kind = record.get("dataset_kind") or kind_by_name(dataset["dataset"])
+    dataset |= public_places(dataset) if kind == "local" else {}
     dataset["dataset"] = public_name(dataset["dataset"], kind)
     place = encoder["name"].rpartition(":")[2].partition("@")[0]
     encoder.setdefault("local", kind_by_name(place) == "local")

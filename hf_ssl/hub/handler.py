@@ -123,6 +123,8 @@ class EndpointHandler:
                 width, height = file.size if isinstance(file, Image.Image) else size_by_pillow(file)
                 if width * height > MAX_PIXELS:
                     raise SkippedImageError("too large")
+                if width * height < 1:
+                    raise SkippedImageError("damaged")
             # A picture that is long and thin is small as a file, and huge once its short side has been enlarged.
             resized = self._resized_side**2 * max(width, height) // max(1, min(width, height))
             total += max(width * height, resized)

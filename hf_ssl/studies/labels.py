@@ -27,7 +27,7 @@ from hf_ssl.fine_tuning.classifier import RANDOM, check_classes, open_classifier
 from hf_ssl.fine_tuning.settings import FineTuningSettings
 from hf_ssl.fine_tuning.task import fine_tune
 from hf_ssl.invocation import command_line
-from hf_ssl.private import public_command, public_name
+from hf_ssl.private import public_command, public_name, public_path
 from hf_ssl.settings import check_least, check_positive, checked
 from hf_ssl.studies.many_runs import StoppedError, check_one_process, choice_of, claim_folder, mean_text
 from hf_ssl.training.files import write_json
@@ -181,17 +181,20 @@ def names_of(encoders: Sequence[str]) -> dict[str, str]:
         encoders: As the user typed them.
 
     Returns:
-        Encoder by name; those whose short names are equal have the whole.
+        Encoder by name; those whose short names are equal have the last part of their paths, and where these are
+        equal too, a number.
     """
     short = []
     for encoder in encoders:
         folder = encoder_folder(encoder)
         record = RunRecord.read(folder) if folder is not None else None
         short.append(record.method if record is not None else Path(encoder).name)
-    whole = {
-        name if short.count(name) == 1 else encoder: encoder for name, encoder in zip(short, encoders, strict=True)
-    }
-    if SCRATCH in whole or len(whole) < len(encoders):
+    longer = [
+        name if short.count(name) == 1 else public_path(encoder) for name, encoder in zip(short, encoders, strict=True)
+    ]
+    names = [name if longer.count(name) == 1 else f"{name} ({place})" for place, name in enumerate(longer, start=1)]
+    whole = dict(zip(names, encoders, strict=True))
+    if SCRATCH in whole or len(set(encoders)) < len(encoders):
         raise UserError(f"`encoders` must be different and none of them `{SCRATCH}`, got {', '.join(encoders)}.")
     return whole
 

@@ -15,6 +15,7 @@ from hf_ssl.evaluation.references import read_json
 from hf_ssl.hub.export import export_run
 from hf_ssl.methods import METHODS
 from hf_ssl.methods.base import SSLConfig, SSLPreTrainedModel
+from hf_ssl.modules.encoder import check_encoder, with_image_size
 from hf_ssl.training.arguments import TrainingSettings
 from hf_ssl.training.files import write_json
 from hf_ssl.training.loop import train
@@ -118,12 +119,17 @@ def config_of_run(method: str, of_method: Mapping[str, Any], source: Source, set
         of_method: Settings of its config by name.
         source: What it trains on.
         settings: Length of the run. MoCHi mixes after a tenth of it where its recipe would start after the end.
+
+    Raises:
+        UserError: If the encoder cannot take images of that size.
     """
     values = dict(of_method)
     num_steps = make_plan(source, settings, 1).num_steps
     if values.get("start_step", 0) >= num_steps:
         values["start_step"] = num_steps // 10
     config = METHODS[method].config_class(**values)
+    config.model_args = with_image_size(config.architecture, config.model_args or {}, config.image_size) or None
+    check_encoder(config.architecture, config.model_args or {}, config.image_size)
     config.adapt_to_data(source.num_images)
     return config
 

@@ -23,7 +23,7 @@ from hf_ssl.data.sources.opened import kind_by_name
 from hf_ssl.errors import UserError
 from hf_ssl.evaluation.references import read_json
 from hf_ssl.invocation import command_line
-from hf_ssl.private import public_command, public_path, without_paths
+from hf_ssl.private import public_command, public_path, public_places, without_paths
 from hf_ssl.tokens import record_without_tokens
 from hf_ssl.training.checkpoint import record_in
 from hf_ssl.training.files import LISTING, RUN_FILE, storage_errors_explained, write_json
@@ -205,6 +205,8 @@ class RunRecord:
         content = json.loads(json.dumps(self.to_json()))
         if isinstance(self.command, str):
             content["command"] = public_command(self.command, self.data.get("dataset"), self.data.get("dataset_kind"))
+        if self.data.get("dataset_kind") == "local":
+            content["data"] |= public_places(content["data"])
         for holder, name in _local_names(content):
             holder[name] = public_path(holder[name])
         return RunRecord.of(without_paths(content))

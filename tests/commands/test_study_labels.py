@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -110,7 +111,9 @@ def test_encoders_have_short_names_that_differ(encoder: Path, tmp_path: Path):
         "resnet18.a1_in1k": "resnet18.a1_in1k",
     }
     inner = str(encoder / "encoder")
-    assert names_of([str(encoder), inner]) == {str(encoder): str(encoder), inner: inner}
+    assert names_of([str(encoder), inner]) == {"run (1)": str(encoder), "run (2)": inner}
+    other = str(shutil.copytree(encoder, tmp_path / "other"))
+    assert names_of([str(encoder), other]) == {"run": str(encoder), "other": other}  # without the folders above them
 
 
 @pytest.mark.parametrize(

@@ -196,3 +196,22 @@ def test_wrong_commands_are_refused_before_anything_is_written(
 def test_a_folder_keeps_one_choice_of_settings(finished: Path, capsys: pytest.CaptureFixture):
     assert run(finished, "--eval_images", "50") == 2
     assert "have `eval_images` 100, got 50. Give another `output_dir`" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("encoder", "size", "message"),
+    [("vit_tiny_patch16_224", "33", "`image_size` must be a multiple of 16"), ("no_net", "32", "no_net")],
+)
+def test_an_encoder_that_cannot_take_the_images_is_refused(
+    tmp_path: Path, encoder: str, size: str, message: str, capsys: pytest.CaptureFixture
+):
+    folder = tmp_path / "study"
+    assert run(folder, "--methods", "simsiam", "--encoder", encoder, "--image_size", size) == 2
+    assert message in capsys.readouterr().err
+    assert not folder.exists()
+
+
+def test_an_encoder_of_one_size_is_built_for_that_of_the_images(tmp_path: Path):
+    choice = {"encoder": "vit_tiny_patch16_224", "image_size": 32, "methods": ["simsiam"]}
+    settings = study.MethodsSettings(dataset="digits", num_steps=4, batch_size=16, output_dir=tmp_path, **choice)
+    assert study._Bench(settings).configs["simsiam"].model_args == {"img_size": 32}

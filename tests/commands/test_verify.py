@@ -1,12 +1,15 @@
 """`hf-ssl evaluate --verify`: what is equal, what is not, and what cannot be checked."""
 
 import hashlib
+import io
 import json
 import shutil
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
+from PIL import Image
 
 import hf_ssl
 from hf_ssl.commands import main
@@ -84,6 +87,76 @@ def test_what_cannot_be_checked_says_why(encoder: Path, change: dict, reason: st
     code, lines = verify(encoder, capsys=capsys)
     assert code == 0 and "1 not checkable here" in lines[-1]
     assert "not checkable here: " in lines[-2] and reason in lines[-2]
+
+
+def without(entry: dict, *names: str) -> dict:
+    return {name: value for name, value in entry.items() if name not in names}
+
+
+def test_entries_of_another_form_are_not_checkable(encoder: Path, capsys: pytest.CaptureFixture):
+    """The file may come from anywhere."""
+    first = entries_of(encoder)[0]
+    settings = first["settings"]
+    broken = [without(first, name) for name in ("split", "label", "num_images", "train_split", "value", "settings")]
+    values = (None, [1], {"a": 1}, -1, float("nan"), float("inf"), 10**30, True)
+    broken += [first | {name: value} for name in ("split", "label", "num_images", "settings") for value in values]
+    broken += [first | {"settings": settings | {name: value}} for name in ("k", "train_images") for value in values]
+    broken += [first | {"settings": settings | {"augmented_passes": value}} for value in (-1, 10**12, "x")]
+    broken += [first | {"settings": settings | {name: "x"}} for name in ("seed", "temperature")]
+    broken += [first | {"settings": settings | {"seed": -1}}, first | {"value": float("nan")}]
+    broken += [first | {name: [1]} for name in ("dataset_config", "train_split", "protocol", "dataset")]
+    (encoder / "results.json").write_text(json.dumps({"results": broken}))
+    code, lines = verify(encoder, capsys=capsys)
+    assert code == 0 and f", {len(broken)} not checkable here" in lines[-1]
+
+
+def test_images_that_do_not_count_are_no_obstacle(encoder: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+    """A damaged file and images without a label: a split has more rows than images that were scored."""
+    for split in ("train", "test"):
+        rows = [
+            {"image": image_bytes(number), "label": None if number % 5 == 4 else number % 2} for number in range(30)
+        ]
+        rows[6]["image"] = b"\x89PNG\r\n broken"
+        features = datasets.Features(
+            {"image": datasets.Value("binary"), "label": datasets.ClassLabel(names=["a", "b"])}
+        )
+        table = datasets.Dataset.from_list(rows, features=features).cast_column("image", datasets.Image())
+        (tmp_path / "data").mkdir(exist_ok=True)
+        table.to_parquet(tmp_path / "data" / f"{split}.parquet")
+    (encoder / "results.json").unlink()
+    copy = ["--dataset", str(tmp_path / "data")]
+    assert main(["evaluate", str(encoder), "knn", "--card", "--num_workers", "0", *copy]) == 0
+    assert [one["num_images"] for one in entries_of(encoder)] == [23]
+    capsys.readouterr()
+    code, lines = verify(encoder, *copy, capsys=capsys)
+    assert code == 0 and lines[-1].startswith("2 equal, 0 different, 0 not")
+
+
+def image_bytes(number: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (16, 16), (number * 8, 100, 100 * (number % 2))).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def test_a_copy_that_no_claim_is_about_is_refused(encoder: Path, capsys: pytest.CaptureFixture):
+    first = entries_of(encoder)[0]
+    (encoder / "results.json").write_text(json.dumps({"results": [first, first | {"dataset": "birds"}]}))
+    assert main(["evaluate", str(encoder), "--verify", "--dataset", "shapes"]) == 2
+    assert "one of the data sets in the results, birds, digits" in capsys.readouterr().err
+
+
+def test_numbers_are_checked_without_a_card_too(encoder: Path, capsys: pytest.CaptureFixture):
+    count = len(entries_of(encoder))
+    (encoder / "README.md").write_bytes(b"\xff\xfe")
+    assert verify(encoder, capsys=capsys)[1][-1].startswith(f"{count} equal, 0 different, 0 not")
+    (encoder / "README.md").unlink()
+    assert verify(encoder, capsys=capsys)[1][-1].startswith(f"{count} equal, 0 different, 0 not")
+
+
+@pytest.mark.parametrize("name", ["resnet18", "random:{}", "raw:{}"])
+def test_what_has_no_results_of_its_own_is_refused(encoder: Path, name: str, capsys: pytest.CaptureFixture):
+    assert main(["evaluate", name.format(encoder), "--verify"]) == 2
+    assert "`verify` needs an encoder with results beside it" in capsys.readouterr().err
 
 
 def test_a_claim_about_a_folder_is_checked_on_a_copy_of_it(encoder: Path, capsys: pytest.CaptureFixture):

@@ -132,6 +132,7 @@ BAD = {
     "null in a list": ({"inputs": [GOOD, None]}, r"Image 2 of `inputs` must be an image file in base64, got null\."),
     "list in a list": ({"inputs": [[GOOD]]}, r"Image 1 of `inputs` must be an image file in base64, got list\."),
     "true": ({"inputs": True}, r"Image 1 of `inputs` must be an image file in base64, got bool\."),
+    "no pixels": ({"inputs": Image.new("RGB", (0, 5))}, "Image 1 of `inputs` cannot be used: damaged"),
     "body: list": ([GOOD], r'must be an object such as \{"inputs": "\.\.\."\}, got list\.'),
     "body: the key": (["inputs"], r"must be an object .* got list\."),  # which an endpoint's own check lets pass
     "body: text": (GOOD, r"must be an object .* got str\."),

@@ -15,6 +15,7 @@ from hf_ssl.hub.publish import publish
 from hf_ssl.training.record import RunRecord
 
 SECRET = "secret-user"
+SPLITS = ("train", "test")
 HEADS = {"projection_dim": 8, "projector_hidden_dim": 8, "predictor_hidden_dim": 4, "recipe": "paper-imagenet"}
 METHOD = ["--method", "simsiam", *(f"--{name}={value}" for name, value in HEADS.items())]
 TINY = ["--batch_size", "8", "--num_steps", "4", "--warmup_steps", "1", "--num_workers", "0", "--image_size", "16"]
@@ -129,6 +130,34 @@ def test_from_python_in_another_folder(online, first, home, monkeypatch):
     for path in ("README.md", "run.json", "results.json", "embedding.json"):
         assert data.encode() not in files[path], path
     assert "dataset='FOLDER'" in files["README.md"].decode()
+
+
+def test_files_below_the_folder_that_one_works_in(online, home, monkeypatch):
+    monkeypatch.chdir(home.parent)
+    reading = [
+        "--dataset",
+        ".",
+        "--data_files",
+        json.dumps({split: f"{SECRET}/data/c10/{split}/**" for split in SPLITS}),
+    ]
+    run("pretrain", *METHOD, "--encoder", "test_resnet", *TINY, *reading, "--output_dir", home / "below")
+    run(
+        "pretrain",
+        *METHOD,
+        "--encoder",
+        "test_resnet",
+        *TINY,
+        *reading,
+        "--output_dir",
+        home / "below",
+        "--resume=auto",
+    )
+    publish(home / "below", "org/below")
+    assert not leaks(online.files("org/below"))
+    flags = [*reading, "--split", "test", "--num_workers", 0, "--output", home / "features-below"]
+    run("extract", home / "below", *flags, "--push", "org/features-below")
+    files = online.files("datasets/org/features-below")  # its column of paths is in the data set, as the card says
+    assert not leaks({name: content for name, content in files.items() if not name.endswith(".parquet")})
 
 
 def test_what_an_earlier_version_exported(online, first):

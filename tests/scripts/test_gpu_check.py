@@ -212,6 +212,16 @@ def write_wheel(folder: Path, name: str, version: str, *needs: str) -> None:
         archive.writestr(f"{info}/RECORD", "".join(f"{one.filename},,\n" for one in archive.filelist))
 
 
+@pytest.mark.parametrize("content", ["{", "[]", '{"steps": 3}', None])
+def test_a_damaged_file_is_named_and_kept(tmp_path, capsys, content):
+    file = tmp_path / "check.json"
+    file.mkdir() if content is None else file.write_text(content)
+    for words in (["--table"], ["--cpu", "--work", str(tmp_path / "work")]):
+        assert gpu_check.main([*words, "--output", str(file)]) == 2
+        assert f"`{file}` cannot be read as a check" in capsys.readouterr().out
+    assert content is None or file.read_text() == content
+
+
 def test_missing_packages_are_chosen_from_wheels_with_what_they_need(tmp_path):
     wanted = [
         Requirement(text) for text in ("torch>=2.9", "torch>=99", "no-such-thing>=2", "other; python_version<'3'")

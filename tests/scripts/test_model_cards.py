@@ -111,3 +111,28 @@ def test_a_table_says_what_was_not_run_and_what_the_copy_costs(tmp_path: Path):
     assert "A collapse was reported in training by: DirectPred, seed 1 (dimensional, step 1,700)." in text
     assert "3 epochs of 50,000 images, 32 pixels; encoder `test_resnet`, 0.37 M parameters" in text
     assert model_cards.with_tables(text, tmp_path) == text
+
+
+@pytest.mark.parametrize(
+    ("content", "name", "message"),
+    [
+        ('{"study": "labels", "runs": [{"start": "scratch"}]}', "x", "is not of a study of methods"),
+        ("{", "x", "is not of a study of methods"),
+        ("[]", "x", "is not of a study of methods"),
+        ('{"runs": []}', "../../x", "`--name` must be of letters"),
+    ],
+)
+def test_another_study_or_place_is_refused_before_anything_is_copied(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    content: str,
+    name: str,
+    message: str,
+    capsys: pytest.CaptureFixture,
+):
+    monkeypatch.setattr(model_cards, "ROOT", tmp_path)
+    (tmp_path / "methods.json").write_text(content)
+    with pytest.raises(SystemExit) as ended:
+        model_cards.main([str(tmp_path), "--name", name])
+    assert ended.value.code == 2 and message in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["methods.json"]
