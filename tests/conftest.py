@@ -63,12 +63,13 @@ def same_start():
 
 @pytest.fixture(autouse=True)
 def same_log():
-    """A command shows the package's log; the next test sees only warnings again."""
+    """A command shows the package's log; each test sees only warnings, also after a fixture of its file ran one."""
     logger = logging.getLogger("hf_ssl")
-    level, handlers = logger.level, list(logger.handlers)
+    logger.setLevel(logging.NOTSET)
+    logger.handlers.clear()
     yield
-    logger.setLevel(level)
-    logger.handlers[:] = handlers
+    logger.setLevel(logging.NOTSET)
+    logger.handlers.clear()
 
 
 @pytest.fixture(autouse=True, scope="session")
