@@ -175,7 +175,7 @@ def _protocol_of(entry: Mapping[str, Any], method: nn.Module | None) -> str:
     name = str(entry.get("protocol"))
     protocol = "clustering" if name.startswith("clustering-") else name.removesuffix(BEST_EPOCH)
     if protocol not in PROTOCOLS:
-        raise UserError(f"`{name}` is no number of a frozen encoder.")
+        raise UserError(f"`{name}` does not measure a frozen encoder.")
     if _settings(entry).get("algorithm") == "cluster head" and method is None:
         raise UserError("the clusters are those of the method, whose folder `pretraining` is not here.")
     return protocol

@@ -74,7 +74,7 @@ def test_a_wrong_number_is_different_and_ends_with_1(encoder: Path, capsys: pyte
     ("change", "reason"),
     [
         ({"dataset": "my-photos"}, "`my-photos`"),
-        ({"protocol": "fine-tuning"}, "`fine-tuning` is no number of a frozen encoder"),
+        ({"protocol": "fine-tuning"}, "`fine-tuning` does not measure a frozen encoder"),
         ({"split": "holdout"}, "holdout"),
         ({"label": "colour"}, "colour"),
         ({"num_images": 150}, "it is of 150 labelled images, and here are "),
