@@ -1,12 +1,12 @@
-"""Bring a study of methods into model_cards/: its numbers, a card of each encoder, and the tables made of them.
+"""Bring a study of methods into model_cards/: its numbers, a card of each encoder, and the tables made of results.
 
     python scripts/model_cards.py runs/methods --name cifar10    # take over a study: results, cards, tables
     python scripts/model_cards.py                                # make the tables anew from model_cards/results
     python scripts/model_cards.py --check                        # only say whether they are what the results say
 
-The numbers lie in model_cards/results/NAME.json, as `hf-ssl study methods` writes them. The tables of
-model_cards/README.md and of README.md stand between `<!-- results: ... -->` and `<!-- end of results -->` and are
-written by this script alone. The card of an encoder is that of the first seed.
+The numbers lie in model_cards/results/NAME.json, as `hf-ssl study methods` and `scripts/benchmarks/speed.py` write
+them. The tables of README.md, model_cards/README.md and the guides stand between `<!-- results: KIND NAME -->` and
+`<!-- end of results -->` and are written by this script alone. The card of an encoder is that of the first seed.
 """
 
 import argparse
@@ -17,6 +17,8 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+
+import speed_tables
 
 from hf_ssl.hub.model_card import write_model_card
 from hf_ssl.studies.many_runs import mean_text
@@ -47,14 +49,19 @@ def runs_of(results: dict[str, Any]) -> list[MethodRun]:
     return [MethodRun(**one) for one in results["runs"]]
 
 
-def index_table(name: str, results: dict[str, Any]) -> str:
-    """All methods of a study with their cards, what was not run, and how to repeat it."""
+def index_table(results: dict[str, Any], cards: str) -> str:
+    """All methods of a study with their cards, what was not run, and how to repeat it.
+
+    Args:
+        results: Of the study.
+        cards: Where the cards lie, seen from the page, with the beginning of their names.
+    """
     runs = runs_of(results)
     lines = ["| encoder | seeds | k-NN (%) | linear probe (%) | card |", "|---|---|---|---|---|"]
     for row in rows_of(runs):
         knn, linear = (mean_text([100 * value for value in values], 1) for values in (row.knn, row.linear))
         method = next(one.method for one in runs if title_of(one.method) == row.title)
-        card = f"[card]({name}-{method}.md)" if method in VARIANTS else ""
+        card = f"[card]({cards}{method}.md)" if method in VARIANTS else ""
         lines.append(f"| {row.title} | {len(row.linear)} | {knn} | {linear} | {card} |")
     missing = [title_of(method) for method in (SUPERVISED, *VARIANTS) if method not in {one.method for one in runs}]
     notes = [differences_of(runs).strip()]
@@ -92,14 +99,25 @@ def readme_table(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def _of_speed(table: Callable[[speed_tables.Parts], str]) -> Callable[[Path, str], str]:
+    return lambda cards, name: table(_results(cards, name)["parts"])
+
+
 _TABLES: dict[str, Callable[[Path, str], str]] = {
-    "index": lambda cards, name: index_table(name, _results(cards, name)),
+    "index": lambda cards, name: index_table(_results(cards, name), f"{name}-"),
+    "guide": lambda cards, name: index_table(_results(cards, name), f"../../model_cards/{name}-"),
     "short": lambda cards, name: readme_table(_results(cards, name)),
+    **{kind: _of_speed(table) for kind, table in speed_tables.TABLES.items()},
 }
 
 
 def _results(cards: Path, name: str) -> dict[str, Any]:
     return json.loads((cards / "results" / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def pages() -> list[Path]:
+    """The pages that may have tables."""
+    return [ROOT / "README.md", ROOT / "model_cards" / "README.md", *sorted((ROOT / "scripts/guides").glob("*.md"))]
 
 
 def with_tables(text: str, cards: Path) -> str:
@@ -162,7 +180,7 @@ def main(arguments: Sequence[str]) -> int:
             print(path.relative_to(ROOT))
     old = [
         page
-        for page in (cards / "README.md", ROOT / "README.md", ROOT / "scripts" / "guides" / "which_method.md")
+        for page in pages()
         if with_tables(page.read_text(encoding="utf-8"), cards) != page.read_text(encoding="utf-8")
     ]
     for page in old:
