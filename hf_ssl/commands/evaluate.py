@@ -48,7 +48,7 @@ from hf_ssl.evaluation.results import Table, draw_table, entries_of, heading_of,
 from hf_ssl.hub.embedding import SHOWN_BY_DEFAULT, write_embedding
 from hf_ssl.hub.model_card import write_model_card
 from hf_ssl.invocation import command_line
-from hf_ssl.private import public_command, public_name
+from hf_ssl.private import folders_among, public_command, public_name
 from hf_ssl.settings import check_least, checked
 from hf_ssl.training.files import RUN_FILE
 
@@ -226,7 +226,7 @@ def run(settings: EvaluationSettings) -> EvaluationResult | VerificationResult:
     stays = folder is not None and not on_card and settings.output is None  # in `evaluations`, whole
     about: dict[str, Any] = {"dataset": name if stays else public_name(name, kind), "dataset_kind": kind}
     about |= {"dataset_config": settings.dataset_config, "split": settings.split}
-    command = public_command(command_line(), name, kind)
+    command = public_command(command_line(), name, kind, folders_among([settings.encoder]))
     results = entries_of(comparison, {**about, "command": command}, settings.train_split)
     table = table_of(comparison)
     if place is not None:

@@ -27,9 +27,16 @@ from hf_ssl.fine_tuning.classifier import RANDOM, check_classes, open_classifier
 from hf_ssl.fine_tuning.settings import FineTuningSettings
 from hf_ssl.fine_tuning.task import fine_tune
 from hf_ssl.invocation import command_line
-from hf_ssl.private import public_command, public_name, public_path
+from hf_ssl.private import folders_among, public_command, public_name, public_path
 from hf_ssl.settings import check_least, check_positive, checked
-from hf_ssl.studies.many_runs import StoppedError, check_one_process, choice_of, claim_folder, mean_text
+from hf_ssl.studies.many_runs import (
+    StoppedError,
+    check_one_process,
+    choice_of,
+    claim_folder,
+    mean_text,
+    public_settings,
+)
 from hf_ssl.training.files import write_json
 from hf_ssl.training.record import RunRecord
 
@@ -38,6 +45,7 @@ logger = logging.getLogger(__name__)
 SCRATCH = "scratch"
 _COMMON = ("dataset", *PLACES, "split", "test_split", "encoders", "num_steps", "batch_size", "learning_rate")
 _COMMON += ("mixed_precision",)
+_TOLD_ELSEWHERE = ("dataset", "encoders")  # in the results: these may be paths
 
 
 @checked
@@ -268,15 +276,15 @@ def _write(settings: LabelsSettings, bench: _Bench, runs: Sequence[LabelRun]) ->
     """Numbers, table and figure."""
     folder = settings.output_dir
     files = [folder / "labels.json", folder / "labels.md", folder / "labels.png"]
-    dataset = public_name(bench.source.name, bench.source.kind)
+    dataset, local = public_name(bench.source.name, bench.source.kind), folders_among(settings.encoders)
     facts: Mapping[str, Any] = {
         "study": "labels",
         "dataset": dataset,
         "train_images": bench.source.num_images,
         "test_images": bench.test.num_images,
         "encoders": list(bench.starts),
-        "settings": {name: getattr(settings, name) for name in _COMMON if name not in ("dataset", "encoders")},
-        "commands": [public_command(command_line(), bench.source.name, bench.source.kind)],
+        "settings": public_settings(settings, [name for name in _COMMON if name not in _TOLD_ELSEWHERE], bench.source),
+        "commands": [public_command(command_line(), bench.source.name, bench.source.kind, local)],
     }
     write_json(files[0], {**facts, "runs": [asdict(one) for one in runs]})
     files[1].write_text(table_of(runs), encoding="utf-8")

@@ -16,6 +16,7 @@ from hf_ssl.hub.export import export_run
 from hf_ssl.methods import METHODS
 from hf_ssl.methods.base import SSLConfig, SSLPreTrainedModel
 from hf_ssl.modules.encoder import check_encoder, with_image_size
+from hf_ssl.private import public_places, without_paths
 from hf_ssl.training.arguments import TrainingSettings
 from hf_ssl.training.files import write_json
 from hf_ssl.training.loop import train
@@ -67,6 +68,18 @@ def choice_of(settings: PlaceSettings, names: Sequence[str], source: Source) -> 
     values = {name: getattr(settings, name) for name in names} | {"dataset": source.name}
     is_named = isinstance(getattr(settings, "dataset"), str | Path)  # noqa: B009
     return values if is_named else values | {"fingerprint": source.fingerprint}
+
+
+def public_settings(settings: PlaceSettings, names: Sequence[str], source: Source) -> dict[str, Any]:
+    """Settings of a study as its results tell them, which are published: of local paths the last part.
+
+    Args:
+        settings: Of the study.
+        names: Fields of `settings`.
+        source: The opened training split.
+    """
+    values = {name: getattr(settings, name) for name in names}
+    return without_paths(values | (public_places(values) if source.kind == "local" else {}))
 
 
 def claim_folder(folder: Path, settings: Mapping[str, Any]) -> None:

@@ -46,6 +46,7 @@ from hf_ssl.studies.many_runs import (
     config_of_run,
     length_of,
     parts_of_recipe,
+    public_settings,
     settings_of_run,
     train_run,
 )
@@ -262,7 +263,7 @@ class _Bench:
             "encoder": config.architecture,
             "num_parameters": sum(parameter.numel() for parameter in module.parameters()),
             "image_size": config.image_size,
-            "settings": {name: getattr(self.options, name) for name in _COMMON if name != "dataset"},
+            "settings": public_settings(self.options, [name for name in _COMMON if name != "dataset"], self.source),
             "commands": list(dict.fromkeys(record.command for record in known)),
             "commits": sorted({record.commit for record in known if record.commit}),
             "collapses": [

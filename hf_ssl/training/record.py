@@ -203,12 +203,13 @@ class RunRecord:
     def public(self) -> "RunRecord":
         """The record as it is published: of every local path the last part, and in the command `FOLDER`."""
         content = json.loads(json.dumps(self.to_json()))
+        name, kind, places = self.data.get("dataset"), self.data.get("dataset_kind"), _local_names(content)
         if isinstance(self.command, str):
-            content["command"] = public_command(self.command, self.data.get("dataset"), self.data.get("dataset_kind"))
-        if self.data.get("dataset_kind") == "local":
+            content["command"] = public_command(self.command, name, kind, [part[key] for part, key in places])
+        if kind == "local":
             content["data"] |= public_places(content["data"])
-        for holder, name in _local_names(content):
-            holder[name] = public_path(holder[name])
+        for part, key in places:
+            part[key] = public_path(part[key])
         return RunRecord.of(without_paths(content))
 
     def write(self, folder: Path) -> None:
@@ -229,8 +230,9 @@ class RunRecord:
         return {"method": self.method, **self.config, **training, **steps, **data}
 
     def flat_settings(self) -> dict[str, str | int | float | bool]:
-        """Settings as the flat scalars that every tracker takes."""
-        flat = {**self.config, **self.data, **self.training, "method": self.method, "recipe": self.recipe}
+        """Settings as the flat scalars that every tracker takes, as they are published: many trackers are websites."""
+        told = self.public()
+        flat = {**told.config, **told.data, **told.training, "method": told.method, "recipe": told.recipe}
         return {
             name: value if isinstance(value, str | int | float | bool) else json.dumps(value)
             for name, value in flat.items()
@@ -271,9 +273,10 @@ def described_data(data: DataSettings, source: Source, view_recipe: str) -> dict
 
 
 def _local_names(content: Mapping[str, Any]) -> list[tuple[dict[str, Any], str]]:
-    """Where the names of local data sets and encoders stand in a record, which may look like names of the Hub."""
-    data, origin = content["data"], content.get("origin")
+    """Where names of local data sets, encoders and folders stand in a record, which may look like names of the Hub."""
+    data, origin, training = content["data"], content.get("origin"), content["training"]
     found = [(data, "dataset")] if data.get("dataset_kind") == "local" else []
+    found += [(training, name) for name in ("output_dir", "resume") if isinstance(training.get(name), str)]
     encoders: set[str] = set()
     while origin:
         if origin.get("kind") in ("run", "folder"):
