@@ -26,6 +26,7 @@ from huggingface_hub import (
 from hf_ssl.data.sources.opened import kind_by_name
 from hf_ssl.errors import UserError
 from hf_ssl.evaluation.references import read_json
+from hf_ssl.evaluation.results import results_in
 from hf_ssl.hub.public import public_results
 from hf_ssl.private import public_path, public_place, without_paths
 from hf_ssl.training.origin import sha256_of
@@ -131,7 +132,7 @@ def facts_of_model(
         "data": data_text(run.data) if run.data else None,
         "hub_data": hub_id_of_data(run.data) if run.data else None,
         "license": license,
-        "results": public_results(content_of(folder / "results.json").get("results", []), run.data),
+        "results": public_results(results_in(folder / "results.json"), run.data),
         "collapsed_before": _collapsed_before(run),
         "best": BEST_EPOCH,
         "figures": figures_of(folder),

@@ -21,7 +21,6 @@ from hf_ssl.data.sources.open import DataLike, Source
 from hf_ssl.data.sources.subset import class_names, labelled_subset
 from hf_ssl.errors import UserError
 from hf_ssl.evaluation.encoders import encoder_folder
-from hf_ssl.evaluation.references import read_json
 from hf_ssl.figures.accuracy import accuracy_bars
 from hf_ssl.fine_tuning.classifier import RANDOM, check_classes, open_classifier
 from hf_ssl.fine_tuning.settings import FineTuningSettings
@@ -32,8 +31,8 @@ from hf_ssl.settings import check_least, check_positive, checked
 from hf_ssl.studies.many_runs import (
     StoppedError,
     check_one_process,
-    choice_of,
     claim_folder,
+    finished_run,
     mean_text,
     public_settings,
 )
@@ -141,7 +140,7 @@ def run(settings: LabelsSettings) -> LabelsResult:
     """Train what is missing, score and write."""
     check_one_process()
     bench = _Bench(settings)
-    claim_folder(settings.output_dir, choice_of(settings, _COMMON, bench.source))
+    claim_folder(settings.output_dir, settings, _COMMON, bench.source)
     wanted = [
         (seed, fraction, start)
         for seed in range(settings.seeds)
@@ -238,7 +237,7 @@ class _Bench:
         folder = self.options.output_dir / f"{place}-{Path(start).name}" / f"labels{fraction:g}-seed{seed}"
         result = folder / "result.json"
         if result.exists():
-            return LabelRun(**read_json(result))
+            return finished_run(result, LabelRun, start=start, fraction=fraction, seed=seed)
         source, counts, reached = self.source, None, None
         if fraction < 1:
             subset = labelled_subset(source, self.names, fraction, seed)

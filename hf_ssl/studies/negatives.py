@@ -31,15 +31,14 @@ from hf_ssl.data.sources.open import Source
 from hf_ssl.data.sources.subset import class_names
 from hf_ssl.errors import UserError
 from hf_ssl.evaluation.encoders import Encoder, WithProjection, encoder_of
-from hf_ssl.evaluation.references import read_json
 from hf_ssl.fine_tuning.classifier import check_classes
 from hf_ssl.methods.mochi import MoCHiConfig, MoCHiForPreTraining
 from hf_ssl.settings import check_least, check_positive, checked
 from hf_ssl.studies.many_runs import (
     StoppedError,
     check_one_process,
-    choice_of,
     claim_folder,
+    finished_run,
     parts_of_recipe,
 )
 from hf_ssl.studies.negatives_measures import (
@@ -158,7 +157,7 @@ def run(settings: NegativesSettings) -> NegativesResult:
     """Train what is missing, measure and write."""
     check_one_process()
     bench = _Bench(settings)
-    claim_folder(settings.output_dir, choice_of(settings, _COMMON, bench.source))
+    claim_folder(settings.output_dir, settings, _COMMON, bench.source)
     wanted = [(seed, method) for seed in range(settings.seeds) for method in (FRESH, *settings.methods)]
     runs: list[Run] = []
     try:
@@ -204,7 +203,7 @@ class _Bench:
         folder = self.folder(method, seed)
         result = folder / "result.json"
         if result.exists():
-            return Run.from_record(read_json(result))
+            return finished_run(result, Run, method=method, seed=seed)
         if method == SUPERVISED:
             measured = self._measure(f"{method}, seed {seed}", self._train_supervised(folder, seed))
         else:
