@@ -128,7 +128,7 @@ def facts_of_model(
         "config": content_of(folder / "config.json"),
         "source": repo_id or public_place(place),
         "on_hub": repo_id is not None,
-        "name": (repo_id or place.parent.name).split("/")[-1],
+        "name": repo_id.split("/")[-1] if repo_id else _name_of_run(place.parent, folder),
         "data": data_text(run.data) if run.data else None,
         "hub_data": hub_id_of_data(run.data) if run.data else None,
         "license": license,
@@ -138,6 +138,13 @@ def facts_of_model(
         "figures": figures_of(folder),
         "weights": sha256_of(weights) if weights.is_file() else None,
     }
+
+
+def _name_of_run(run_dir: Path, folder: Path) -> str:
+    """What a run without a repository is called: those of a study, which are named by seeds, by what they are."""
+    if re.fullmatch(r"seed\d+", run_dir.name) is None:
+        return run_dir.name
+    return f"{run_dir.parent.name}-{content_of(folder / 'config.json').get('architecture', 'encoder')}"
 
 
 def _collapsed_before(run: RunRecord) -> list[dict[str, Any]]:

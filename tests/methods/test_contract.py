@@ -5,6 +5,7 @@ import dataclasses
 import inspect
 import math
 import re
+from typing import Any
 
 import pytest
 import timm
@@ -535,6 +536,6 @@ def test_settings_that_are_no_finite_number_are_refused(method: str):
     numbers |= {"image_std": (1.0, 1.0, 1.0)}
     for name, value in numbers.items():
         for wrong in (math.inf, math.nan):
-            given = wrong if isinstance(value, float) else [*value[1:], wrong]
+            given: Any = wrong if isinstance(value, float) else [*value[1:], wrong]
             with pytest.raises(StrictDataclassError, match=f"{name}.* must be .*got .*{wrong}"):
                 kind(**{name: given})
