@@ -26,7 +26,7 @@ from hf_ssl.commands.flags import flags_of, parse_flags
 from hf_ssl.commands.log import show_log
 from hf_ssl.commands.resolve import DEFAULT_METHOD, INHERITED, Request, check_recipe, method_of, request_of
 from hf_ssl.data.settings import DataSettings
-from hf_ssl.errors import UserError
+from hf_ssl.errors import NotPublishedError, UserError
 from hf_ssl.evaluation.results import results_in
 from hf_ssl.figures.metrics_log import read_metrics
 from hf_ssl.hub.background import BackgroundPublisher
@@ -79,7 +79,6 @@ GROUPS = {
 
 _FEW_EPOCHS = 5
 _COLLAPSED = 3  # exit code of a run that `on_collapse` stopped
-_NOT_PUBLISHED = 4
 
 
 @dataclass(frozen=True)
@@ -251,7 +250,7 @@ def _result(request: Request, result: TrainingResult, finish: Finish | None) -> 
     measured = encoder / "results.json" if encoder is not None else None
     signal_number = result.signal or (finish.signal if finish is not None else 0)
     unpublished = finish.unpublished if finish is not None else []
-    code = _NOT_PUBLISHED if unpublished else 0 if result.finished else _COLLAPSED
+    code = NotPublishedError.exit_code if unpublished else 0 if result.finished else _COLLAPSED
     return PretrainResult(
         run_dir=run_dir,
         encoder=encoder,

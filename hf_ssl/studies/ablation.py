@@ -42,6 +42,7 @@ from hf_ssl.studies.many_runs import (
     claim_folder,
     finished_run,
     parts_of_recipe,
+    written_text,
 )
 from hf_ssl.studies.settings import StudySettings, check_recipe
 from hf_ssl.training.arguments import TrainingSettings
@@ -134,9 +135,7 @@ class AblationResult:
         lines = [HEAD, *map(line_of, self.runs)]
         if self.exit_code == 0:
             lines.append(summary(self.runs))
-        if self.files:
-            lines.append(f"\nWrote {', '.join(path.name for path in self.files)} to {self.files[0].parent}")
-        return "\n".join(lines)
+        return "\n".join([*lines, *written_text(self.files)])
 
 
 def run(settings: AblationSettings) -> AblationResult:

@@ -35,6 +35,7 @@ from hf_ssl.studies.many_runs import (
     finished_run,
     mean_text,
     public_settings,
+    written_text,
 )
 from hf_ssl.training.files import write_json
 from hf_ssl.training.record import RunRecord
@@ -132,8 +133,7 @@ class LabelsResult:
     exit_code: int = 0
 
     def __str__(self) -> str:
-        wrote = [f"\nWrote {', '.join(path.name for path in self.files)} to {path.parent}" for path in self.files[:1]]
-        return "\n".join([table_of(self.runs).rstrip(), *wrote])
+        return "\n".join([table_of(self.runs).rstrip(), *written_text(self.files)])
 
 
 def run(settings: LabelsSettings) -> LabelsResult:

@@ -20,7 +20,7 @@ from hf_ssl.private import public_places, without_paths
 from hf_ssl.settings import of_json
 from hf_ssl.training.arguments import TrainingSettings
 from hf_ssl.training.changes import defaults_of
-from hf_ssl.training.files import write_json
+from hf_ssl.training.files import RUN_FILE, write_json
 from hf_ssl.training.loop import train
 from hf_ssl.training.output import make_folder
 from hf_ssl.training.plan import make_plan
@@ -84,8 +84,12 @@ def claim_folder(folder: Path, settings: PlaceSettings, names: Sequence[str], so
         source: The opened training split. Of an object of `datasets` its content is compared too.
 
     Raises:
-        UserError: If its runs were trained with other settings; names the first.
+        UserError: If its runs were trained with other settings, of which the first is named, or it lies in a run.
     """
+    place = folder.resolve()
+    run = next((one for one in (place, *place.parents) if (one / RUN_FILE).is_file()), None)
+    if run is not None:
+        raise UserError(f"`output_dir` `{folder}` lies in the run `{run}`, which stays as it is. Give another folder.")
     choice = {name: getattr(settings, name) for name in names} | {"dataset": source.name}
     if not isinstance(getattr(settings, "dataset"), str | Path):  # noqa: B009
         choice["fingerprint"] = source.fingerprint
@@ -203,6 +207,11 @@ def length_of(recipe: Mapping[str, Any], num_epochs: float | None, num_steps: in
     if num_steps is not None:
         return values | {"num_steps": num_steps, "warmup_steps": int(share * num_steps)}
     return values | {"num_epochs": num_epochs, "warmup_epochs": share * (num_epochs or 0)}
+
+
+def written_text(files: Sequence[Path]) -> list[str]:
+    """The last line of what a study prints: what it wrote, and where; none if it wrote nothing."""
+    return [f"\nWrote {', '.join(path.name for path in files)} to {files[0].parent}"] if files else []
 
 
 def mean_text(values: Sequence[float], digits: int) -> str:

@@ -48,6 +48,7 @@ from hf_ssl.studies.many_runs import (
     public_settings,
     settings_of_run,
     train_run,
+    written_text,
 )
 from hf_ssl.studies.methods_report import (
     RANDOM,
@@ -161,8 +162,7 @@ class MethodsResult:
     exit_code: int = 0
 
     def __str__(self) -> str:
-        wrote = [f"\nWrote {', '.join(path.name for path in self.files)} to {path.parent}" for path in self.files[:1]]
-        return "\n".join([table_of(self.runs), differences_of(self.runs).rstrip(), *wrote])
+        return "\n".join([table_of(self.runs), differences_of(self.runs).rstrip(), *written_text(self.files)])
 
 
 def run(settings: MethodsSettings) -> MethodsResult:

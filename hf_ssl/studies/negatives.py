@@ -40,6 +40,7 @@ from hf_ssl.studies.many_runs import (
     claim_folder,
     finished_run,
     parts_of_recipe,
+    written_text,
 )
 from hf_ssl.studies.negatives_measures import (
     CONTRASTIVE,
@@ -148,9 +149,7 @@ class NegativesResult:
         lines = [HEAD, *map(line_of, self.runs)]
         if self.said:
             lines += ["", *self.said]
-        if self.files:
-            lines.append(f"\nWrote {', '.join(path.name for path in self.files)} to {self.files[0].parent}")
-        return "\n".join(lines)
+        return "\n".join([*lines, *written_text(self.files)])
 
 
 def run(settings: NegativesSettings) -> NegativesResult:

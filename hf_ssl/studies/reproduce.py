@@ -43,6 +43,7 @@ from hf_ssl.studies.many_runs import (
     parts_of_recipe,
     settings_of_run,
     train_run,
+    written_text,
 )
 from hf_ssl.studies.published import TABLES, Row, Table
 from hf_ssl.studies.reproduce_report import FinishedRun, table_text
@@ -146,8 +147,7 @@ class ReproduceResult:
     exit_code: int = 0
 
     def __str__(self) -> str:
-        wrote = [f"\nWrote {', '.join(path.name for path in self.files)} to {path.parent}" for path in self.files[:1]]
-        return "\n".join([self.text.rstrip(), *wrote])
+        return "\n".join([self.text.rstrip(), *written_text(self.files)])
 
 
 def run(settings: ReproduceSettings) -> ReproduceResult:
