@@ -20,6 +20,12 @@ class UserError(ValueError):
         super().__init__(*record_without_tokens(args))
 
 
+class NotPublishedError(UserError):
+    """The Hub did not take what was to be published; all of it is still here, and the text says how to try again."""
+
+    exit_code = 4
+
+
 class LostProcessError(UserError):
     """A run lost one of its processes: the same command with `--resume auto` may well succeed.
 

@@ -1,7 +1,7 @@
 """Paths of this machine stay out of what is published: of a local path only the last part is told.
 
 What tells more are the folders above it: names of users, customers and projects. A command shows `FOLDER` where the
-path of a folder stood.
+absolute path of a folder stood.
 """
 
 import ast
@@ -9,7 +9,8 @@ import getpass
 import json
 import re
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,16 @@ _KIND = re.compile(r"^(?:random|raw|local-dir|hf_hub|hf-hub):")  # before the na
 _PATTERN = re.compile(r"[*?\[]")
 _INSIDE = re.compile(r"(?<![\w.:/~-])(?:~[\w.-]*)?/[^\s'\"`,;:(){}\[\]]+")  # a path within a text
 _REPOSITORY = ("repo_id", "push", "space")  # settings that name one, which a local folder may be called like
+_REPOSITORY_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+(?:/pretraining)?(?:@\S+)?")
+_REVISIONS = ("dataset_revision", "revision")
+_PLACES = (
+    "output",
+    "output_dir",
+    "resume",
+    "config_file",
+)  # settings that name only files and folders of this machine
+_PROGRAM = re.compile(r"\.(?:py|sh|ya?ml|json)$")
+_OF_CHECKOUT = re.compile(r"scripts/\w+\.py")  # of hf_ssl itself
 _WITHIN = ("data_dir", "data_files")  # settings that name folders and files of a data set
 _ARGUMENT = re.compile(r"[(,] ?(\w+)=")
 _LITERAL = re.compile(r"(\w*)(=?)('(?:[^'\\\n]|\\.)*'|\"(?:[^\"\\\n]|\\.)*\")")
@@ -98,74 +109,110 @@ def public_places(data: Mapping[str, Any]) -> dict[str, Any]:
     return {name: _mapped(data[name], public_path) for name in _WITHIN if data.get(name)}
 
 
-def public_command(command: str, dataset: str | None = None, kind: str | None = None) -> str:
-    """A command without private paths: `FOLDER` stands for a folder, and a file keeps its name.
+def public_command(
+    command: str, dataset: str | None = None, kind: str | None = None, local: Collection[str] = ()
+) -> str:
+    """A command without paths of this machine.
+
+    `FOLDER` stands for a private folder and for a local data set whose path reads like a name of the Hub, such as
+    `data/c10`. Of another relative path the last part stays, and a file keeps its name.
 
     Args:
         command: A line for a shell, or a call of a Python function of hf_ssl.
-        dataset: The data set that it names. A path such as `data/c10`, which reads like a name of the Hub, is replaced
-            as well.
+        dataset: The data set that it names.
         kind: `kind` of its `Source`.
+        local: What else it names that was opened as a folder, such as the encoder `runs/first`. Other words of two
+            parts are taken for repositories.
     """
-    local = dataset if dataset and kind == "local" and {"/", "\\"} & set(dataset) else None
-
-    def shown(path: str) -> str:
-        last = public_path(path)
-        kind = _KIND.match(last)
-        word = kind.group() if kind else ""
-        is_file = re.search(r"(?<!^)\.\w+$|[*?\[]", last[len(word) :])
-        return last if is_file else f"{word}{FOLDER}"
-
-    def text_without(text: str, within: bool) -> str:
-        is_path = within and bool({"/", "\\"} & set(text))
-        return shown(text) if text == local or is_path else _text_without_paths(text, shown)
-
-    def without(word: str, name: str = "") -> str:
-        name = name or word.partition("=")[0].lstrip("-")
-        return _word_without_paths(word, lambda text: text_without(text, kind == "local" and name in _WITHIN))
-
+    words = _Words(dataset, kind, {_KIND.sub("", name) for name in local})
     if command.startswith("hf_ssl."):
 
         def in_code(found: re.Match[str]) -> str:
             name, equals, literal = found.groups()
-            if name in _REPOSITORY:
-                return found.group()
             argument = _ARGUMENT.findall(command, 0, found.end(1) + 1)  # the one that a literal of a dict belongs to
-            return name + equals + repr(without(ast.literal_eval(literal), argument[-1] if argument else ""))
+            text = words.without_paths(ast.literal_eval(literal), name or (argument[-1] if argument else ""))
+            return name + equals + repr(text)
 
         return _LITERAL.sub(in_code, command)
     try:
-        words = shlex.split(command)
+        typed = shlex.split(command)
     except ValueError:  # no line for a shell: every word by itself
-        return " ".join(map(without, command.split(" ")))
-    before = [word.lstrip("-") for word in ["", *words]]
-    changed = [
-        word if former in _REPOSITORY else without(word, former if former in _WITHIN else "")
-        for former, word in zip(before, words, strict=False)
-    ]
-    return command if changed == words else shlex.join(changed)
+        return " ".join(map(words.without_paths, command.split(" ")))
+    before = [word[2:] if word.startswith("--") else "" for word in ["", *typed]]
+    changed = [words.without_paths(word, former) for former, word in zip(before, typed, strict=False)]
+    return command if changed == typed else shlex.join(changed)
+
+
+@dataclass(frozen=True)
+class _Words:
+    """What becomes of the words of a command; see `public_command`.
+
+    Args:
+        dataset: Name of its data set.
+        kind: Its kind.
+        local: Names of folders, without words such as `random:` before them.
+    """
+
+    dataset: str | None
+    kind: str | None
+    local: Collection[str]
+
+    def without_paths(self, word: str, setting: str = "") -> str:
+        """A word, which may be JSON or `name=value`, of a setting if that is known."""
+        name, equals, value = word.partition("=")
+        if equals and re.fullmatch(r"[\w-]+", name):
+            return f"{name}={self.without_paths(value, name.lstrip('-'))}"
+        if word[:1] in ("{", "["):
+            try:
+                return json.dumps(_mapped(json.loads(word), lambda text: self._text(text, setting)))
+            except ValueError:
+                pass  # it only looks like JSON
+        return self._text(word, setting)
+
+    def _text(self, text: str, setting: str) -> str:
+        setting = setting.replace("-", "_")
+        is_path = bool({"/", "\\"} & set(text))
+        if setting in _REPOSITORY or not is_path:
+            return text if setting in _REPOSITORY else _text_without_paths(text, _shown)
+        if self.kind == "local" and (text == self.dataset or setting in _WITHIN):
+            return _shown(text)
+        is_here = setting not in _WITHIN and not is_private(text) and self._is_here(text, setting)
+        return public_path(text) if is_here else _text_without_paths(text, _shown)
+
+    def _is_here(self, text: str, setting: str) -> bool:
+        """Whether a relative path is one of this machine, and neither a repository nor an address."""
+        path = _KIND.sub("", text)
+        if setting in _PLACES or path in self.local:
+            return True
+        if re.search(r"://|[\s*?\[]", text) or setting in _REVISIONS or _OF_CHECKOUT.fullmatch(text):
+            return False
+        return not _REPOSITORY_NAME.fullmatch(path) or bool(_PROGRAM.search(text))
+
+
+def _shown(path: str) -> str:
+    """A private path as a command shows it."""
+    last = public_path(path)
+    kind = _KIND.match(last)
+    word = kind.group() if kind else ""
+    is_file = re.search(r"(?<!^)\.\w+$|[*?\[]", last[len(word) :])
+    return last if is_file else f"{word}{FOLDER}"
+
+
+def folders_among(names: Iterable[str]) -> list[str]:
+    """Those references to encoders that name folders of this machine now, for `public_command`."""
+    return [name for name in names if Path(_KIND.sub("", name)).is_dir()]
 
 
 def public_place(folder: Path) -> str:
-    """A folder that was exported, as examples beside it show it: as it was typed, or without the folders above it."""
+    """A folder that was exported, as examples beside it show it: as it was typed, or without the folders above it.
+
+    One such folder stays, as in `runs/first/encoder`: more of them tell customers and projects.
+    """
     text = folder.as_posix()
-    if not is_private(text):
-        return text
     own = folder.parts[-2:] if _OF_HF_SSL.fullmatch(folder.name) else folder.parts[-1:]
+    if not is_private(text) and len(folder.parts) <= 1 + len(own):
+        return text
     return "/".join([".", *own])
-
-
-def _word_without_paths(word: str, without: Callable[[str], str]) -> str:
-    """A word of a command, which may be JSON or `name=value`."""
-    if word[:1] in ("{", "["):
-        try:
-            return json.dumps(_mapped(json.loads(word), without))
-        except ValueError:
-            return without(word)
-    name, equals, value = word.partition("=")
-    if equals and re.fullmatch(r"[\w-]+", name):
-        return f"{name}={_word_without_paths(value, without)}"
-    return without(word)
 
 
 def _mapped(value: Any, without: Callable[[str], str]) -> Any:

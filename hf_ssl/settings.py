@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, dataclass_transform, get_args, get_origin
 
-from huggingface_hub.dataclasses import strict
+from huggingface_hub.dataclasses import strict, type_validator
 from huggingface_hub.errors import StrictDataclassClassValidationError, StrictDataclassFieldValidationError
 
 from hf_ssl.errors import UserError, near_name
@@ -100,6 +100,39 @@ def check_positive(settings: Any, *names: str) -> None:
         value = getattr(settings, name)
         if value is not None and not value > 0:
             raise UserError(f"`{name}` must be positive, got {value}.")
+
+
+def of_json(kind: type[_T], content: Any, place: str = "") -> _T:
+    """A dataclass from what stands in a file, checked by the types of its fields; other names in it are left out.
+
+    Args:
+        kind: The dataclass; its fields may be dataclasses too.
+        content: What was read.
+        place: Where it stands in the file, such as `measured.`; for errors.
+
+    Raises:
+        UserError: Names the first field that is missing or of another type.
+    """
+    if not isinstance(content, Mapping):
+        raise UserError(f"{f'`{place[:-1]}`' if place else 'it'} must be a JSON object, got {content!r:.80}")
+    values = {}
+    for field in dataclasses.fields(kind):  # pyright: ignore[reportArgumentType]
+        name, annotation = f"{place}{field.name}", field.type
+        if field.name not in content:
+            if is_required(field):
+                raise UserError(f"it lacks `{name}`")
+            continue
+        value, inner = content[field.name], _without_none(annotation)
+        if dataclasses.is_dataclass(inner) and not (value is None and inner is not annotation):
+            value = of_json(inner, value, f"{name}.")  # pyright: ignore[reportArgumentType]
+        else:
+            value = as_declared(value, annotation)
+            try:
+                type_validator(name, value, annotation)
+            except (TypeError, ValueError):
+                raise UserError(wrong_value(name, annotation, value).removesuffix(".")) from None
+        values[field.name] = value
+    return kind(**values)
 
 
 def is_required(field: dataclasses.Field) -> bool:

@@ -18,9 +18,11 @@ Without a GPU, `--cpu` does the same in toy size: it shows that the check works,
 import argparse
 import hashlib
 import json
+import math
 import os
 import signal
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -99,6 +101,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     add("--cpu", action="store_true", help="toy size, on the CPU")
     add("--table", action="store_true", help="print the table of the file again, and do nothing")
     options = parser.parse_args(arguments)
+    if not 0 < options.minutes < math.inf:
+        parser.error(f"`--minutes` must be a number above 0, got {options.minutes:g}.")
     options.output, options.work = options.output.resolve(), options.work.resolve()
     if options.dataset is not None and Path(options.dataset).exists():
         options.dataset = str(Path(options.dataset).resolve())  # its programs run in the clone
@@ -120,8 +124,13 @@ def main(arguments: Sequence[str]) -> int:
     if options.table:
         print(table(kept) if "machine" in kept else f"error: `{options.output}` holds no check yet.")
         return 0 if "machine" in kept else 2
-    options.work.mkdir(parents=True, exist_ok=True)
-    options.output.parent.mkdir(parents=True, exist_ok=True)
+    for flag, folder in (("--work", options.work), ("--output", options.output.parent)):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=folder).close()
+        except OSError as error:
+            print(f"error: `{folder}` cannot be written ({error.strerror}). Give another place by `{flag}`.")
+            return 2
     environment = _environment(options)
     if environment is None:
         return 2

@@ -5,22 +5,29 @@
     python scripts/model_cards.py --check                        # only say whether they are what the results say
 
 The numbers lie in model_cards/results/NAME.json, as `hf-ssl study methods` and `scripts/benchmarks/speed.py` write
-them. The tables of README.md, model_cards/README.md and the guides stand between `<!-- results: KIND NAME -->` and
-`<!-- end of results -->` and are written by this script alone. The card of an encoder is that of the first seed.
+them, without paths of this machine. The tables of README.md, model_cards/README.md and the guides stand between
+`<!-- results: KIND NAME -->` and `<!-- end of results -->` and are written by this script alone. The card of an
+encoder is that of the first seed.
 """
 
 import argparse
 import json
 import re
-import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import speed_tables
 
-from hf_ssl.hub.model_card import write_model_card
+from hf_ssl.data.sources.opened import kind_by_name
+from hf_ssl.errors import UserError
+from hf_ssl.evaluation.references import read_json
+from hf_ssl.hub.cards import card_to_push
+from hf_ssl.hub.model_card import render_model_card
+from hf_ssl.private import public_places, without_paths
+from hf_ssl.settings import of_json
 from hf_ssl.studies.many_runs import mean_text
 from hf_ssl.studies.methods_report import (
     RANDOM,
@@ -32,9 +39,12 @@ from hf_ssl.studies.methods_report import (
     rows_of,
     title_of,
 )
+from hf_ssl.training.files import write_json
 
 ROOT = Path(__file__).resolve().parents[1]
-_BLOCK = re.compile(r"(<!-- results: ([\w ]+) -->\n).*?(<!-- end of results -->)", re.DOTALL)
+_BLOCK = re.compile(r"(<!-- results: ([^>\n]*) -->\n).*?(<!-- end of results -->)", re.DOTALL)
+_MARKER = re.compile(r"<!-- (?:results:|end of results)")
+_INDEX = "model_cards/README.md"  # has a table of every study
 _IN_README = (RANDOM, "directpred", "byol", "moco_v2", SUPERVISED)
 _COPIES = {
     "cifar10-jpeg75": "CIFAR-10 in a copy of JPEG quality 75, which costs accuracy: compare these numbers with each "
@@ -46,7 +56,7 @@ _COPIES = {
 
 def runs_of(results: dict[str, Any]) -> list[MethodRun]:
     """The runs in a results file of `hf-ssl study methods`."""
-    return [MethodRun(**one) for one in results["runs"]]
+    return [of_json(MethodRun, one) for one in results["runs"]]
 
 
 def index_table(results: dict[str, Any], cards: str) -> str:
@@ -126,13 +136,51 @@ def with_tables(text: str, cards: Path) -> str:
     Args:
         text: Of the page; a block begins with `<!-- results: index NAME -->` or `<!-- results: short NAME -->`.
         cards: The folder `model_cards`.
+
+    Raises:
+        UserError: If a marker is missing, or names no table or results.
     """
 
     def made(block: re.Match[str]) -> str:
-        kind, name = block[2].split()
+        kind, _, name = block[2].partition(" ")
+        if kind not in _TABLES or not (cards / "results" / f"{name}.json").is_file():
+            known = ", ".join(sorted(path.stem for path in (cards / "results").glob("*.json")))
+            raise UserError(
+                f"`<!-- results: {block[2]} -->` must be one of {', '.join(_TABLES)}, and then the name of results: "
+                f"{known}."
+            )
         return f"{block[1]}{_TABLES[kind](cards, name)}\n{block[3]}"
 
+    if len(_MARKER.findall(text)) != 2 * len(_BLOCK.findall(text)):
+        raise UserError(
+            "Each table must stand between `<!-- results: KIND NAME -->` and `<!-- end of results -->`, on lines of "
+            "their own, and one of these is missing. Write it again."
+        )
     return _BLOCK.sub(made, text)
+
+
+def check_tables(pages: Mapping[str, str], cards: Path) -> None:
+    """Refuse pages from which a table was lost.
+
+    Args:
+        pages: Text by name.
+        cards: The folder `model_cards`.
+
+    Raises:
+        UserError: If a study has no table in the index, or the README shows none.
+    """
+    studies = [path.stem for path in sorted((cards / "results").glob("*.json")) if _is_of_methods(path)]
+    needed = [(_INDEX, f"index {name}") for name in studies] + [("README.md", "short ")]
+    for page, table in needed:
+        if f"<!-- results: {table}" not in pages[page]:
+            raise UserError(
+                f"`{page}` has no table `{table.strip()}`. Write `<!-- results: {table.strip()} -->` and `<!-- end of "
+                "results -->` on two lines where it belongs."
+            )
+
+
+def _is_of_methods(path: Path) -> bool:
+    return read_json(path).get("study") == "methods"
 
 
 def take_over(study: Path, name: str, cards: Path) -> list[Path]:
@@ -148,13 +196,18 @@ def take_over(study: Path, name: str, cards: Path) -> list[Path]:
     """
     results = cards / "results" / f"{name}.json"
     results.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(study / "methods.json", results)
+    content = read_json(study / "methods.json")
+    if kind_by_name(content["dataset"]) != "hub":  # an earlier version told whole paths
+        content["settings"] |= public_places(content["settings"])
+    write_json(results, without_paths(content))
     written = [results]
     for one in runs_of(_results(cards, name)):
         encoder = study / one.method / f"seed{one.seed}" / "encoder"
         if one.seed == 0 and one.method in VARIANTS:
             card = cards / f"{name}-{one.method}.md"
-            shutil.copyfile(write_model_card(encoder), card)
+            shown_as = Path("/", card.stem, "encoder")  # the card shows it without what is above
+            text = card_to_push(encoder / "README.md", partial(render_model_card, encoder, shown_as=shown_as))
+            card.write_bytes(text if isinstance(text, bytes) else text.read_bytes())
             written.append(card)
     return written
 
@@ -163,7 +216,7 @@ def main(arguments: Sequence[str]) -> int:
     """Run the command line; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("study", nargs="?", type=Path, help="folder of a finished `hf-ssl study methods`")
-    parser.add_argument("--name", default="cifar10", help="name of its results, such as cifar10")
+    parser.add_argument("--name", help="name of its results, such as cifar10")
     parser.add_argument("--check", action="store_true", help="write nothing; exit code 1 if a table is not up to date")
     options = parser.parse_args(arguments)
     cards = ROOT / "model_cards"
@@ -174,20 +227,29 @@ def main(arguments: Sequence[str]) -> int:
             runs_of(json.loads((options.study / "methods.json").read_text(encoding="utf-8")))
         except (ValueError, KeyError, TypeError) as error:
             parser.error(f"`{options.study / 'methods.json'}` is not of a study of methods: {error}.")
+        if options.name is None:
+            known = ", ".join(sorted(path.stem for path in (cards / "results").glob("*.json")))
+            parser.error(f"`--name` is needed: what the results are called. One that exists is replaced: {known}.")
         if not re.fullmatch(r"[\w-]+", options.name):
             parser.error(f"`--name` must be of letters, digits, - and _, got `{options.name}`.")
         for path in take_over(options.study, options.name, cards):
             print(path.relative_to(ROOT))
-    old = [
-        page
-        for page in pages()
-        if with_tables(page.read_text(encoding="utf-8"), cards) != page.read_text(encoding="utf-8")
-    ]
-    for page in old:
-        print(page.relative_to(ROOT), "is not what the results say" if options.check else "")
-        if not options.check:
-            page.write_text(with_tables(page.read_text(encoding="utf-8"), cards), encoding="utf-8")
-    return int(options.check and bool(old))
+    elif options.name is not None:
+        parser.error("`--name` is for a study that is taken over. Give its folder, or leave it out.")
+    texts, failed = {str(page.relative_to(ROOT)): page.read_text(encoding="utf-8") for page in pages()}, False
+    try:
+        check_tables(texts, cards)
+        made = {name: with_tables(text, cards) for name, text in texts.items()}
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    for name, new in made.items():
+        if new != texts[name]:
+            print(name, "is not what the results say" if options.check else "")
+            failed |= options.check
+            if not options.check:
+                (ROOT / name).write_text(new, encoding="utf-8")
+    return int(failed)
 
 
 if __name__ == "__main__":

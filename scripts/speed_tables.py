@@ -92,7 +92,14 @@ def _values(part: Mapping[str, Any]) -> dict[tuple[str, str], float]:
 def _commands(parts: Parts, *names: str) -> list[str]:
     """The machine of the parts, which may differ, and their commands."""
     machines = dict.fromkeys(_machine(parts[name]["machine"]) for name in names)
-    return [*machines, "", "<!-- not run: a measurement -->", "```bash", *(parts[name]["command"] for name in names), "```"]
+    return [
+        *machines,
+        "",
+        "<!-- not run: a measurement -->",
+        "```bash",
+        *(parts[name]["command"] for name in names),
+        "```",
+    ]
 
 
 def _machine(machine: Mapping[str, Any]) -> str:

@@ -78,8 +78,26 @@ COMMANDS = [
     ("hf-ssl evaluate 'it is not /data/secret-user/x", "hf-ssl evaluate 'it is not FOLDER"),
     ("hf-ssl evaluate random:/data/secret-user/x", "hf-ssl evaluate random:FOLDER"),
     (
-        "accelerate launch scripts/pretrain.py --dataset ORG/NAME --output_dir runs/x",
-        "accelerate launch scripts/pretrain.py --dataset ORG/NAME --output_dir runs/x",
+        "accelerate launch scripts/pretrain.py --dataset ORG/NAME --output_dir acme/runs/x --resume=acme/x",
+        "accelerate launch scripts/pretrain.py --dataset ORG/NAME --output_dir x --resume=x",
+    ),
+    (
+        "accelerate launch --config_file acme/c.yaml acme/train.py --encoder timm/resnet50.a1_in1k --output_dir x",
+        "accelerate launch --config_file c.yaml train.py --encoder timm/resnet50.a1_in1k --output_dir x",
+    ),
+    (
+        "hf-ssl evaluate clients/acme/runs/x/encoder --dataset ORG/NAME --dataset_revision refs/convert/parquet",
+        "hf-ssl evaluate x --dataset ORG/NAME --dataset_revision refs/convert/parquet",
+    ),
+    ("hf-ssl evaluate random:clients/acme/x --repo_id ORG/NAME", "hf-ssl evaluate random:x --repo_id ORG/NAME"),
+    (
+        "hf_ssl.pretrain('moco', encoder='hf_hub:org/a', start_from='org/a/pretraining', output_dir='acme/x')",
+        "hf_ssl.pretrain('moco', encoder='hf_hub:org/a', start_from='org/a/pretraining', output_dir='x')",
+    ),
+    ("hf-ssl evaluate org/a@refs/pr/1 --dataset s3://a/b/c", "hf-ssl evaluate org/a@refs/pr/1 --dataset s3://a/b/c"),
+    (
+        """hf-ssl pretrain --dataset ORG/NAME --data_files '{"train": "a/b/c/**"}' --data_dir a/b/c""",
+        """hf-ssl pretrain --dataset ORG/NAME --data_files '{"train": "a/b/c/**"}' --data_dir a/b/c""",
     ),
 ]
 
@@ -91,13 +109,22 @@ def test_a_command_shows_placeholders(command, public):
 
 
 def test_a_local_data_set_is_not_shown_like_one_of_the_hub():
-    command = "hf-ssl pretrain --dataset data/c10 --repo_id data/c10 --output_dir runs/c10"
+    command = "hf-ssl pretrain --dataset data/c10 --repo_id data/c10 --output_dir c10"
     assert public_command(command, "data/c10", "hub") == command
     public = public_command(command, "data/c10", "local")
     assert shlex.split(public)[2:] == ["--dataset", "FOLDER", *shlex.split(command)[4:]]
     call = "hf_ssl.pretrain(dataset='data/c10', repo_id='data/c10')"
     assert public_command(call, "data/c10", "local") == "hf_ssl.pretrain(dataset='FOLDER', repo_id='data/c10')"
     assert public_command("hf-ssl pretrain --dataset photos", "photos", "local").endswith("--dataset photos")
+
+
+def test_what_was_opened_as_a_folder_is_not_shown_like_a_repository():
+    command = "hf-ssl evaluate acme/x random:acme/x acme/y --dataset ORG/NAME"
+    assert public_command(command) == command
+    shown = "hf-ssl evaluate x random:x acme/y --dataset ORG/NAME"
+    assert public_command(command, local=["acme/x"]) == public_command(command, local=["local-dir:acme/x"]) == shown
+    call = "hf_ssl.pretrain(start_from='acme/x', repo_id='acme/x')"
+    assert public_command(call, local=["acme/x"]) == "hf_ssl.pretrain(start_from='x', repo_id='acme/x')"
 
 
 @pytest.mark.parametrize(
@@ -113,8 +140,8 @@ def test_a_local_data_set_is_not_shown_like_one_of_the_hub():
             """hf-ssl extract x --data_files '{"train": ["*.jpg", "b.jpg"]}' --data_dir photos""",
         ),
         (
-            "hf_ssl.pretrain('simsiam', dataset='.', data_files={'train': ['acme/a.jpg']}, output_dir='runs/a')",
-            "hf_ssl.pretrain('simsiam', dataset='.', data_files={'train': ['a.jpg']}, output_dir='runs/a')",
+            "hf_ssl.pretrain('simsiam', dataset='.', data_files={'train': ['acme/a.jpg']}, output_dir='a')",
+            "hf_ssl.pretrain('simsiam', dataset='.', data_files={'train': ['a.jpg']}, output_dir='a')",
         ),
     ],
 )
@@ -126,5 +153,6 @@ def test_files_of_a_local_data_set_are_shown_without_the_folders_above_them(comm
 
 def test_examples_name_a_folder_without_those_above_it():
     assert public_place(Path("runs/first/encoder")) == "runs/first/encoder"
+    assert public_place(Path("clients/acme/first/encoder")) == "./first/encoder"
     assert public_place(Path("/data/secret-user/first/encoder")) == "./first/encoder"
     assert public_place(Path("/data/secret-user/features")) == "./features"

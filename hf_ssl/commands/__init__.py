@@ -33,7 +33,8 @@ def main(arguments: Sequence[str]) -> int:
     """Run a command line from another program, such as `main(["pretrain", "--method", "moco"])`.
 
     Returns:
-        The exit code: 0 if all went well, 2 after an error that the user can put right, else the command's own.
+        The exit code: 0 if all went well, 2 after an error that the user can put right, 4 if the Hub did not take a
+        push, else the command's own.
     """
     from hf_ssl.invocation import called_as  # not needed by `hf-ssl --help`
 

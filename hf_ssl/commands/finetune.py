@@ -33,7 +33,7 @@ from hf_ssl.fine_tuning.task import FineTuningResult, fine_tune
 from hf_ssl.hub.access import check_push_access
 from hf_ssl.hub.names import check_license
 from hf_ssl.invocation import command_line
-from hf_ssl.private import public_command, public_name
+from hf_ssl.private import folders_among, public_command, public_name
 from hf_ssl.settings import checked
 from hf_ssl.training.loop import checkpoint_text
 from hf_ssl.training.output import locked_output_dir, prepare_output_dir
@@ -157,7 +157,8 @@ def _finished(
         )
     folder, entries, published = None, [], None
     if result.is_main_process and not stopped_by:
-        entries = _entries(source, test, data, own, result) if test is not None and result.score is not None else []
+        if test is not None and result.score is not None:
+            entries = _entries(classifier.encoder, source, test, data, own, result)
         folder = _export(classifier, entries, own, result)
         if own.push_to_hub:
             published = publish_classifier(
@@ -245,7 +246,12 @@ def _export(
 
 
 def _entries(
-    source: Source, test: Source, data: DataSettings, settings: FineTuningSettings, result: FineTuningResult
+    encoder: str,
+    source: Source,
+    test: Source,
+    data: DataSettings,
+    settings: FineTuningSettings,
+    result: FineTuningResult,
 ) -> list[dict[str, Any]]:
     """What goes into `results.json`: the last step, and beside it the best one."""
     assert result.score is not None
@@ -264,7 +270,7 @@ def _entries(
         "label": next(iter(source.labels)),
         "metric": "accuracy",
         "num_images": result.score.num_images,
-        "command": public_command(command_line(), source.name, source.kind),
+        "command": public_command(command_line(), source.name, source.kind, folders_among([encoder])),
     }
     confusion = result.score.confusion
     last = {

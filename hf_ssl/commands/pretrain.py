@@ -9,7 +9,6 @@ same command with `--resume auto` continues bit for bit.
 """
 
 import dataclasses
-import json
 import logging
 import os
 import shlex
@@ -27,8 +26,9 @@ from hf_ssl.commands.flags import flags_of, parse_flags
 from hf_ssl.commands.log import show_log
 from hf_ssl.commands.resolve import DEFAULT_METHOD, INHERITED, Request, check_recipe, method_of, request_of
 from hf_ssl.data.settings import DataSettings
-from hf_ssl.errors import UserError
-from hf_ssl.evaluation.references import read_json
+from hf_ssl.errors import NotPublishedError, UserError
+from hf_ssl.evaluation.results import results_in
+from hf_ssl.figures.metrics_log import read_metrics
 from hf_ssl.hub.background import BackgroundPublisher
 from hf_ssl.hub.finish import Finish, finish_run
 from hf_ssl.invocation import called_as
@@ -79,7 +79,6 @@ GROUPS = {
 
 _FEW_EPOCHS = 5
 _COLLAPSED = 3  # exit code of a run that `on_collapse` stopped
-_NOT_PUBLISHED = 4
 
 
 @dataclass(frozen=True)
@@ -251,13 +250,13 @@ def _result(request: Request, result: TrainingResult, finish: Finish | None) -> 
     measured = encoder / "results.json" if encoder is not None else None
     signal_number = result.signal or (finish.signal if finish is not None else 0)
     unpublished = finish.unpublished if finish is not None else []
-    code = _NOT_PUBLISHED if unpublished else 0 if result.finished else _COLLAPSED
+    code = NotPublishedError.exit_code if unpublished else 0 if result.finished else _COLLAPSED
     return PretrainResult(
         run_dir=run_dir,
         encoder=encoder,
         pretraining=None if encoder is None else run_dir / "pretraining",
-        results=read_json(measured)["results"] if measured is not None and measured.is_file() else [],
-        metrics=[json.loads(line) for line in lines.read_text().splitlines()] if lines.exists() else [],
+        results=results_in(measured) if measured is not None else [],
+        metrics=read_metrics(lines) if lines.exists() else [],
         step=result.step,
         num_steps=result.num_steps,
         collapse=result.collapse,

@@ -7,12 +7,49 @@
 A study that was killed or stopped continues with the same command.
 """
 
+import functools
+import re
+from collections.abc import Callable
+from dataclasses import fields
+from typing import Any
+
 from hf_ssl.commands.command import Command, CommandGroup
-from hf_ssl.data.settings import OF_DATA
+from hf_ssl.commands.evaluation_settings import EvaluationSettings
+from hf_ssl.data.settings import OF_DATA, DataSettings
+from hf_ssl.errors import UserError
+from hf_ssl.fine_tuning.settings import FineTuningSettings
+from hf_ssl.methods import METHODS
 from hf_ssl.studies import ablation, labels, methods, negatives, reproduce
+from hf_ssl.training.arguments import TrainingSettings
 
 _FIRST = ("dataset", "output_dir", "seeds", "num_steps", "recipe", "view_recipe", "encoder")
 _DATA = (*OF_DATA, "split", "num_workers")
+_OF_RUNS = {
+    field.name
+    for kind in (DataSettings, TrainingSettings, FineTuningSettings, EvaluationSettings)
+    for field in fields(kind)  # pyright: ignore[reportArgumentType]
+}
+_OF_RUNS |= {field.name for method in METHODS.values() for field in fields(method.config_class)}
+
+
+def _of_study(run: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """The same, but an error of a run that advises a setting which the study does not have says so."""
+
+    @functools.wraps(run)
+    def call(settings: Any) -> Any:
+        try:
+            return run(settings)
+        except UserError as error:
+            named = re.findall(r"`(?:--)?(\w+)(?: [^`]*)?`", str(error))
+            own = {field.name for field in fields(settings)}
+            lacking = [f"`{name}`" for name in dict.fromkeys(named) if name in _OF_RUNS - own]
+            if lacking:
+                which = ", ".join(lacking)
+                error.args = (f"{error} (A study has no {which}: its runs have the recipe's, or the default.)",)
+            raise
+
+    return call
+
 
 COMMAND = CommandGroup(
     "study",
@@ -21,7 +58,7 @@ COMMAND = CommandGroup(
         "methods": Command(
             "study methods",
             methods.MethodsSettings,
-            methods.run,
+            _of_study(methods.run),
             methods.__doc__ or "",
             first=("dataset", "output_dir", "methods", "seeds", "num_epochs", "num_steps", "recipe", "view_recipe"),
             groups={"data": (*_DATA, "test_split", "eval_images")},
@@ -29,7 +66,7 @@ COMMAND = CommandGroup(
         "labels": Command(
             "study labels",
             labels.LabelsSettings,
-            labels.run,
+            _of_study(labels.run),
             labels.__doc__ or "",
             words=("encoders",),
             first=("dataset", "output_dir", "fractions", "seeds", "num_steps", "test_split"),
@@ -38,7 +75,7 @@ COMMAND = CommandGroup(
         "ablation": Command(
             "study ablation",
             ablation.AblationSettings,
-            ablation.run,
+            _of_study(ablation.run),
             ablation.__doc__ or "",
             first=(*_FIRST, "theory_only", "grid"),
             groups={
@@ -49,7 +86,7 @@ COMMAND = CommandGroup(
         "negatives": Command(
             "study negatives",
             negatives.NegativesSettings,
-            negatives.run,
+            _of_study(negatives.run),
             negatives.__doc__ or "",
             first=(*_FIRST, "methods"),
             groups={
@@ -63,7 +100,7 @@ COMMAND = CommandGroup(
         "reproduce": Command(
             "study reproduce",
             reproduce.ReproduceSettings,
-            reproduce.run,
+            _of_study(reproduce.run),
             reproduce.__doc__ or "",
             words=("table",),
             first=("dataset", "output_dir", "runs", "seeds", "list", "num_epochs", "num_steps"),

@@ -5,6 +5,7 @@ import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,10 @@ from matplotlib.figure import Figure
 from hf_ssl.errors import UserError
 from hf_ssl.evaluation.comparison import BASELINES, Comparison
 from hf_ssl.evaluation.protocols import BEST_EPOCH, metric_of, title_of
+from hf_ssl.evaluation.references import read_json
 from hf_ssl.figures.accuracy import accuracy_bars
 from hf_ssl.private import public_path
+from hf_ssl.settings import of_json
 from hf_ssl.tokens import record_without_tokens
 
 try:
@@ -100,7 +103,7 @@ def update_results(path: Path, entries: Sequence[Mapping[str, Any]]) -> None:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with _locked(path.parent):
-        results = _read(path)
+        results = results_in(path)
         for entry in record_without_tokens(list(entries)):  # a command may name an address with a password
             places = [place for place, old in enumerate(results) if _is_of(old, entry)]
             if places:
@@ -175,13 +178,39 @@ def _block(title: str, rows: Mapping[str, Mapping[str, float]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _read(path: Path) -> list[dict[str, Any]]:
-    if not path.exists():
+def results_in(path: Path) -> list[dict[str, Any]]:
+    """The entries of a `results.json`; none if there is no such file.
+
+    Raises:
+        UserError: If it holds something else, or an entry lacks what every entry has.
+    """
+    if not path.is_file():
         return []
     try:
-        return list(json.loads(path.read_text(encoding="utf-8"))["results"])
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise UserError(f"`{path}` does not hold results. Move it away or name another by `--output`.") from error
+        entries = read_json(path).get("results")
+        if not isinstance(entries, list):
+            raise UserError("it must have a list `results`")
+        for number, entry in enumerate(entries):
+            of_json(_Entry, entry, f"results[{number}].")
+    except UserError as error:
+        raise UserError(f"`{path}` does not hold results: {error}. Move it away and measure again.") from error
+    return entries
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """What stands in an entry of a `results.json`, for the check of its types."""
+
+    dataset: str
+    split: str
+    protocol: str
+    metric: str
+    value: float
+    label: str | None
+    num_images: int | None
+    settings: dict[str, Any] | None = None
+    baselines: dict[str, float] | None = None
+    command: str | None = None
 
 
 def _is_of(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:

@@ -78,11 +78,13 @@ def render_feature_card(folder: Path, command: str, repo_id: str | None = None) 
         command: The command that wrote it.
         repo_id: Repository that the examples load; None: the folder.
     """
-    record = _record(folder)
+    own = _read(folder)
+    record = public_record(own)
     encoder, settings = record["encoder"], record["settings"]
     data, kind = record["dataset"]["dataset"], record["dataset_kind"]
     splits = _complete_splits(record)
     total = sum(sum(about["shards"]) for about in splits.values())
+    local = [own["encoder"]["name"]] if encoder["local"] else []
     name_of_data, name_of_encoder = _name(data, kind == "local"), _name(encoder["name"], encoder["local"])
     facts = {
         "data": name_of_data,
@@ -109,7 +111,7 @@ def render_feature_card(folder: Path, command: str, repo_id: str | None = None) 
         "indexed": "index" in next(iter(splits.values())),
         "source": repo_id or public_place(folder),
         "on_hub": repo_id is not None,
-        "command": public_command(command, _read(folder)["dataset"]["dataset"], kind),
+        "command": public_command(command, own["dataset"]["dataset"], kind, local),
         "command_language": "python" if command.startswith("hf_ssl.") else "bash",
     }
     return render_card("features/card_template.md", facts, _metadata(folder, record, total))

@@ -26,6 +26,7 @@ from huggingface_hub import (
 from hf_ssl.data.sources.opened import kind_by_name
 from hf_ssl.errors import UserError
 from hf_ssl.evaluation.references import read_json
+from hf_ssl.evaluation.results import results_in
 from hf_ssl.hub.public import public_results
 from hf_ssl.private import public_path, public_place, without_paths
 from hf_ssl.training.origin import sha256_of
@@ -127,16 +128,23 @@ def facts_of_model(
         "config": content_of(folder / "config.json"),
         "source": repo_id or public_place(place),
         "on_hub": repo_id is not None,
-        "name": (repo_id or place.parent.name).split("/")[-1],
+        "name": repo_id.split("/")[-1] if repo_id else _name_of_run(place.parent, folder),
         "data": data_text(run.data) if run.data else None,
         "hub_data": hub_id_of_data(run.data) if run.data else None,
         "license": license,
-        "results": public_results(content_of(folder / "results.json").get("results", []), run.data),
+        "results": public_results(results_in(folder / "results.json"), run.data),
         "collapsed_before": _collapsed_before(run),
         "best": BEST_EPOCH,
         "figures": figures_of(folder),
         "weights": sha256_of(weights) if weights.is_file() else None,
     }
+
+
+def _name_of_run(run_dir: Path, folder: Path) -> str:
+    """What a run without a repository is called: those of a study, which are named by seeds, by what they are."""
+    if re.fullmatch(r"seed\d+", run_dir.name) is None:
+        return run_dir.name
+    return f"{run_dir.parent.name}-{content_of(folder / 'config.json').get('architecture', 'encoder')}"
 
 
 def _collapsed_before(run: RunRecord) -> list[dict[str, Any]]:

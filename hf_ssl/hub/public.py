@@ -7,6 +7,7 @@ from typing import Any
 
 from hf_ssl.data.sources.opened import kind_by_name
 from hf_ssl.evaluation.references import read_json
+from hf_ssl.evaluation.results import results_in
 from hf_ssl.private import public_command, public_name, without_paths
 from hf_ssl.training.files import RUN_FILE
 from hf_ssl.training.record import RunRecord
@@ -28,7 +29,7 @@ def public_files(folder: Path, files: Mapping[str, Path]) -> dict[str, Path | by
         if name in files:
             content = read_json(files[name])
             if "results" in content:
-                content["results"] = public_results(content["results"], data)
+                content["results"] = public_results(results_in(files[name]), data)
             public[name] = public_about(content, data) if "dataset" in content else content
     written = {name: f"{json.dumps(content, indent=2)}\n".encode() for name, content in public.items()}
     same = [name for name, content in written.items() if name in files and files[name].read_bytes() == content]

@@ -14,7 +14,7 @@ from huggingface_hub.utils import get_session, hf_raise_for_status
 
 from hf_ssl import __version__
 from hf_ssl.answers import is_foreign_answer
-from hf_ssl.errors import UserError
+from hf_ssl.errors import NotPublishedError
 from hf_ssl.hub.attempts import Budget, repeat
 from hf_ssl.hub.names import check_refs, check_repo_id, url_of
 from hf_ssl.hub.refusals import CannotPushError, asked_pause, may_pass, one_line, sentence_about
@@ -73,14 +73,14 @@ def push_files(
 
     Raises:
         UserError: If the name of the repository, branch or tag cannot be used.
-        UserError: If the Hub cannot be reached or refuses; the sentence ends with the command that tries again.
+        NotPublishedError: If the Hub cannot be reached or refuses; the sentence ends with what tries again.
     """
     check_repo_id(repo_id)
     check_refs(revision, tag)
     again = without_tokens(f"The local files are intact; then: {retry}")
     token = token or get_token()
     if token is None:
-        raise UserError(f"No Hub token was found. Run `hf auth login` or set `HF_TOKEN`. {again}")
+        raise NotPublishedError(f"No Hub token was found. Run `hf auth login` or set `HF_TOKEN`. {again}")
     api = HfApi(token=token, library_name="hf_ssl", library_version=__version__)
     files_of = files if callable(files) else lambda _: files
     budget = Budget(hub_timeout)
@@ -103,12 +103,12 @@ def push_files(
     try:
         return repeat(push, budget)
     except CannotPushError as error:
-        raise UserError(without_tokens(str(error))) from None
+        raise NotPublishedError(without_tokens(str(error))) from None
     except Exception as error:
         if not isinstance(error, HTTPError | OSError) and not is_foreign_answer(error):
             raise
         told = sentence_about(error, repo_id, repo_type)
-        raise UserError(f"{without_tokens(told)}{_why_no_longer(error, budget)} {again}") from None
+        raise NotPublishedError(f"{without_tokens(told)}{_why_no_longer(error, budget)} {again}") from None
 
 
 def _why_no_longer(error: Exception, budget: Budget) -> str:

@@ -7,6 +7,7 @@
 
 import importlib
 import json
+import math
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, NoReturn, Self
@@ -71,6 +72,14 @@ class SSLConfig(PreTrainedConfig):
             )
         if min(self.image_std) <= 0:
             raise UserError(f"`image_std` must be positive, got {min(self.image_std)}.")
+
+    def validate_numbers_are_finite(self) -> None:
+        """Refuse NaN and infinity, which many rules of the form `positive` let through."""
+        for field in fields(self):
+            value = getattr(self, field.name)
+            for number in value if isinstance(value, list | tuple) else [value]:
+                if isinstance(number, float) and not math.isfinite(number):
+                    raise UserError(f"`{field.name}` must be finite, got {number}.")
 
     def adapt_to_data(self, num_images: int | None) -> None:
         """Fill in what only the data set tells; called before the model of a new run is built.

@@ -15,7 +15,6 @@ that is a small part of the fresh network's is dimensional collapse. The limits 
 Killed or stopped? The same command continues. Writes ablation.json, ablation.md and ablation.png beside the runs.
 """
 
-import json
 import logging
 import math
 from collections.abc import Sequence
@@ -30,6 +29,7 @@ from hf_ssl.data.settings import PLACES
 from hf_ssl.data.sources.open import Source
 from hf_ssl.errors import UserError
 from hf_ssl.evaluation.references import read_json
+from hf_ssl.figures.metrics_log import read_metrics
 from hf_ssl.methods.base import SSLPreTrainedModel
 from hf_ssl.methods.byol import BYOLConfig, BYOLForPreTraining
 from hf_ssl.settings import check_least, checked
@@ -39,9 +39,10 @@ from hf_ssl.studies.ablation_theory import Measured, Run, Start, measure_start, 
 from hf_ssl.studies.many_runs import (
     StoppedError,
     check_one_process,
-    choice_of,
     claim_folder,
+    finished_run,
     parts_of_recipe,
+    written_text,
 )
 from hf_ssl.studies.settings import StudySettings, check_recipe
 from hf_ssl.training.arguments import TrainingSettings
@@ -134,9 +135,7 @@ class AblationResult:
         lines = [HEAD, *map(line_of, self.runs)]
         if self.exit_code == 0:
             lines.append(summary(self.runs))
-        if self.files:
-            lines.append(f"\nWrote {', '.join(path.name for path in self.files)} to {self.files[0].parent}")
-        return "\n".join(lines)
+        return "\n".join([*lines, *written_text(self.files)])
 
 
 def run(settings: AblationSettings) -> AblationResult:
@@ -149,7 +148,7 @@ def run(settings: AblationSettings) -> AblationResult:
     wanted = [(cell, seed) for seed in range(settings.seeds) for cell in cells]
     if settings.theory_only:
         return AblationResult([bench.expect(cell, seed) for cell, seed in wanted], len(wanted))
-    claim_folder(bench.folder, choice_of(settings, _COMMON, bench.source))
+    claim_folder(bench.folder, settings, _COMMON, bench.source)
     logger.info("%d cells with %d seeds make %d runs.", len(cells), settings.seeds, len(wanted))
     runs: list[Run] = []
     try:
@@ -211,14 +210,13 @@ class _Bench:
         settings = self._settings(cell, seed)
         result = Path(settings.output_dir) / "result.json"
         if result.exists():
-            return Run.from_record(read_json(result))
+            return finished_run(result, Run, cell=cell, seed=seed)
         expected = self.expect(cell, seed)
         model = self._model(cell, seed)
         ended = train(model, self.source, self.data, settings)
         if ended.signal:
             raise StoppedError(ended.signal)
-        lines = [json.loads(line) for line in (result.parent / "metrics.jsonl").read_text().splitlines()]
-        last = lines[-1]
+        last = read_metrics(result.parent / "metrics.jsonl")[-1]
         measured = Measured(
             knn=None if self.knn is None else self.knn(model).value,
             knn_random=self._random_knn(seed),
@@ -240,7 +238,10 @@ class _Bench:
         if not path.exists():
             model = self._model(Cell(), seed).to(self.device)  # pyright: ignore[reportArgumentType]
             write_json(path, {"knn": self.knn(model).value})
-        return json.loads(path.read_text())["knn"]
+        knn = read_json(path).get("knn")
+        if not isinstance(knn, int | float):
+            raise UserError(f"`{path}` must hold the accuracy `knn`. Remove the file, and it is measured again.")
+        return knn
 
     def _model(self, cell: Cell, seed: int) -> SSLPreTrainedModel:
         set_seed(seed)

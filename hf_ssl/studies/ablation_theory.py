@@ -5,7 +5,7 @@ starts where the fresh network starts.
 """
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -261,19 +261,8 @@ class Run:
         return None if self.collapse is None else agrees(self.theory.expected, self.collapse)
 
     def record(self) -> dict[str, Any]:
-        """Everything, JSON-able; `from_record` reads it."""
+        """Everything, JSON-able."""
         return {**asdict(self), "title": self.cell.title, "collapse": self.collapse, "agrees": self.agrees}
-
-    @classmethod
-    def from_record(cls, record: Mapping[str, Any]) -> "Run":
-        """A run from what `record` gave."""
-        return cls(
-            cell=Cell(**record["cell"]),
-            seed=record["seed"],
-            start=Start(**record["start"]),
-            theory=Theory(**record["theory"]),
-            measured=Measured(**record["measured"]) if record["measured"] else None,
-        )
 
 
 def by_cell(runs: Iterable[Run]) -> Iterator[list[Run]]:

@@ -21,15 +21,22 @@ from hf_ssl.data.sources.open import DataLike, Source
 from hf_ssl.data.sources.subset import class_names, labelled_subset
 from hf_ssl.errors import UserError
 from hf_ssl.evaluation.encoders import encoder_folder
-from hf_ssl.evaluation.references import read_json
 from hf_ssl.figures.accuracy import accuracy_bars
 from hf_ssl.fine_tuning.classifier import RANDOM, check_classes, open_classifier
 from hf_ssl.fine_tuning.settings import FineTuningSettings
 from hf_ssl.fine_tuning.task import fine_tune
 from hf_ssl.invocation import command_line
-from hf_ssl.private import public_command, public_name, public_path
+from hf_ssl.private import folders_among, public_command, public_name, public_path
 from hf_ssl.settings import check_least, check_positive, checked
-from hf_ssl.studies.many_runs import StoppedError, check_one_process, choice_of, claim_folder, mean_text
+from hf_ssl.studies.many_runs import (
+    StoppedError,
+    check_one_process,
+    claim_folder,
+    finished_run,
+    mean_text,
+    public_settings,
+    written_text,
+)
 from hf_ssl.training.files import write_json
 from hf_ssl.training.record import RunRecord
 
@@ -38,6 +45,7 @@ logger = logging.getLogger(__name__)
 SCRATCH = "scratch"
 _COMMON = ("dataset", *PLACES, "split", "test_split", "encoders", "num_steps", "batch_size", "learning_rate")
 _COMMON += ("mixed_precision",)
+_TOLD_ELSEWHERE = ("dataset", "encoders")  # in the results: these may be paths
 
 
 @checked
@@ -125,15 +133,14 @@ class LabelsResult:
     exit_code: int = 0
 
     def __str__(self) -> str:
-        wrote = [f"\nWrote {', '.join(path.name for path in self.files)} to {path.parent}" for path in self.files[:1]]
-        return "\n".join([table_of(self.runs).rstrip(), *wrote])
+        return "\n".join([table_of(self.runs).rstrip(), *written_text(self.files)])
 
 
 def run(settings: LabelsSettings) -> LabelsResult:
     """Train what is missing, score and write."""
     check_one_process()
     bench = _Bench(settings)
-    claim_folder(settings.output_dir, choice_of(settings, _COMMON, bench.source))
+    claim_folder(settings.output_dir, settings, _COMMON, bench.source)
     wanted = [
         (seed, fraction, start)
         for seed in range(settings.seeds)
@@ -230,7 +237,7 @@ class _Bench:
         folder = self.options.output_dir / f"{place}-{Path(start).name}" / f"labels{fraction:g}-seed{seed}"
         result = folder / "result.json"
         if result.exists():
-            return LabelRun(**read_json(result))
+            return finished_run(result, LabelRun, start=start, fraction=fraction, seed=seed)
         source, counts, reached = self.source, None, None
         if fraction < 1:
             subset = labelled_subset(source, self.names, fraction, seed)
@@ -268,15 +275,15 @@ def _write(settings: LabelsSettings, bench: _Bench, runs: Sequence[LabelRun]) ->
     """Numbers, table and figure."""
     folder = settings.output_dir
     files = [folder / "labels.json", folder / "labels.md", folder / "labels.png"]
-    dataset = public_name(bench.source.name, bench.source.kind)
+    dataset, local = public_name(bench.source.name, bench.source.kind), folders_among(settings.encoders)
     facts: Mapping[str, Any] = {
         "study": "labels",
         "dataset": dataset,
         "train_images": bench.source.num_images,
         "test_images": bench.test.num_images,
         "encoders": list(bench.starts),
-        "settings": {name: getattr(settings, name) for name in _COMMON if name not in ("dataset", "encoders")},
-        "commands": [public_command(command_line(), bench.source.name, bench.source.kind)],
+        "settings": public_settings(settings, [name for name in _COMMON if name not in _TOLD_ELSEWHERE], bench.source),
+        "commands": [public_command(command_line(), bench.source.name, bench.source.kind, local)],
     }
     write_json(files[0], {**facts, "runs": [asdict(one) for one in runs]})
     files[1].write_text(table_of(runs), encoding="utf-8")

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from hf_ssl.data.settings import DataSettings, PlaceSettings
 from hf_ssl.data.sources.open import Source
@@ -16,11 +16,16 @@ from hf_ssl.hub.export import export_run
 from hf_ssl.methods import METHODS
 from hf_ssl.methods.base import SSLConfig, SSLPreTrainedModel
 from hf_ssl.modules.encoder import check_encoder, with_image_size
+from hf_ssl.private import public_places, without_paths
+from hf_ssl.settings import of_json
 from hf_ssl.training.arguments import TrainingSettings
-from hf_ssl.training.files import write_json
+from hf_ssl.training.changes import defaults_of
+from hf_ssl.training.files import RUN_FILE, write_json
 from hf_ssl.training.loop import train
 from hf_ssl.training.output import make_folder
 from hf_ssl.training.plan import make_plan
+
+_Run = TypeVar("_Run")
 
 SETTINGS_FILE = "settings.json"
 """What `claim_folder` writes into the folder of a study."""
@@ -56,40 +61,73 @@ def check_one_process() -> None:
         )
 
 
-def choice_of(settings: PlaceSettings, names: Sequence[str], source: Source) -> dict[str, Any]:
-    """The settings that change the numbers of a study's runs, for `claim_folder`.
+def public_settings(settings: PlaceSettings, names: Sequence[str], source: Source) -> dict[str, Any]:
+    """Settings of a study as its results tell them, which are published: of local paths the last part.
 
     Args:
         settings: Of the study.
-        names: Fields of `settings`; of an object of `datasets`, its name and what tells its content from another's.
+        names: Fields of `settings`.
         source: The opened training split.
     """
-    values = {name: getattr(settings, name) for name in names} | {"dataset": source.name}
-    is_named = isinstance(getattr(settings, "dataset"), str | Path)  # noqa: B009
-    return values if is_named else values | {"fingerprint": source.fingerprint}
+    values = {name: getattr(settings, name) for name in names}
+    return without_paths(values | (public_places(values) if source.kind == "local" else {}))
 
 
-def claim_folder(folder: Path, settings: Mapping[str, Any]) -> None:
-    """Make a folder whose runs all have the same of these settings, so that finished runs need not be made again.
+def claim_folder(folder: Path, settings: PlaceSettings, names: Sequence[str], source: Source) -> None:
+    """Make a folder whose runs all have the same settings, so that finished runs need not be made again.
 
     Args:
-        folder: Its `settings.json` is written, or compared if there is one.
-        settings: Every setting that changes the numbers of its runs, JSON-able.
+        folder: Its `settings.json` is written, or compared if there is one. A setting that the version which wrote it
+            did not have counts as its default.
+        settings: Of the study.
+        names: Fields of `settings` that change the numbers of its runs.
+        source: The opened training split. Of an object of `datasets` its content is compared too.
 
     Raises:
-        UserError: If its runs were trained with other settings; names the first.
+        UserError: If its runs were trained with other settings, of which the first is named, or it lies in a run.
     """
+    place = folder.resolve()
+    run = next((one for one in (place, *place.parents) if (one / RUN_FILE).is_file()), None)
+    if run is not None:
+        raise UserError(f"`output_dir` `{folder}` lies in the run `{run}`, which stays as it is. Give another folder.")
+    choice = {name: getattr(settings, name) for name in names} | {"dataset": source.name}
+    if not isinstance(getattr(settings, "dataset"), str | Path):  # noqa: B009
+        choice["fingerprint"] = source.fingerprint
     path = folder / SETTINGS_FILE
     if path.exists():
-        before = read_json(path)
-        for name, value in settings.items():
+        before = {**defaults_of(type(settings)), **read_json(path)}
+        for name, value in choice.items():
             if before.get(name) != value:
                 raise UserError(
                     f"The runs in `{folder}` have `{name}` {before.get(name)}, got {value}. Give another "
                     "`output_dir`, or the same settings to go on."
                 )
     make_folder(folder, "output_dir")
-    write_json(path, settings)
+    write_json(path, choice)
+
+
+def finished_run(path: Path, kind: type[_Run], **own: Any) -> _Run:
+    """The result of a finished run.
+
+    Args:
+        path: Its `result.json`.
+        kind: The dataclass that was written there.
+        own: Fields whose values the place of the file tells.
+
+    Raises:
+        UserError: If something else stands there.
+    """
+    try:
+        found = of_json(kind, read_json(path))
+        for name, value in own.items():
+            if getattr(found, name) != value:
+                raise UserError(f"its `{name}` is {getattr(found, name)}, and the folder is of {value}")
+    except UserError as error:
+        raise UserError(
+            f"`{path}` is not the result of a run of this study: {str(error).rstrip('.')}. Remove the file, and the "
+            "same command measures that run again."
+        ) from error
+    return found
 
 
 def parts_of_recipe(recipe: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -169,6 +207,11 @@ def length_of(recipe: Mapping[str, Any], num_epochs: float | None, num_steps: in
     if num_steps is not None:
         return values | {"num_steps": num_steps, "warmup_steps": int(share * num_steps)}
     return values | {"num_epochs": num_epochs, "warmup_epochs": share * (num_epochs or 0)}
+
+
+def written_text(files: Sequence[Path]) -> list[str]:
+    """The last line of what a study prints: what it wrote, and where; none if it wrote nothing."""
+    return [f"\nWrote {', '.join(path.name for path in files)} to {files[0].parent}"] if files else []
 
 
 def mean_text(values: Sequence[float], digits: int) -> str:

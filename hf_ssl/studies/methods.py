@@ -30,7 +30,6 @@ from hf_ssl.data.sources.subset import class_names
 from hf_ssl.errors import UserError
 from hf_ssl.evaluation.comparison import compare, shared_labels
 from hf_ssl.evaluation.encoders import encoder_of, load_encoder
-from hf_ssl.evaluation.references import read_json
 from hf_ssl.evaluation.results import entries_of, update_results
 from hf_ssl.hub.model_card import write_model_card
 from hf_ssl.invocation import command_line
@@ -41,13 +40,15 @@ from hf_ssl.settings import check_least, check_positive, checked
 from hf_ssl.studies.many_runs import (
     StoppedError,
     check_one_process,
-    choice_of,
     claim_folder,
     config_of_run,
+    finished_run,
     length_of,
     parts_of_recipe,
+    public_settings,
     settings_of_run,
     train_run,
+    written_text,
 )
 from hf_ssl.studies.methods_report import (
     RANDOM,
@@ -161,15 +162,14 @@ class MethodsResult:
     exit_code: int = 0
 
     def __str__(self) -> str:
-        wrote = [f"\nWrote {', '.join(path.name for path in self.files)} to {path.parent}" for path in self.files[:1]]
-        return "\n".join([table_of(self.runs), differences_of(self.runs).rstrip(), *wrote])
+        return "\n".join([table_of(self.runs), differences_of(self.runs).rstrip(), *written_text(self.files)])
 
 
 def run(settings: MethodsSettings) -> MethodsResult:
     """Train what is missing, measure and write."""
     check_one_process()
     bench = _Bench(settings)
-    claim_folder(settings.output_dir, choice_of(settings, _COMMON, bench.source))
+    claim_folder(settings.output_dir, settings, _COMMON, bench.source)
     wanted = [(seed, name) for seed in range(settings.seeds) for name in (RANDOM, *settings.methods)]
     runs: list[MethodRun] = []
     try:
@@ -216,7 +216,7 @@ class _Bench:
         folder = self._folder(name, seed)
         result = folder / "result.json"
         if result.exists():
-            return MethodRun(**read_json(result))
+            return finished_run(result, MethodRun, method=name, seed=seed)
         model, seconds, exported = self._model(name if name in VARIANTS else self.first, seed), 0.0, None
         module: Any = model.encoder
         if name in VARIANTS:
@@ -246,7 +246,7 @@ class _Bench:
     def finished(self) -> list[MethodRun]:
         """All runs in the folder that are done, of any method and seed."""
         found = sorted(self.options.output_dir.glob("*/seed*/result.json"))
-        return [MethodRun(**read_json(path)) for path in found]
+        return [finished_run(path, MethodRun, method=path.parent.parent.name) for path in found]
 
     def facts(self, runs: Sequence[MethodRun]) -> dict[str, Any]:
         """What one must know to repeat the runs, JSON-able."""
@@ -262,7 +262,7 @@ class _Bench:
             "encoder": config.architecture,
             "num_parameters": sum(parameter.numel() for parameter in module.parameters()),
             "image_size": config.image_size,
-            "settings": {name: getattr(self.options, name) for name in _COMMON if name != "dataset"},
+            "settings": public_settings(self.options, [name for name in _COMMON if name != "dataset"], self.source),
             "commands": list(dict.fromkeys(record.command for record in known)),
             "commits": sorted({record.commit for record in known if record.commit}),
             "collapses": [

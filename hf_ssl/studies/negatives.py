@@ -31,16 +31,16 @@ from hf_ssl.data.sources.open import Source
 from hf_ssl.data.sources.subset import class_names
 from hf_ssl.errors import UserError
 from hf_ssl.evaluation.encoders import Encoder, WithProjection, encoder_of
-from hf_ssl.evaluation.references import read_json
 from hf_ssl.fine_tuning.classifier import check_classes
 from hf_ssl.methods.mochi import MoCHiConfig, MoCHiForPreTraining
 from hf_ssl.settings import check_least, check_positive, checked
 from hf_ssl.studies.many_runs import (
     StoppedError,
     check_one_process,
-    choice_of,
     claim_folder,
+    finished_run,
     parts_of_recipe,
+    written_text,
 )
 from hf_ssl.studies.negatives_measures import (
     CONTRASTIVE,
@@ -149,16 +149,14 @@ class NegativesResult:
         lines = [HEAD, *map(line_of, self.runs)]
         if self.said:
             lines += ["", *self.said]
-        if self.files:
-            lines.append(f"\nWrote {', '.join(path.name for path in self.files)} to {self.files[0].parent}")
-        return "\n".join(lines)
+        return "\n".join([*lines, *written_text(self.files)])
 
 
 def run(settings: NegativesSettings) -> NegativesResult:
     """Train what is missing, measure and write."""
     check_one_process()
     bench = _Bench(settings)
-    claim_folder(settings.output_dir, choice_of(settings, _COMMON, bench.source))
+    claim_folder(settings.output_dir, settings, _COMMON, bench.source)
     wanted = [(seed, method) for seed in range(settings.seeds) for method in (FRESH, *settings.methods)]
     runs: list[Run] = []
     try:
@@ -204,7 +202,7 @@ class _Bench:
         folder = self.folder(method, seed)
         result = folder / "result.json"
         if result.exists():
-            return Run.from_record(read_json(result))
+            return finished_run(result, Run, method=method, seed=seed)
         if method == SUPERVISED:
             measured = self._measure(f"{method}, seed {seed}", self._train_supervised(folder, seed))
         else:

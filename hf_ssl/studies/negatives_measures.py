@@ -87,13 +87,8 @@ class Run:
     measured: Measured
 
     def record(self) -> dict[str, Any]:
-        """Everything, JSON-able; `from_record` reads it."""
+        """Everything, JSON-able."""
         return asdict(self)
-
-    @classmethod
-    def from_record(cls, record: Mapping[str, Any]) -> "Run":
-        """A run from what `record` gave."""
-        return cls(method=record["method"], seed=record["seed"], measured=Measured(**record["measured"]))
 
 
 def measure_encoder(

@@ -36,13 +36,14 @@ from hf_ssl.studies.many_runs import (
     SETTINGS_FILE,
     StoppedError,
     check_one_process,
-    choice_of,
     claim_folder,
     config_of_run,
+    finished_run,
     length_of,
     parts_of_recipe,
     settings_of_run,
     train_run,
+    written_text,
 )
 from hf_ssl.studies.published import TABLES, Row, Table
 from hf_ssl.studies.reproduce_report import FinishedRun, table_text
@@ -146,8 +147,7 @@ class ReproduceResult:
     exit_code: int = 0
 
     def __str__(self) -> str:
-        wrote = [f"\nWrote {', '.join(path.name for path in self.files)} to {path.parent}" for path in self.files[:1]]
-        return "\n".join([self.text.rstrip(), *wrote])
+        return "\n".join([self.text.rstrip(), *written_text(self.files)])
 
 
 def run(settings: ReproduceSettings) -> ReproduceResult:
@@ -160,7 +160,7 @@ def run(settings: ReproduceSettings) -> ReproduceResult:
         return ReproduceResult(done, table_text(table, names, done))
     check_one_process()
     bench, folder = _Bench(settings, table), settings.output_dir or Path()
-    claim_folder(folder, choice_of(settings, _COMMON, bench.source))
+    claim_folder(folder, settings, _COMMON, bench.source)
     wanted = [(seed, name) for seed in range(settings.seeds) for name in names]
     runs: list[FinishedRun] = []
     exit_code = 0
@@ -196,7 +196,7 @@ def _finished(settings: ReproduceSettings, names: Sequence[str]) -> Sequence[Fin
     if settings.output_dir is None:
         return []
     found = [(name, path) for name in names for path in sorted((settings.output_dir / name).glob("seed*/result.json"))]
-    return [FinishedRun(**read_json(path)) for _, path in found]
+    return [finished_run(path, FinishedRun, name=name) for name, path in found]
 
 
 class _Bench:
@@ -231,7 +231,7 @@ class _Bench:
         folder = self._folder(name, seed)
         result = folder / "result.json"
         if result.exists():
-            return FinishedRun(**read_json(result))
+            return finished_run(result, FinishedRun, name=name, seed=seed)
         row = self.table.rows[name]
         set_seed(seed)
         model = METHODS[row.method](self.configs[name])

@@ -11,7 +11,7 @@ from accelerate.utils import set_seed
 from torch import nn
 
 from hf_ssl.data.order.stream import TrainingStream
-from hf_ssl.training.changes import change_text, defaults_of, plan_going_on
+from hf_ssl.training.changes import change_text, defaults_of, plan_going_on, version_text
 from hf_ssl.training.checkpoint import Restored, identity_in, load_checkpoint, record_in
 from hf_ssl.training.find import find_checkpoint
 from hf_ssl.training.fit import images_that_fit
@@ -89,6 +89,7 @@ def begin(task: Task, accelerator: Accelerator) -> Beginning:
             identity=record.identity(),
             change=settings.change,
             defaults=defaults_of(*task.settings_classes),
+            version=version_text(record.to_json()),
         )
         _go_on(record, former_run, checkpoint, output_dir, restored, plan.num_steps)
     stream, images = None, 0

@@ -66,7 +66,8 @@ def agreed_changes(
     step: int = 0,
     change: Sequence[str] = (),
     defaults: Mapping[str, Any] | None = None,
-    command: str | None = None,
+    started: Mapping[str, Any] | None = None,
+    version: str | None = None,
 ) -> list[dict[str, Any]]:
     """Refuse what would make the resumed run another one, except for what was named; more steps need no name.
 
@@ -77,7 +78,8 @@ def agreed_changes(
         step: Optimizer steps done.
         change: Settings that are to change.
         defaults: Of all settings, by name.
-        command: What started the run of the checkpoint, for the message.
+        started: Record of the run of the checkpoint: its `command` and version are for the message.
+        version: From `version_text`, of this run.
 
     Returns:
         What changes, for `run.json`: `step`, `name`, `from` and `to` of each.
@@ -88,8 +90,7 @@ def agreed_changes(
     now = json.loads(json.dumps(now))
     older = json.loads(json.dumps({**(defaults or {}), **_OLDER_DEFAULTS}, default=str))
     then = {**{name: older[name] for name in now if name in older}, **then}
-    started = "" if command is None else f" The run was started by `{command}`."
-    another = f"or start another run in another `output_dir`.{started}"
+    another = f"or start another run in another `output_dir`.{_beginning_text(started or {}, version)}"
     if then["method"] != now["method"]:
         raise UserError(
             f"`{checkpoint}` is of method `{then['method']}`, this run trains `{now['method']}`. Resume with what it "
@@ -121,6 +122,21 @@ def agreed_changes(
         for name in differing
         if name != "learning_rate"
     ]
+
+
+def version_text(record: Mapping[str, Any]) -> str | None:
+    """The version of hf_ssl in a record, with its commit if it ran from a checkout; None where it tells none."""
+    commit = f" (commit {str(record['commit'])[:8]})" if record.get("commit") else ""
+    return f"hf_ssl {record['hf_ssl']}{commit}" if record.get("hf_ssl") else None
+
+
+def _beginning_text(started: Mapping[str, Any], version: str | None) -> str:
+    """By which command and, if it is not this one, by which version a run was started."""
+    text = f" The run was started by `{started['command']}`." if started.get("command") else ""
+    former = version_text(started)
+    if former is None or version is None or former == version:
+        return text
+    return f"{text} That was {former}, and this is {version}: its recipe may have other values."
 
 
 def _check_names(change: Sequence[str], now: Mapping[str, Any]) -> None:

@@ -182,6 +182,7 @@ def load_checkpoint(
     identity: Mapping[str, Any],
     change: Sequence[str] | None = None,
     defaults: Mapping[str, Any] | None = None,
+    version: str | None = None,
 ) -> Restored:
     """Load the state of a checkpoint into this process, also one that another number of processes has written.
 
@@ -197,6 +198,7 @@ def load_checkpoint(
         identity: What the checkpoint must share with this run.
         change: Settings that are to change.
         defaults: See `agreed_changes`.
+        version: See `agreed_changes`.
 
     Raises:
         UserError: If the checkpoint belongs to another method, data set or other settings.
@@ -209,7 +211,8 @@ def load_checkpoint(
         step=state["step"],
         change=change or (),
         defaults=defaults,
-        command=command_of(checkpoint),
+        started=record_of(checkpoint),
+        version=version,
     )
     num_processes = state["identity"]["num_processes"]
     states = [_loaded(checkpoint / _process_file(number)) for number in range(num_processes)]
@@ -283,15 +286,13 @@ def record_in(checkpoint: Path) -> dict[str, Any]:
     return read_state(checkpoint).get("record") or {}
 
 
-def command_of(checkpoint: Path) -> str | None:
-    """The command that started the run of a checkpoint, if its record tells."""
-    record = run_of(checkpoint) / RUN_FILE
-    for read in (lambda: json.loads(record.read_text())["command"], lambda: record_in(checkpoint)["command"]):
-        try:
-            return read()
-        except (OSError, ValueError, KeyError, TypeError):
-            continue  # it only helps an error message
-    return None
+def record_of(checkpoint: Path) -> dict[str, Any]:
+    """The `run.json` of the run of a checkpoint as it is now, else as it was then; it only helps an error message."""
+    try:
+        record = json.loads((run_of(checkpoint) / RUN_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        record = None
+    return record if isinstance(record, dict) else record_in(checkpoint)
 
 
 def random_state(device: torch.device) -> dict[str, Any]:

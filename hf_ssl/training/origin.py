@@ -1,6 +1,7 @@
 """Which trainings some weights have behind them, and from which file and commit they are."""
 
 import hashlib
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +10,20 @@ from hf_ssl.evaluation.references import encoder_folder, hub_file
 from hf_ssl.training.files import RUN_FILE
 from hf_ssl.training.record import RunRecord
 
+logger = logging.getLogger(__name__)
+
 
 def hub_record(place: str) -> RunRecord | None:
-    """The record of a run in a repository that hf_ssl published; None if it has none."""
+    """The record of a run in a repository that hf_ssl published; None, with a warning, if it is damaged."""
     try:
-        return RunRecord.read(hub_file(place, RUN_FILE).parent)
+        folder = hub_file(place, RUN_FILE).parent
     except UserError:
         return None  # most repositories are not of hf_ssl
+    try:
+        return RunRecord.read(folder)
+    except UserError as error:
+        logger.warning("What the card tells of the weights of `%s` lacks their training: %s", place, error)
+        return None
 
 
 def training_of(record: RunRecord | None) -> dict[str, Any] | None:

@@ -24,6 +24,7 @@ from hf_ssl.errors import UserError
 from hf_ssl.evaluation.references import read_json
 from hf_ssl.invocation import command_line
 from hf_ssl.private import public_command, public_path, public_places, without_paths
+from hf_ssl.settings import of_json
 from hf_ssl.tokens import record_without_tokens
 from hf_ssl.training.checkpoint import record_in
 from hf_ssl.training.files import LISTING, RUN_FILE, storage_errors_explained, write_json
@@ -50,10 +51,11 @@ _FREE = {
     "on_collapse",
 }
 _FREE |= {"knn_split", "knn_images", "gallery", "push_to_hub", "push_checkpoints", "repo_id", "private", "license"}
-_FREE |= {"hub_timeout"}
-_FREE |= {"cpu", "max_hours", "fits_hours"}
+_FREE |= {"hub_timeout", "cpu", "max_hours", "fits_hours"}
 _FREE |= {"num_epochs", "num_steps", "warmup_epochs", "warmup_steps"}  # compared as the steps that they come to
 _FREE |= {"pretrained", "start_from"}  # where it began
+_SHOWN = [("data", "dataset", "text", (str,)), ("data", "num_images", "a number", (int, type(None)))]
+_SHOWN += [("training", name, "a number", (int,)) for name in ("num_steps", "batch_size")]
 _EXACT_DATA = ("view_recipe", "view_settings", "views_on", "cache", "shuffle_window", "fingerprint")
 
 
@@ -157,21 +159,19 @@ class RunRecord:
         Raises:
             UserError: If a part is missing or of another kind.
         """
-        parts = ("config", "data", "training", "progress")
-        lacking = [name for name in parts if not isinstance(content.get(name), Mapping)]
-        if lacking or not isinstance(content.get("method"), str):
-            lacking = lacking or ["method"]
+        lacking = [name for name in ("method", "config", "data", "training", "progress") if name not in content]
+        if lacking:
             raise UserError(f"it lacks {', '.join(f'`{name}`' for name in lacking)}")
         collapse = content.get("collapse")
         if collapse is not None and not (isinstance(collapse, Mapping) and {"step", "report"} <= collapse.keys()):
             raise UserError("`collapse` is not what the alarm writes")
-        names = {one.name for one in dataclasses.fields(cls)} - {"details", "progress"}
-        known = {one.name for one in dataclasses.fields(Progress)}
-        return cls(
-            **{name: value for name, value in content.items() if name in names},
-            progress=Progress(**{name: value for name, value in content["progress"].items() if name in known}),
-            details={name: value for name, value in content.items() if name not in names | {"progress"}},
-        )
+        names = {one.name for one in dataclasses.fields(cls)} - {"details"}
+        details = {name: value for name, value in content.items() if name not in names}
+        record = of_json(cls, {**content, "details": details})
+        for part, name, rule, kinds in _SHOWN:
+            if getattr(record, part) and not isinstance(getattr(record, part).get(name, kinds[0]()), kinds):
+                raise UserError(f"its `{part}.{name}` must be {rule}")
+        return record
 
     @classmethod
     def read(cls, folder: Path) -> "RunRecord | None":
@@ -203,12 +203,13 @@ class RunRecord:
     def public(self) -> "RunRecord":
         """The record as it is published: of every local path the last part, and in the command `FOLDER`."""
         content = json.loads(json.dumps(self.to_json()))
+        name, kind, places = self.data.get("dataset"), self.data.get("dataset_kind"), _local_names(content)
         if isinstance(self.command, str):
-            content["command"] = public_command(self.command, self.data.get("dataset"), self.data.get("dataset_kind"))
-        if self.data.get("dataset_kind") == "local":
+            content["command"] = public_command(self.command, name, kind, [part[key] for part, key in places])
+        if kind == "local":
             content["data"] |= public_places(content["data"])
-        for holder, name in _local_names(content):
-            holder[name] = public_path(holder[name])
+        for part, key in places:
+            part[key] = public_path(part[key])
         return RunRecord.of(without_paths(content))
 
     def write(self, folder: Path) -> None:
@@ -229,8 +230,9 @@ class RunRecord:
         return {"method": self.method, **self.config, **training, **steps, **data}
 
     def flat_settings(self) -> dict[str, str | int | float | bool]:
-        """Settings as the flat scalars that every tracker takes."""
-        flat = {**self.config, **self.data, **self.training, "method": self.method, "recipe": self.recipe}
+        """Settings as the flat scalars that every tracker takes, as they are published: many trackers are websites."""
+        told = self.public()
+        flat = {**told.config, **told.data, **told.training, "method": told.method, "recipe": told.recipe}
         return {
             name: value if isinstance(value, str | int | float | bool) else json.dumps(value)
             for name, value in flat.items()
@@ -271,9 +273,10 @@ def described_data(data: DataSettings, source: Source, view_recipe: str) -> dict
 
 
 def _local_names(content: Mapping[str, Any]) -> list[tuple[dict[str, Any], str]]:
-    """Where the names of local data sets and encoders stand in a record, which may look like names of the Hub."""
-    data, origin = content["data"], content.get("origin")
+    """Where names of local data sets, encoders and folders stand in a record, which may look like names of the Hub."""
+    data, origin, training = content["data"], content.get("origin"), content["training"]
     found = [(data, "dataset")] if data.get("dataset_kind") == "local" else []
+    found += [(training, name) for name in ("output_dir", "resume") if isinstance(training.get(name), str)]
     encoders: set[str] = set()
     while origin:
         if origin.get("kind") in ("run", "folder"):

@@ -40,6 +40,11 @@ def check_optimizer(name: str) -> None:
         raise UserError(
             f"`optimizer` must be sgd, adamw, lars or a first-order optimizer of timm, got `{name}`.{near}"
         )
+    if name.startswith("kron") and importlib.util.find_spec("opt_einsum") is None:
+        raise UserError(
+            f"`optimizer` `{name}` needs the package `opt_einsum`: without it a step takes many gigabytes. Install "
+            "it, or choose another optimizer, such as muon."
+        )
     for beginning, package in _PACKAGES.items():
         if name.startswith(beginning) and importlib.util.find_spec(package) is None:
             raise UserError(

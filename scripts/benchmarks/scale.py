@@ -313,11 +313,11 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     options.rounds, options.warmup = 1, 0
     step.check_step_options(options)
     for name in ("gpu_images", "nvlink_gb", "core_images", "cores", "image_kb"):
-        if not getattr(options, name) > 0:
+        if not 0 < getattr(options, name) < math.inf:
             raise UserError(f"`--{name}` must be above 0, got {getattr(options, name)}.")
-    if not all(speed > 0 for speed in options.network_gb):
+    if not all(0 < speed < math.inf for speed in options.network_gb):
         raise UserError(f"`--network_gb` must be numbers above 0, got {options.network_gb}.")
-    if options.storage_gb < 0:
+    if not 0 <= options.storage_gb < math.inf:
         raise UserError(f"`--storage_gb` must be 0 or more, got {options.storage_gb}.")
     if options.batch != "recipe" and not (options.batch.isdigit() and int(options.batch)):
         raise UserError(f"`--batch` must be a number of images or `recipe`, got `{options.batch}`.")

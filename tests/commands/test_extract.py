@@ -217,6 +217,6 @@ def test_a_push_that_fails_leaves_the_folder_and_the_command(online, run, tmp_pa
     words = [run, *ARGUMENTS, "--split", "test", "--max_images", "50", "--output", str(tmp_path / "out")]
     command = ["hf-ssl", "extract", *words, "--push", "org/features"]
     monkeypatch.setattr(sys, "argv", command)
-    assert extract(command[2:]) == 2
+    assert extract(command[2:]) == 4
     assert f"are intact; then: {' '.join(command)}" in capsys.readouterr().err
     assert (tmp_path / "out" / "README.md").is_file()

@@ -116,7 +116,7 @@ def test_a_push_arrives_and_a_failed_one_says_how_to_go_on(tmp_path, online, cap
     words = ["random:test_resnet", "--dataset", "digits", *TINY, "--output_dir", tmp_path / "run"]
     words += ["--push_to_hub", "--repo_id", "org/digits"]
     online.faults = [("POST", "repos/create", "403")]
-    assert finetune(*words) == 2
+    assert finetune(*words) == 4
     printed = capfd.readouterr()
     error = [line for line in printed.err.splitlines() if line.startswith("error: ")][-1]
     assert "may not write to `org/digits`" in error and error.rstrip(".").endswith("--resume auto")

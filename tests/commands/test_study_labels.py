@@ -116,6 +116,30 @@ def test_encoders_have_short_names_that_differ(encoder: Path, tmp_path: Path):
     assert names_of([str(encoder), other]) == {"run": str(encoder), "other": other}  # without the folders above them
 
 
+@pytest.mark.parametrize("inside", ["", "labels", "encoder"])
+def test_a_folder_in_a_run_is_refused(encoder: Path, inside: str, capsys: pytest.CaptureFixture):
+    before = sorted(encoder.rglob("*"))
+    assert run(encoder / inside, encoder) == 2
+    assert f"`output_dir` `{encoder / inside}` lies in the run `" in capsys.readouterr().err
+    assert sorted(encoder.rglob("*")) == before
+
+
+def test_advice_that_a_study_cannot_follow_says_so(encoder: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+    for split in ("train", "test"):
+        for label in ("a", "b"):
+            (tmp_path / "data" / split / label).mkdir(parents=True)
+            for number in range(8):
+                Image.new("RGB", (16, 16), (number, 9, 200)).save(tmp_path / "data" / split / label / f"{number}.png")
+    for number in range(5):  # which decoding finds out, not opening
+        file = tmp_path / "data" / "train" / "a" / f"{number}.png"
+        file.write_bytes(file.read_bytes()[:50] + bytes(30))
+    flags = ["--dataset", str(tmp_path / "data"), "--fractions", "1", "--output_dir", str(tmp_path / "out")]
+    assert main(["study", "labels", str(encoder), *SMALL, *flags, "--batch_size", "4"]) == 2
+    told = capsys.readouterr().err
+    assert "or raise `max_skipped_ratio`" in told
+    assert "(A study has no `max_skipped_ratio`: its runs have the recipe's, or the default.)" in told
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

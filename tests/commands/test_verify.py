@@ -89,6 +89,28 @@ def test_what_cannot_be_checked_says_why(encoder: Path, change: dict, reason: st
     assert "not checkable here: " in lines[-2] and reason in lines[-2]
 
 
+@pytest.mark.parametrize(
+    ("flags", "names"),
+    [
+        (["--split", "validation"], "`split` would not be used. Leave it out."),
+        (["--k", "5", "--temperature", "0.2"], "`k` and `temperature` would not be used. Leave them out."),
+        (["knn"], "`protocols` would"),
+        (["--baselines", "random"], "`baselines` would"),
+        (["--label_column", "label"], "`label_column` would"),
+        (["--max_images", "50"], "`max_images` would"),
+        (["--seed", "1"], "`seed` would"),
+        (["--train_split", "all", "--bf16"], "`train_split` and `bf16` would"),
+        (["--augmented_passes", "2", "linear-sgd"], "`protocols` and `augmented_passes` would"),
+        (["--output", "x.json"], "`output` would"),
+        (["--no_card"], "`card` would"),
+        (["--gallery"], "`gallery` would"),
+    ],
+)
+def test_a_flag_that_would_not_be_used_is_refused(flags: list[str], names: str, capsys: pytest.CaptureFixture):
+    assert main(["evaluate", "no-such-encoder", "--verify", *flags]) == 2
+    assert f"each by the settings that stand beside it, so {names}" in capsys.readouterr().err
+
+
 def without(entry: dict, *names: str) -> dict:
     return {name: value for name, value in entry.items() if name not in names}
 

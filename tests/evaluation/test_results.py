@@ -5,11 +5,13 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from hf_ssl.errors import UserError
 from hf_ssl.evaluation.results import table_text, update_results
 
 
 def entry(value, **changes):
-    return {"dataset": "shapes", "split": "test", "label": "shape", "protocol": "knn", "value": value} | changes
+    about = {"dataset": "shapes", "split": "test", "label": "shape", "protocol": "knn", "metric": "accuracy"}
+    return about | {"value": value, "num_images": 10} | changes
 
 
 def values_of(path):
@@ -44,6 +46,23 @@ def test_a_file_of_something_else_is_left_alone(tmp_path):
         with pytest.raises(ValueError, match="does not hold results"):
             update_results(path, [entry(0.1)])
         assert path.read_text() == content
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"value": "high"}, "`results[1].value` must be a number, got `high`"),
+        ({"value": None}, "`results[1].value` must be a number, got None"),
+        ({"dataset": ["a"]}, "`results[1].dataset` must be text, got ['a']"),
+        ({"settings": "k 5"}, "`results[1].settings` must be a JSON object or none, got `k 5`"),
+    ],
+)
+def test_an_entry_with_values_of_another_kind_is_named(tmp_path, change, message):
+    path = tmp_path / "results.json"
+    path.write_text(json.dumps({"results": [entry(1), entry(0.5) | change]}))
+    with pytest.raises(UserError) as refused:
+        update_results(path, [entry(0.1)])
+    assert str(refused.value) == f"`{path}` does not hold results: {message}. Move it away and measure again."
 
 
 def test_the_table_has_a_column_for_each_label_or_protocol():

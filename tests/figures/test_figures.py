@@ -8,6 +8,7 @@ import pytest
 from matplotlib.colors import to_hex
 from PIL import Image
 
+from hf_ssl.errors import UserError
 from hf_ssl.figures import (
     accuracy_bars,
     embedding_map,
@@ -15,6 +16,7 @@ from hf_ssl.figures import (
     neighbour_gallery,
     training_curves,
 )
+from hf_ssl.figures.metrics_log import read_metrics
 
 PANELS = {
     "weighted k-NN": {"raw pixels": {"shape": 0.25, "row": 0.9}, "first": {"shape": 0.8, "row": 0.4}},
@@ -190,3 +192,22 @@ def test_wrong_shapes_of_a_map_are_named():
         embedding_map(np.zeros((3, 5)))
     with pytest.raises(ValueError, match=r"`classes` must have shape \(3,\).*got \(4,\)"):
         embedding_map(np.zeros((3, 2)), np.zeros(4, dtype=int))
+
+
+@pytest.mark.parametrize(
+    "line",
+    ['{"step": 2, "loss": "low"}', '{"step": "two"}', '{"loss": 1}', "[1]", '{"step": 2, "curves": {"a": ["b"]}}'],
+)
+def test_a_line_of_a_log_with_text_for_a_number_is_named(tmp_path, line):
+    path = tmp_path / "metrics.jsonl"
+    good = '{"step": 1, "loss": 0.5}'
+    for lines, number in (((good, line, good), 2), ((good, line), 2)):
+        path.write_text("\n".join(lines))
+        with pytest.raises(UserError, match=f"Line {number} of `{path}` must hold numbers by name, and `step`, got"):
+            training_curves(path)
+
+
+def test_a_last_line_that_a_kill_cut_off_is_left_out(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1, "loss": 0.5}\n\n{"step": 2, "lo')
+    assert read_metrics(path) == [{"step": 1, "loss": 0.5}]

@@ -140,7 +140,7 @@ def test_it_tells_the_run(encoder_folder, run_record):
     text = render_model_card(encoder_folder, "org/enc")
     paper = METHODS["simsiam"].paper
     for expected in (
-        run_record["command"],
+        "accelerate launch scripts/pretrain.py --method simsiam --dataset ORG/NAME --output_dir x",
         paper.bibtex,
         paper.url,
         "50,000",

@@ -160,6 +160,71 @@ def test_files_below_the_folder_that_one_works_in(online, home, monkeypatch):
     assert not leaks({name: content for name, content in files.items() if not name.endswith(".parquet")})
 
 
+STUDY = ["--num_steps", "2", "--batch_size", "8", "--num_workers", "0", "--test_split", "test"]
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"data_dir": "clients/acme/c10"},
+        {"data_files": {split: f"clients/acme/c10/{split}/**" for split in SPLITS}},
+        {"data_files": {split: f"{{here}}/clients/acme/c10/{split}/**" for split in SPLITS}},
+    ],
+    ids=["data_dir", "data_files", "absolute data_files"],
+)
+def test_a_study_tells_the_last_parts_of_its_places(tmp_path, home, monkeypatch, given):
+    (tmp_path / "clients" / "acme").mkdir(parents=True)
+    (tmp_path / "clients" / "acme" / "c10").symlink_to(home / "data" / "c10", target_is_directory=True)
+    monkeypatch.chdir(tmp_path)
+    words = ["--dataset", "."]
+    for name, value in given.items():
+        text = value if isinstance(value, str) else json.dumps(value)
+        words += [f"--{name}", text.replace("{here}", str(tmp_path))]
+    small = ["--encoder", "test_resnet", "--image_size", "16"]
+    run("study", "methods", *words, *STUDY, *small, "--methods", "simsiam", "--output_dir", "clients/acme/m")
+    encoder = tmp_path / "clients" / "acme" / "m" / "simsiam" / "seed0"
+    place = str(encoder.relative_to(tmp_path))
+    run("study", "labels", place, *words, *STUDY, "--fractions", "1", "--output_dir", "clients/acme/l")
+    for kind in ("methods", "labels"):
+        (written,) = (tmp_path / "clients" / "acme").glob(f"*/{kind}.json")
+        assert "acme" not in written.read_text() and str(tmp_path) not in written.read_text()
+    kept = json.loads((tmp_path / "clients" / "acme" / "m" / "settings.json").read_text())
+    assert "acme" in json.dumps(kept)  # whole here, to compare with
+
+
+def test_relative_paths_of_runs_and_encoders(online, tmp_path, home, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    data = ["--dataset", home / "data" / "c10"]
+    place = "clients/acme/first"
+    run("pretrain", *METHOD, "--encoder", "test_resnet", *TINY, *data, "--output_dir", place)
+    run("evaluate", place, "knn", *data, "--num_workers", 0, "--k", 4, "--card")
+    run("pretrain", *METHOD, "--start_from", place, *TINY, *data, "--output_dir", "acme/second")
+    flags = [*data, *TINY, "--output_dir", "acme/third", "--push_to_hub", "--repo_id", "org/classified"]
+    run("finetune", f"{place}/encoder", *flags)
+    flags = [*data, "--split", "test", "--num_workers", 0, "--output", "acme/features", "--push", "org/vectors"]
+    run("extract", "acme/second", *flags)
+    monkeypatch.chdir("/")  # where there is nothing of these names
+    publish(tmp_path / place, "org/relative")
+    publish(tmp_path / "acme" / "second", "org/relative-second")
+    for name in ("org/relative", "org/relative-second", "org/classified", "datasets/org/vectors"):
+        files = {path: text for path, text in online.files(name).items() if not path.endswith(".parquet")}
+        told = [(path, line) for path, text in files.items() for line in text.splitlines() if b"acme" in line]
+        assert not told, name
+    record = json.loads(online.files("org/relative-second")["run.json"])
+    assert shlex.split(record["command"])[-2:] == ["--output_dir", "second"]
+    assert shlex.split(record["command"])[shlex.split(record["command"]).index("--start_from") + 1] == "first"
+
+
+def test_a_tracker_gets_what_is_published(tmp_path, home, monkeypatch):
+    sent = {}
+    monkeypatch.setattr("accelerate.Accelerator.init_trackers", lambda self, name, config, **_: sent.update(config))
+    monkeypatch.chdir(home)
+    flags = ["--encoder", "test_resnet", *TINY, "--dataset", "data/c10", "--report_to", "tensorboard"]
+    run("pretrain", *METHOD, *flags, "--output_dir", home / "runs" / "tracked")
+    assert (sent["dataset"], sent["output_dir"]) == ("c10", "tracked")
+    assert SECRET not in json.dumps(sent)
+
+
 def test_what_an_earlier_version_exported(online, first):
     """Its records were copies of those of the run."""
     record = json.loads((first / "run.json").read_text())

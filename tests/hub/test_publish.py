@@ -325,8 +325,9 @@ def test_a_tag_with_the_name_of_its_branch_is_refused(online, run_dir):
 
 def test_the_command_fails_in_one_line(online, run_dir, monkeypatch, capsys):
     monkeypatch.delenv("HF_TOKEN")
-    for words, start in (([], "No Hub token was found."), (["--tag", "a b"], "`tag` must be the name of a tag")):
-        assert main(["publish", str(run_dir), "--repo_id", "org/enc", *words]) == 2
+    found = (([], 4, "No Hub token was found."), (["--tag", "a b"], 2, "`tag` must be the name of a tag"))
+    for words, code, start in found:
+        assert main(["publish", str(run_dir), "--repo_id", "org/enc", *words]) == code
         message = capsys.readouterr().err
         assert message.startswith(f"error: {start}")
         assert len(message.splitlines()) == 1

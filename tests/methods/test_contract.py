@@ -3,7 +3,9 @@
 import copy
 import dataclasses
 import inspect
+import math
 import re
+from typing import Any
 
 import pytest
 import timm
@@ -524,3 +526,16 @@ def test_a_checkpoint_of_another_shape_is_refused(tmp_path):
     )
     with pytest.raises(ValueError, match=expected):
         METHODS["byol"].from_pretrained(tmp_path, config=make_config("byol"))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_settings_that_are_no_finite_number_are_refused(method: str):
+    kind = METHODS[method].config_class
+    defaults = {field.name: getattr(kind(), field.name) for field in dataclasses.fields(kind)}
+    numbers = {name: value for name, value in defaults.items() if isinstance(value, float)}
+    numbers |= {"image_std": (1.0, 1.0, 1.0)}
+    for name, value in numbers.items():
+        for wrong in (math.inf, math.nan):
+            given: Any = wrong if isinstance(value, float) else [*value[1:], wrong]
+            with pytest.raises(StrictDataclassError, match=f"{name}.* must be .*got .*{wrong}"):
+                kind(**{name: given})

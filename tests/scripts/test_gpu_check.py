@@ -201,6 +201,23 @@ def test_without_a_gpu_it_says_so(tmp_path, monkeypatch, capsys):
     assert gpu_check.main(["--table", *places]) == 2 and "holds no check yet" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("minutes", ["nan", "inf", "0", "-1"])
+def test_minutes_are_a_number_above_0(minutes, capsys):
+    with pytest.raises(SystemExit) as ended:
+        gpu_check.parse([f"--minutes={minutes}"])
+    assert ended.value.code == 2 and f"`--minutes` must be a number above 0, got {minutes}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("flag", ["--work", "--output"])
+def test_a_place_that_cannot_be_written_is_named(tmp_path, flag, capsys):
+    (tmp_path / "file").write_text("")
+    places = {"--work": str(tmp_path / "work"), "--output": str(tmp_path / "check.json")}
+    places[flag] = str(tmp_path / "file" / "below" / "x")
+    assert gpu_check.main(["--cpu", *(word for pair in places.items() for word in pair)]) == 2
+    told = capsys.readouterr().out
+    assert told.startswith(f"error: `{tmp_path / 'file' / 'below'}") and f"Give another place by `{flag}`" in told
+
+
 def write_wheel(folder: Path, name: str, version: str, *needs: str) -> None:
     with zipfile.ZipFile(folder / f"{name}-{version}-py3-none-any.whl", "w") as archive:
         lines = ["Metadata-Version: 2.1", f"Name: {name}", f"Version: {version}"]

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+import hf_ssl
 from hf_ssl.studies.methods_report import MethodRun
 
 ROOT = Path(__file__).parents[2]
@@ -76,6 +77,7 @@ def test_every_encoder_has_a_card_with_its_numbers_weights_and_command(results: 
         text = card.read_text(encoding="utf-8")
         metadata = yaml.safe_load(text.split("---")[1])
         (index,) = metadata["model-index"]
+        assert index["name"] == card.stem and "runs/" not in text
         claimed = {metric["name"]: metric["value"] for result in index["results"] for metric in result["metrics"]}
         values = {"k-NN": run["knn"], "linear probe": run["linear"]}
         for what, value in values.items():
@@ -100,6 +102,80 @@ def results_of(*runs: MethodRun) -> dict:
         "collapses": [{"method": "directpred", "seed": 1, "kind": "dimensional", "step": 1700}],
         "commands": ["hf-ssl study methods --dataset data/cifar10-jpeg75"],
     }
+
+
+def repository(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A checkout with results `x` of a study and the pages that show them."""
+    monkeypatch.setattr(model_cards, "ROOT", folder)
+    results = folder / "model_cards" / "results"
+    results.mkdir(parents=True)
+    (folder / "scripts" / "guides").mkdir(parents=True)
+    runs = [MethodRun("random", 0, 0.3, 0.4, 0.0), MethodRun("directpred", 0, 0.5, 0.6, 1.0, "00")]
+    (results / "x.json").write_text(json.dumps({"study": "methods", **results_of(*runs)}))
+    (results / "gpu_check.json").write_text("{}")
+    block = "<!-- results: {} x -->\nold\n<!-- end of results -->\n"
+    for page, text in (("README.md", block.format("short")), ("model_cards/README.md", block.format("index"))):
+        (folder / page).write_text(text)
+    (folder / "scripts" / "guides" / "which_method.md").write_text("# Which method\n")
+    return folder
+
+
+def test_pages_are_made_anew_and_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
+    repository(tmp_path, monkeypatch)
+    assert model_cards.main(["--check"]) == 1 and "is not what the results say" in capsys.readouterr().out
+    assert model_cards.main([]) == 0 and model_cards.main(["--check"]) == 0
+    assert "| DirectPred | 50.0 | 60.0 |" in (tmp_path / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("page", "change", "message"),
+    [
+        ("README.md", ("<!-- results: short x -->\n", ""), "`README.md` has no table `short`"),
+        ("README.md", ("<!-- end of results -->\n", ""), "one of these is missing. Write it again"),
+        ("README.md", ("short x", "long x"), "`README.md` has no table `short`"),
+        ("model_cards/README.md", ("index x", "index y"), "`model_cards/README.md` has no table `index x`"),
+        (
+            "scripts/guides/which_method.md",
+            ("#", "<!-- results: all x -->\n<!-- end of results -->"),
+            "must be one of",
+        ),
+        ("scripts/guides/which_method.md", ("#", "<!-- results: short -->\n<!-- end of results -->"), "results: gpu_"),
+    ],
+)
+def test_a_lost_table_or_marker_is_named(tmp_path: Path, monkeypatch, capsys, page: str, change, message: str):
+    repository(tmp_path, monkeypatch)
+    assert model_cards.main([]) == 0
+    text = (tmp_path / page).read_text()
+    assert change[0] in text
+    (tmp_path / page).write_text(text.replace(*change))
+    for arguments in (["--check"], []):
+        assert model_cards.main(arguments) == 1
+        assert message in capsys.readouterr().err
+
+
+def test_a_study_needs_a_name_and_its_card_says_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
+    root = repository(tmp_path / "checkout", monkeypatch)
+    study = tmp_path / "secret" / "study"
+    small = {"encoder": "test_resnet", "eval_images": 60, "num_steps": 2, "batch_size": 16, "num_workers": 0}
+    hf_ssl.study("methods", dataset="digits", methods=["simsiam"], output_dir=study, **small)
+    local = (study / "simsiam" / "seed0" / "encoder" / "README.md").read_text()
+    assert yaml.safe_load(local.split("---")[1])["model-index"][0]["name"] == "simsiam-test_resnet"
+    content = json.loads((study / "methods.json").read_text())
+    content["dataset"], content["settings"]["data_files"] = "birds", "secret/birds/**"  # as earlier versions wrote it
+    (study / "methods.json").write_text(json.dumps(content))
+    before = (root / "model_cards" / "results" / "x.json").read_bytes()
+    with pytest.raises(SystemExit):
+        model_cards.main([str(study)])
+    assert "`--name` is needed: what the results are called. One that exists is replaced: " in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        model_cards.main(["--name", "x"])
+    assert (root / "model_cards" / "results" / "x.json").read_bytes() == before
+    assert model_cards.main([str(study), "--name", "y"]) == 1  # the index has no table of it yet
+    assert "`model_cards/README.md` has no table `index y`" in capsys.readouterr().err
+    text = (root / "model_cards" / "y-simsiam.md").read_text()
+    assert yaml.safe_load(text.split("---")[1])["model-index"][0]["name"] == "y-simsiam"
+    assert 'from_pretrained("./y-simsiam/encoder")' in text
+    assert not [path for path in root.rglob("y*") if "secret" in path.read_text()]
 
 
 def test_a_table_says_what_was_not_run_and_what_the_copy_costs(tmp_path: Path):

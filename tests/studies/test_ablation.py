@@ -10,6 +10,7 @@ from hf_ssl.data.settings import DataSettings
 from hf_ssl.diagnostics import feature_std
 from hf_ssl.diagnostics.spectrum import covariance_spectrum, entropy_rank
 from hf_ssl.methods.byol import BYOLConfig, BYOLForPreTraining
+from hf_ssl.settings import of_json
 from hf_ssl.studies.ablation_grid import GRIDS, Cell, cells_of
 from hf_ssl.studies.ablation_theory import (
     Measured,
@@ -182,6 +183,6 @@ def test_runs_survive_being_written_and_are_grouped_by_cell():
         for seed in range(2)
         for cell in (Cell(), Cell(predictor="none"))
     ]
-    assert [Run.from_record(run.record()) for run in runs] == runs
+    assert [of_json(Run, run.record()) for run in runs] == runs
     assert [[run.seed for run in group] for group in by_cell(runs)] == [[0, 1], [0, 1]]
     assert [run.agrees for run in runs[:2]] == [False, True]

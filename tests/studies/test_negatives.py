@@ -12,6 +12,7 @@ from hf_ssl.data.sources.open import open_source
 from hf_ssl.evaluation.encoders import Encoder, encoder_of
 from hf_ssl.evaluation.features import extract_features
 from hf_ssl.modules.encoder import build_encoder
+from hf_ssl.settings import of_json
 from hf_ssl.studies.negatives_measures import (
     METHODS,
     Measured,
@@ -145,7 +146,7 @@ def test_every_claim_can_hold_and_fail():
 def test_runs_survive_their_record_and_are_grouped():
     runs = [result("mochi", seed, linear=0.1 * seed, uniformity_z=-1.0) for seed in (1, 2)]
     runs.append(result("supervised"))
-    again = [Run.from_record(json.loads(json.dumps(run.record()))) for run in runs]
+    again = [of_json(Run, json.loads(json.dumps(run.record()))) for run in runs]
     assert again == runs
     groups = by_method(again)
     assert list(groups) == ["mochi", "supervised"]

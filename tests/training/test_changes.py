@@ -152,6 +152,29 @@ def test_every_difference_is_told_and_only_what_may_change_is_offered():
     assert "`--change base_learning_rate tau`" in text
 
 
+def test_a_refusal_names_a_version_whose_recipe_may_have_been_another():
+    started = {"command": "hf-ssl study methods", "hf_ssl": "0.1.0", "commit": "0123456789"}
+    now = {**THEN, "tau": 0.5}
+    texts = {}
+    for version in ("hf_ssl 0.2.0", "hf_ssl 0.1.0 (commit 01234567)", None):
+        with pytest.raises(UserError) as refused:
+            agreed_changes(Path("step-000005"), THEN, now, started=started, version=version)
+        texts[version] = str(refused.value)
+    assert texts["hf_ssl 0.2.0"].endswith(
+        "The run was started by `hf-ssl study methods`. That was hf_ssl 0.1.0 (commit 01234567), and this is hf_ssl "
+        "0.2.0: its recipe may have other values."
+    )
+    assert all("recipe" not in text for version, text in texts.items() if version != "hf_ssl 0.2.0")
+
+
+def test_a_run_of_another_version_is_told_of_it(digits, tmp_path):
+    train(new_model(), digits, DATA, settings(tmp_path))
+    record = json.loads((tmp_path / "run.json").read_text())
+    (tmp_path / "run.json").write_text(json.dumps(record | {"hf_ssl": "0.0.9", "commit": None}))
+    with pytest.raises(UserError, match=r"That was hf_ssl 0\.0\.9, and this is hf_ssl .*: its recipe may have other"):
+        train(new_model(), digits, DATA, settings(tmp_path, resume="auto", weight_decay=0.5))
+
+
 def test_a_checkpoint_of_an_older_version_has_the_defaults():
     newer = {**THEN, "new_setting": 3}
     assert agreed_changes(Path("step-000005"), THEN, newer, defaults={"new_setting": 3}) == []

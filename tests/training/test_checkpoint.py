@@ -21,9 +21,9 @@ from hf_ssl.training import checkpoint as module
 from hf_ssl.training import find, limits
 from hf_ssl.training.changes import agreed_changes
 from hf_ssl.training.checkpoint import (
-    command_of,
     load_checkpoint,
     random_state,
+    record_of,
     save_checkpoint,
     set_random_state,
 )
@@ -332,8 +332,7 @@ def test_another_run_is_refused(change: dict, message: str):
 def test_the_refusal_names_the_command_that_started_the_run(tmp_path: Path):
     checkpoint = tmp_path / "checkpoints" / "step-000005"
     checkpoint.mkdir(parents=True)
-    assert command_of(checkpoint) is None
     (tmp_path / "run.json").write_text('{"command": "hf-ssl pretrain --max_hours 2"}')
     then = json.loads(json.dumps(IDENTITY))
     with pytest.raises(ValueError, match="The run was started by `hf-ssl pretrain --max_hours 2`"):
-        agreed_changes(checkpoint, then, IDENTITY | {"batch_size": 16}, command=command_of(checkpoint))
+        agreed_changes(checkpoint, then, IDENTITY | {"batch_size": 16}, started=record_of(checkpoint))

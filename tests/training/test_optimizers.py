@@ -208,7 +208,7 @@ def test_step_and_constant_schedules():
 
 
 def can_be_used(name: str) -> bool:
-    packages = {"bnb": "bitsandbytes", "fused": "apex"}
+    packages = {"bnb": "bitsandbytes", "fused": "apex", "kron": "opt_einsum"}
     return all(importlib.util.find_spec(one) for start, one in packages.items() if name.startswith(start))
 
 
@@ -273,9 +273,10 @@ def test_every_optimizer_trains_and_goes_on_exactly(name: str):
         ("xyzzy", "got `xyzzy`. Such as lamb, lion, muon or adan."),
         ("adahessian", "got `adahessian`"),  # of second order
         ("bnbadam8bit", "needs the package `bitsandbytes`. Install it, or give `adam`."),
+        ("kron", "needs the package `opt_einsum`: without it a step takes many gigabytes. Install it, or choose"),
     ],
 )
 def test_other_names_are_refused(name: str, message: str, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)  # bitsandbytes may be installed
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)  # they may be installed
     with pytest.raises(UserError, match=message):
         settings(optimizer=name)

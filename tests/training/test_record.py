@@ -57,9 +57,13 @@ def test_a_run_from_before_decoding_on_the_device_goes_on_where_workers_decode()
 @pytest.mark.parametrize(
     ("content", "lacking"),
     [
-        ({}, "`config`, `data`, `training`, `progress`"),
-        ({**PARTS, "progress": 3}, "it lacks `progress`"),
-        ({**PARTS, "progress": {}, "method": None}, "it lacks `method`"),
+        ({}, "it lacks `method`, `config`, `data`, `training`, `progress`"),
+        ({**PARTS, "progress": 3}, "`progress` must be a JSON object, got 3"),
+        ({**PARTS, "progress": {}, "method": None}, "`method` must be text, got None"),
+        ({**PARTS, "progress": {"step": "many"}}, "`progress.step` must be a whole number, got `many`"),
+        ({**PARTS, "progress": {}, "skipped": {"a": "b"}}, "`skipped` must be a JSON object, got"),
+        ({**PARTS, "progress": {}, "data": {"dataset": 3}}, "its `data.dataset` must be text"),
+        ({**PARTS, "progress": {}, "training": {"num_steps": "x"}}, "its `training.num_steps` must be a number"),
         ({**PARTS, "progress": {}, "collapse": "yes"}, "`collapse` is not what the alarm writes"),
     ],
 )

@@ -138,6 +138,20 @@ def test_a_start_from_the_hub_is_that_of_the_local_folder(online, run, tmp_path,
         built(find_encoder(f"{prefix}org/first"))
 
 
+def test_a_damaged_record_on_the_hub_is_told_and_ends_nothing(online, run, tmp_path, caplog):
+    on_hub(online, "org/garbled", run / "encoder")
+    online.edit("org/garbled", "run.json", b'{"method": 3')
+    start = find_encoder("org/garbled")
+    assert start.origin is not None and start.origin["former"] is None
+    assert (
+        "weights of `org/garbled` lacks their training: `" in caplog.text and "cannot be read as JSON" in caplog.text
+    )
+    caplog.clear()
+    online.edit("org/garbled", "run.json", b'{"method": "simsiam", "steps": 3}')
+    find_encoder("org/garbled")
+    assert "is not the record of a run: it lacks" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("reference", "pretrained"),
     [("test_vit", True), ("test_vit.r160_in1k", False), ("timm/test_vit.r160_in1k", False)],

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from hf_ssl.figures.metrics_log import logged_line
 from hf_ssl.training.files import storage_errors_explained
 
 logger = logging.getLogger(__name__)
@@ -49,8 +50,6 @@ class MetricsLog:
             file.write(json.dumps(values) + "\n")
 
 
-def _step_of(line: str) -> float:
-    try:
-        return float(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
-        return float("inf")  # a line that a kill cut off, or a disk damaged
+def _step_of(text: str) -> float:
+    line = logged_line(text)
+    return float("inf") if line is None else line["step"]  # a kill cut it off, or a disk damaged it

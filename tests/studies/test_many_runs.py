@@ -1,0 +1,80 @@
+"""What studies share: a folder of one choice of settings, and results that are read again."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hf_ssl.errors import UserError
+from hf_ssl.studies.ablation_grid import Cell
+from hf_ssl.studies.ablation_theory import Measured as AblationMeasured
+from hf_ssl.studies.ablation_theory import Run as AblationRun
+from hf_ssl.studies.ablation_theory import Start, Theory
+from hf_ssl.studies.labels import LabelRun
+from hf_ssl.studies.many_runs import claim_folder, finished_run
+from hf_ssl.studies.methods import _COMMON, MethodsSettings
+from hf_ssl.studies.methods_report import MethodRun
+from hf_ssl.studies.negatives_measures import Measured, Run
+from hf_ssl.studies.reproduce_report import FinishedRun
+
+NUMBERS = {"linear": 0.5, "knn": 0.4, "view_alignment_h": 1.0, "class_alignment_h": 1.0, "uniformity_h": -2.0}
+STUDIES: list[tuple[Any, dict[str, Any]]] = [
+    (MethodRun("moco_v2", 0, 0.5, 0.6, 10.0, "abc"), {"linear": "0.6"}),
+    (MethodRun("random", 0, 0.5, 0.6, 0.0), {"seed": 0.5}),
+    (LabelRun("scratch", 0.1, 0, 50, 0.3, 1.0), {"images": None}),
+    (FinishedRun("a", 0, "digits", {"knn": 0.5}, None, 4, 1.0, {}), {"values": {"knn": "high"}}),
+    (Run(method="mochi", seed=0, measured=Measured(**NUMBERS)), {"measured": {**NUMBERS, "knn": [1]}}),
+    (
+        AblationRun(
+            cell=Cell(),
+            seed=0,
+            start=Start(
+                noise=0.1, correlation=[0.5], predictor=[1], spread=1, projection_rank=2, representation_rank=3
+            ),
+            theory=Theory(
+                expected="no", num_modes=1, num_survivors=1, variance_left=1, critical_weight_decay=0.5, reason="so"
+            ),
+            measured=AblationMeasured(
+                knn=None, knn_random=0.1, loss=1, spread=1, projection_rank=2, representation_rank=2, seconds=5
+            ),
+        ),
+        {"cell": {"predictor": "quadratic"}},
+    ),
+]
+
+
+@pytest.mark.parametrize(("run", "change"), STUDIES, ids=[type(run).__qualname__ + str(c) for run, c in STUDIES])
+def test_a_result_is_read_again_or_what_is_wrong_in_it_is_named(tmp_path: Path, run: Any, change: dict[str, Any]):
+    path = tmp_path / "result.json"
+    path.write_text(json.dumps(run.record() if hasattr(run, "record") else asdict(run)))
+    assert finished_run(path, type(run), seed=0) == run
+    with pytest.raises(UserError, match="its `seed` is 0, and the folder is of 1. Remove the file, and the same"):
+        finished_run(path, type(run), seed=1)
+    content = json.loads(path.read_text())
+    (name,) = change
+    first = next(iter(content))
+    wrong = [content | change, {key: value for key, value in content.items() if key != first}, [1]]
+    for broken, named in zip(wrong, (name, f"it lacks `{first}`", "must hold a JSON object"), strict=True):
+        path.write_text(json.dumps(broken))
+        with pytest.raises(UserError) as refused:
+            finished_run(path, type(run))
+        message = str(refused.value)
+        assert message.startswith(f"`{path}` is not the result of a run of this study: ") and named in message
+        assert message.endswith("Remove the file, and the same command measures that run again.")
+
+
+def test_a_folder_of_an_older_version_has_the_defaults(tmp_path: Path):
+    settings = MethodsSettings(dataset="digits", output_dir=tmp_path, num_steps=4)
+    source = settings.data_of({}).open()
+    claim_folder(tmp_path, settings, _COMMON, source)
+    stored = json.loads((tmp_path / "settings.json").read_text())
+    older = {name: value for name, value in stored.items() if name not in ("supervised_learning_rate", "eval_images")}
+    (tmp_path / "settings.json").write_text(json.dumps(older))
+    claim_folder(tmp_path, settings, _COMMON, source)  # and now they are written
+    assert json.loads((tmp_path / "settings.json").read_text()) == stored
+    (tmp_path / "settings.json").write_text(json.dumps(older))
+    other = MethodsSettings(dataset="digits", output_dir=tmp_path, num_steps=4, supervised_learning_rate=0.5)
+    with pytest.raises(UserError, match="have `supervised_learning_rate` 0.1, got 0.5"):
+        claim_folder(tmp_path, other, _COMMON, source)
