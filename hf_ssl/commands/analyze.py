@@ -1,26 +1,33 @@
-"""Look into frozen encoders without labels: spectrum, ranks, alignment, uniformity, LiDAR, predictor.
+"""Look into frozen encoders: spectrum, ranks, alignment, uniformity, LiDAR, predictor, augmentation beside data.
 
     hf-ssl analyze runs/first --dataset shapes
     hf-ssl analyze runs/directpred runs/moco resnet50.a1_in1k --dataset uoft-cs/cifar10 --output analysis
+    hf-ssl analyze runs/first --dataset uoft-cs/cifar10 --views moco_v2 autoaugment randaugment
 
 ENCODER is the folder of a run, an encoder folder, a repository on the Hub (timm or transformers) or a timm name;
 several are put side by side. Of a run the projections are analysed too, and its predictor beside their correlation, as
 in figure 2 of the DirectPred paper. Alignment, uniformity and LiDAR compare augmented views. They are made by the
-run's own recipe unless `--view_recipe` says otherwise (moco_v2 for encoders of other origin): compare encoders under
-one recipe.
+run's own recipe unless `--views` names others (moco_v2 for encoders of other origin): compare encoders under one
+recipe. These numbers are those of the first recipe.
+
+For each recipe a table counts the directions of the representations in which augmentation varies more than the data,
+and those that the theory of dimensional collapse loses (Jing et al., 2021, theorem 1; one linear layer on top of these
+features, trained by InfoNCE). With labels it says what k-NN loses without the dominated directions.
 
 Writes analysis.json and figures for a single local encoder, or wherever `--output` says. With public images they go
 into the encoder's folder, which is published with it; with your own images into the folder `evaluations` beside it.
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from matplotlib.figure import Figure
 from PIL import Image
-from torch import nn
+from torch import Tensor, nn
 
 from hf_ssl.commands.command import Command
 from hf_ssl.commands.encoder_settings import ReadingSettings, goes_on_card, method_of, place_beside, titles_of
@@ -34,9 +41,11 @@ from hf_ssl.evaluation.analysis import (
     analyse_features,
     analyse_predictor,
 )
+from hf_ssl.evaluation.augmentation import AS_IT_IS, AUGMENTATION_NUMBERS, analyse_augmentation
 from hf_ssl.evaluation.encoders import Encoder, WithProjection, encoder_folder, load_encoder
 from hf_ssl.evaluation.features import extract_features
 from hf_ssl.evaluation.view_features import extract_view_features
+from hf_ssl.figures.augmentation import augmentation_spectra
 from hf_ssl.figures.diagnostics import diagnosis_curves, predictor_curves, spectrum_curves
 from hf_ssl.figures.negatives import negative_curves
 from hf_ssl.private import public_name
@@ -55,8 +64,8 @@ class AnalysisSettings(ReadingSettings):
     Args:
         encoders: Folders, repositories on the Hub or timm names; `random:ENCODER` has fresh weights.
         split: Split to look at.
-        view_recipe: How views are augmented. If not given: as the run was trained, or by moco_v2.
-        views: Views of an image, at least 2.
+        views: Recipes by which views are made. If not given: that of the run, or moco_v2.
+        num_views: Views of an image, at least 2.
         view_images: Images to make views of, at least 2. If not given: 1000, or twice the features if that is more.
         max_images: Size of the sample of the split, at least 2.
         output: Folder for analysis.json and figures, instead of a place in the run of a single local encoder.
@@ -64,23 +73,28 @@ class AnalysisSettings(ReadingSettings):
 
     encoders: list[str]
     split: str = "test"
-    view_recipe: str | None = None
-    views: int = 10
+    views: list[str] | None = None
+    num_views: int = 10
     view_images: int | None = None
     max_images: int = 10_000
     output: Path | None = None
 
     def __post_init__(self) -> None:
         self.encoders = list(dict.fromkeys(self.encoders))
+        self.views = None if self.views is None else list(dict.fromkeys(self.views))
 
     def validate_analysis(self) -> None:
         """Check what can be checked without encoders and data."""
         self.check_reading()
-        check_least(self, views=2, view_images=2, max_images=2)
+        check_least(self, num_views=2, view_images=2, max_images=2)
         if not self.encoders:
             raise UserError("`encoders` must name at least one encoder, such as `runs/first`.")
-        if self.view_recipe is not None:
-            find_recipe(self.view_recipe)
+        if self.views == []:
+            raise UserError("`views` must name at least one recipe, such as `moco_v2`.")
+        for recipe in self.views or []:
+            if recipe.isdigit():
+                raise UserError(f"`views` must name recipes, got {recipe}. The number of views is `num_views`.")
+            find_recipe(recipe)
 
 
 @dataclass(frozen=True)
@@ -89,7 +103,8 @@ class AnalysisResult:
 
     Args:
         encoders: Title of each encoder -> what its numbers depend on, such as `num_images`, and its parts:
-            `representation` and perhaps `projection` and `predictor`, each with `numbers` and `curves`.
+            `representation` and perhaps `projection` and `predictor`, each with `numbers` and `curves`, and
+            `augmentation`, which has such for each recipe.
         heading: What was looked at, in one line.
         folder: Where analysis.json and figures are, if they were kept.
         figures: The figures.
@@ -101,7 +116,7 @@ class AnalysisResult:
     figures: list[Path]
 
     def __str__(self) -> str:
-        lines = [f"\n{self.heading}\n", _table(self.encoders)]
+        lines = [f"\n{self.heading}\n", _table(self.encoders), _augmentation_table(self.encoders)]
         lines += [f"Numbers: {self.folder / 'analysis.json'}"] if self.folder is not None else []
         return "\n".join([*lines, *(f"Figure:  {figure}" for figure in self.figures)])
 
@@ -141,49 +156,53 @@ def _analyse(settings: AnalysisSettings, title: str, name: str, folder: Path | N
         module = WithProjection(method).to(device).eval().requires_grad_(False)
         encoder = Encoder(module, encoder.transform, width, encoder.name)
     recipe, view_settings, image_size = _recipe_of(folder, encoder)
-    if settings.view_recipe is not None:
-        recipe, view_settings = settings.view_recipe, None
+    recipes = {recipe: view_settings} if settings.views is None else dict.fromkeys(settings.views)
     num_images = settings.view_images or min(max(1000, 2 * width), settings.max_images)
-    features = extract_features(
-        encoder,
-        source,
-        settings.batch_size,
-        settings.num_workers,
-        max_images=settings.max_images,
-        description=f"{title}, {source.split}",
-    ).features
-    views = extract_view_features(
-        encoder,
-        source,
-        recipe,
-        settings.views,
-        image_size=image_size,
-        batch_size=settings.batch_size,
-        num_workers=settings.num_workers,
-        max_images=num_images,
-        seed=settings.seed,
-        view_settings=view_settings,
-        description=f"{title}, {settings.views} views by {recipe}",
-    )
-    if len(features) < 2 or len(views) < 2:
+    reading: dict[str, Any] = {"batch_size": settings.batch_size, "num_workers": settings.num_workers}
+    labels, features = {}, torch.empty(0)
+    for size in sorted({num_images, settings.max_images}):  # the smaller sample is that of the views
+        read = extract_features(encoder, source, max_images=size, description=f"{title}, {source.split}", **reading)
+        features, labels = read.features, labels or read.labels
+
+    def view_features(recipe: str, num_views: int, changed: Mapping[str, Any] | None, what: str) -> Tensor:
+        return extract_view_features(
+            *(encoder, source, recipe, num_views),
+            image_size=image_size,
+            max_images=num_images,
+            seed=settings.seed,
+            view_settings=changed,
+            description=f"{title}, {what}",
+            **reading,
+        )
+
+    views = {
+        name: view_features(name, settings.num_views, changed, f"{settings.num_views} views by {name}")
+        for name, changed in recipes.items()
+    }
+    plain = view_features("crop_and_flip", 1, AS_IT_IS, "as they are")[:, 0, :width]
+    first, *_ = views.values()
+    if len(features) < 2 or len(first) < 2:
         raise UserError(f"An analysis needs at least two usable images, but split `{source.split}` gave fewer.")
-    parts = {"representation": analyse_features(features[:, :width], views[..., :width])}
+    parts = {"representation": analyse_features(features[:, :width], first[..., :width])}
     if features.shape[1] > width:
-        parts["projection"] = analyse_features(features[:, width:], views[..., width:])
+        parts["projection"] = analyse_features(features[:, width:], first[..., width:])
         predictor = getattr(method, "predictor", None)
         if isinstance(predictor, nn.Module) and not isinstance(predictor, nn.Identity):
             # Of views: what the predictor met in training.
-            parts["predictor"] = analyse_predictor(predictor.cpu(), views[..., width:].flatten(0, 1))
+            parts["predictor"] = analyse_predictor(predictor.cpu(), first[..., width:].flatten(0, 1))
     about = {
         "num_images": len(features),
-        "view_images": len(views),
-        "views": settings.views,
-        "view_recipe": recipe,
-        "view_settings": view_settings,
+        "view_images": len(first),
+        "views": settings.num_views,
+        "view_recipe": next(iter(recipes)),
+        "view_settings": next(iter(recipes.values())),
         "image_size": image_size,
         "dims": {"representation": width, "projection": features.shape[1] - width},
     }
-    return about | {part: analysis.as_json() for part, analysis in parts.items()}
+    augmentation = {
+        name: analyse_augmentation(plain, of_recipe[..., :width], labels) for name, of_recipe in views.items()
+    }
+    return about | {part: analysis.as_json() for part, analysis in parts.items()} | {"augmentation": augmentation}
 
 
 def _recipe_of(folder: Path | None, encoder: Encoder) -> tuple[str, dict[str, Any] | None, int]:
@@ -205,7 +224,7 @@ def _heading(settings: AnalysisSettings, dataset: str, found: dict[str, dict[str
     images = f"{min(counts):,}" if len(counts) == 1 else f"{min(counts):,} to {max(counts):,}"
     return (
         f"{dataset}, split {settings.split}: {num_images:,} images; alignment, uniformity and LiDAR from "
-        f"{settings.views} views of {images} by recipe {recipes}"
+        f"{settings.num_views} views of {images} by recipe {recipes}"
     )
 
 
@@ -232,6 +251,32 @@ def _table(found: dict[str, dict[str, Any]]) -> str:
     return "\n".join(blocks)
 
 
+def _augmentation_table(found: dict[str, dict[str, Any]]) -> str:
+    """A row for each encoder and recipe, a column for each number, and below what the numbers say."""
+    names = [
+        name
+        for name in AUGMENTATION_NUMBERS
+        if any(name in one["numbers"] for each in found.values() for one in each["augmentation"].values())
+    ]
+    rows = [["augmentation", "recipe", "directions", *names]]
+    for title, each in found.items():
+        for recipe, one in each["augmentation"].items():
+            numbers = one["numbers"]
+            cells = [f"{numbers[name]:.4g}" if name in numbers else "" for name in ("directions", *names)]
+            rows.append([title, recipe, *cells])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [
+        "  ".join(
+            cell.ljust(width) if place < 2 else cell.rjust(width)
+            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
+    lines.insert(1, "-" * len(lines[0]))
+    longest = max(map(len, names))
+    return "\n".join([*lines, *(f"{name.ljust(longest)}  {AUGMENTATION_NUMBERS[name]}" for name in names), ""])
+
+
 def _figures(found: dict[str, dict[str, Any]], folders: dict[str, Path | None], heading: str) -> dict[str, Figure]:
     """Figures of all encoders together and, from the record of a run, of each; by file name.
 
@@ -245,6 +290,12 @@ def _figures(found: dict[str, dict[str, Any]], folders: dict[str, Path | None], 
         for part in ("representation", "projection")
     }
     drawn = {"analysis-spectrum.png": spectrum_curves(panels, heading)}
+    spectra = {
+        f"{title}, {recipe}": one["curves"]
+        for title, each in found.items()
+        for recipe, one in each["augmentation"].items()
+    }
+    drawn["analysis-augmentation.png"] = augmentation_spectra(spectra, heading)
     predictors = {title: each["predictor"]["curves"] for title, each in found.items() if "predictor" in each}
     if predictors:
         drawn["analysis-predictor.png"] = predictor_curves(predictors, heading)
@@ -291,6 +342,6 @@ COMMAND = Command(
     run,
     __doc__ or "",
     words=("encoders",),
-    first=("dataset", "split", "max_images", "view_recipe", "views", "output", "batch_size", "device"),
+    first=("dataset", "split", "max_images", "views", "num_views", "output", "batch_size", "device"),
     groups={"data": OF_DATA},
 )

@@ -94,7 +94,7 @@ def test_a_file_of_results_is_no_folder(run: Path, tmp_path: Path, capsys: pytes
 def test_damaged_files_are_named(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     shutil.copytree(run, tmp_path / "cut")
     (run / "encoder" / "run.json").write_text("{broken")
-    for line in (f"analyze {run} --num_workers 0 --views 2 --max_images 20 --dataset digits",):
+    for line in (f"analyze {run} --num_workers 0 --num_views 2 --max_images 20 --dataset digits",):
         assert f"`{run}/encoder/run.json` cannot be read as JSON" in refusal(capsys, line)
     for part in ("encoder", "pretraining"):
         weights = tmp_path / "cut" / part / "model.safetensors"

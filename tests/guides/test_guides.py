@@ -41,7 +41,7 @@ TINY = {
     r"pretrain .*--knn_every": "--knn_every 2",
     r"evaluate .*--dataset shapes": "--max_images 200 knn",
     r"--augmented_passes": "--augmented_passes 2",
-    r"analyze": "--views 2 --view_images 32",
+    r"analyze": "--num_views 2 --view_images 32",
     r"study methods": "--num_steps 4 --eval_images 32",
     r"study labels": "--num_steps 2 --batch_size 4",
     r"study reproduce (?!.*--list)": "--num_steps 2 --eval_images 32 --encoder test_resnet",
