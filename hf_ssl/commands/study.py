@@ -9,7 +9,7 @@ A study that was killed or stopped continues with the same command.
 
 from hf_ssl.commands.command import Command, CommandGroup
 from hf_ssl.data.settings import OF_DATA
-from hf_ssl.studies import ablation, labels, methods, negatives, reproduce
+from hf_ssl.studies import ablation, augmentation, labels, methods, negatives, reproduce
 
 _FIRST = ("dataset", "output_dir", "seeds", "num_steps", "recipe", "view_recipe", "encoder")
 _DATA = (*OF_DATA, "split", "num_workers")
@@ -59,6 +59,14 @@ COMMAND = CommandGroup(
                     "start_step",
                 ),
             },
+        ),
+        "augmentation": Command(
+            "study augmentation",
+            augmentation.AugmentationSettings,
+            augmentation.run,
+            augmentation.__doc__ or "",
+            first=("dataset", "output_dir", "views", "seeds", "num_steps", "start_from", "predict_only", "drawn_from"),
+            groups={"data": (*_DATA, "test_split", "eval_images", "view_images", "num_views")},
         ),
         "reproduce": Command(
             "study reproduce",

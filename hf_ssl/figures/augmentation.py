@@ -1,6 +1,7 @@
 """Augmentation beside data, direction by direction: numbers in, figures out."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from matplotlib.figure import Figure
 
@@ -53,4 +54,34 @@ def augmentation_spectra(spectra: Mapping[str, Mapping[str, Sequence[float]]], t
     axes[0].legend(fontsize=8, frameon=False, loc="lower left")
     if title:
         figure.suptitle(title, fontsize=11)
+    return figure
+
+
+def lost_directions(one: Mapping[str, Any]) -> Figure:
+    """Draw what training kept of each direction against the share of augmentation that was foretold for it.
+
+    Args:
+        one: A seed of the study of augmentation: `predictions` and `runs` by recipe, `variances` and `scores`.
+
+    Returns:
+        The figure: a panel for each recipe, with colours by the variance of the direction.
+    """
+    runs = one["runs"]
+    figure = Figure(figsize=(3.9 * len(runs) + 0.9, 3.4), dpi=130, layout="constrained")
+    axes = list(figure.subplots(1, len(runs), squeeze=False, sharey=True)[0])
+    largest = max(one["variances"])
+    colours = [max(value / largest, _FLOOR) for value in one["variances"]]
+    for axis, (recipe, measured) in zip(axes, runs.items(), strict=True):
+        said, score = one["predictions"][recipe], one["scores"]["by_recipe"][recipe]
+        kept = [max(value, -0.05) for value in measured["kept"]]
+        points = axis.scatter(said["shares"], kept, c=colours, s=16, cmap="viridis", norm="log", lw=0)
+        axis.axvline(0.5, color="0.35", lw=0.9, ls=":")
+        axis.set_title(f"{recipe}: rank correlation {-score['share_and_loss']:.2f}", fontsize=10, loc="left")
+        axis.set_xlabel("share of augmentation, before training")
+        axis.set_xlim(0, 1)
+        axis.set_ylim(-0.07, 1.03)
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.grid(alpha=0.3, lw=0.6)
+    axes[0].set_ylabel("$R^2$ of the direction after training")
+    figure.colorbar(points, ax=axes, label="variance / largest", fraction=0.03, pad=0.01)
     return figure
