@@ -9,7 +9,7 @@ A study that was killed or stopped continues with the same command.
 
 from hf_ssl.commands.command import Command, CommandGroup
 from hf_ssl.data.settings import OF_DATA
-from hf_ssl.studies import ablation, augmentation, labels, methods, negatives, reproduce
+from hf_ssl.studies import ablation, augmentation, curriculum, labels, methods, negatives, reproduce
 
 _FIRST = ("dataset", "output_dir", "seeds", "num_steps", "recipe", "view_recipe", "encoder")
 _DATA = (*OF_DATA, "split", "num_workers")
@@ -67,6 +67,14 @@ COMMAND = CommandGroup(
             augmentation.__doc__ or "",
             first=("dataset", "output_dir", "views", "seeds", "num_steps", "start_from", "predict_only", "drawn_from"),
             groups={"data": (*_DATA, "test_split", "eval_images", "view_images", "num_views")},
+        ),
+        "curriculum": Command(
+            "study curriculum",
+            curriculum.CurriculumSettings,
+            curriculum.run,
+            curriculum.__doc__ or "",
+            first=("dataset", "output_dir", "targets", "num_steps", "view_recipe", "predict_only", "drawn_from"),
+            groups={"data": _DATA},
         ),
         "reproduce": Command(
             "study reproduce",
