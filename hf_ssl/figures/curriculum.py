@@ -47,8 +47,8 @@ def curriculum_curves(results: Mapping[str, Any]) -> Figure:
 def alignment_curves(results: Mapping[str, Any]) -> Figure:
     """Draw the cosine of predictor and correlation over the step, and where projections go on the plane.
 
-    Left, lines are the equations and dots the runs. Right, uniformity against alignment of the runs, both negative, so
-    that better is up and right; a ring marks the common start.
+    Left, lines are the equations and dots the runs. Right, uniformity and alignment of the runs on logarithmic axes,
+    turned so that better is up and right; a ring marks the common start.
 
     Args:
         results: Of the study of the curriculum.
@@ -60,7 +60,8 @@ def alignment_curves(results: Mapping[str, Any]) -> Figure:
         title = "no moving average" if target == "none" else f"m = {target.replace('-cosine', ' to 1')}"
         left.plot(results["steps"], one["theory"]["cosine"], color=colour, lw=1.4)
         left.plot(results["steps"], one["measured"]["cosine"], "o", color=colour, ms=4, label=title)
-        x, y = ([-value for value in one["measured"][name]] for name in ("uniformity", "alignment"))
+        x = [max(-value, _FLOOR) for value in one["measured"]["uniformity"]]
+        y = [max(value, _FLOOR) for value in one["measured"]["alignment"]]
         right.plot(x, y, "-o", color=colour, lw=1.0, ms=3, label=title)
         right.plot(x[0], y[0], "o", ms=9, mfc="none", mec="#000000")
     left.set_title("cosine of $u_j$ and $W_p u_j$ (lines: equations)", fontsize=10, loc="left")
@@ -68,7 +69,10 @@ def alignment_curves(results: Mapping[str, Any]) -> Figure:
     over_steps(left)
     right.set_title("projections on the plane, from the ring", fontsize=10, loc="left")
     right.set_xlabel("- uniformity   (more even $\\rightarrow$)")
-    right.set_ylabel("- alignment   (closer together $\\rightarrow$)")
+    right.set_ylabel("alignment   (closer together $\\rightarrow$)")
+    right.set_xscale("log")
+    right.set_yscale("log")
+    right.invert_yaxis()
     for axis in (left, right):
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(alpha=0.3, lw=0.6)

@@ -10,7 +10,8 @@ the batch) trains it under each recipe from equal weights. A direction counts as
 trained features no longer tells it, on held-out images.
 
 `--predict_only` stops after the predictions; `--drawn_from FILE` draws augmentation.json again and trains nothing.
-Killed or stopped? The same command continues. Writes predictions.json, augmentation.json and augmentation.png.
+Killed or stopped? The same command continues. Writes predictions.json, augmentation.json,
+augmentation.png and spectra.png.
 """
 
 import itertools
@@ -37,11 +38,19 @@ from hf_ssl.evaluation.features import extract_features
 from hf_ssl.evaluation.knn import knn_accuracy
 from hf_ssl.evaluation.references import read_json
 from hf_ssl.evaluation.view_features import extract_view_features
-from hf_ssl.figures.augmentation import lost_directions
 from hf_ssl.invocation import command_line
 from hf_ssl.methods.end_to_end import EndToEndConfig, EndToEndForPreTraining
 from hf_ssl.settings import check_least, checked
-from hf_ssl.studies.augmentation_measures import CLAIMS, predict, principal_directions, retained, scores_of
+from hf_ssl.studies.augmentation_measures import (
+    CLAIMS,
+    linear_layer,
+    predict,
+    principal_directions,
+    retained,
+    scores_of,
+    spectra_of,
+)
+from hf_ssl.studies.augmentation_report import draw, text_of
 from hf_ssl.studies.many_runs import StoppedError, check_one_process, choice_of, claim_folder, parts_of_recipe
 from hf_ssl.studies.settings import StudySettings, check_recipe
 from hf_ssl.training.arguments import TrainingSettings
@@ -125,27 +134,7 @@ class AugmentationResult:
     exit_code: int = 0
 
     def __str__(self) -> str:
-        return "\n".join([*map(_text_of, self.results["seeds"]), *map(str, self.files)])
-
-
-def _text_of(one: dict[str, Any]) -> str:
-    """The table of one seed and the claims."""
-    head = ("recipe", "augmentation", "dominated", "by theorem", "lost", "rank corr.", "variance", "k-NN %", "rank h")
-    lines = [f"seed {one['seed']}, {one['directions']} directions", "".join(f"{cell:>13}" for cell in head)]
-    for recipe, said in one["predictions"].items():
-        share = sum(said["shares"]) / len(said["shares"])
-        cells = [recipe, f"{share:.2f}", str(said["dominated"]), str(said["lost_by_theorem"])]
-        if recipe in one.get("runs", {}):
-            run, score = one["runs"][recipe], one["scores"]["by_recipe"][recipe]
-            numbers = (score["mean_loss"], score["share_and_loss"], score["variance_and_loss"])
-            knn = "" if run["knn"] is None else f"{100 * run['knn']:.1f}"
-            cells += [*(f"{number:.2f}" for number in numbers), knn, f"{run['effective_rank']:.1f}"]
-        lines.append("".join(f"{cell:>13}" for cell in cells))
-    if "scores" in one:
-        pairs = one["scores"]["differences"].items()
-        lines += [f"Differences, {pair}: rank correlation {value:.2f}" for pair, value in pairs]
-        lines += [f"{'holds' if held else 'FAILS'}: {CLAIMS[name]}" for name, held in one["scores"]["claims"].items()]
-    return "\n".join(lines)
+        return "\n".join([*map(text_of, self.results["seeds"]), *map(str, self.files)])
 
 
 def run(settings: AugmentationSettings) -> AugmentationResult:
@@ -178,9 +167,11 @@ def run(settings: AugmentationSettings) -> AugmentationResult:
 
 
 def _drawn(results: dict[str, Any], folder: Path, files: list[Path]) -> AugmentationResult:
-    figure = folder / "augmentation.png"
-    lost_directions(results["seeds"][0]).savefig(figure)
-    return AugmentationResult(results, [*files, figure])
+    return AugmentationResult(results, [*files, *draw(results, folder)])
+
+
+def _rounded(values: Tensor) -> list[float]:
+    return [float(f"{value:.5g}") for value in values.tolist()]
 
 
 class _Bench:
@@ -229,12 +220,23 @@ class _Bench:
         self._before[seed] = images, directions
         centred = images.double() - images.double().mean(dim=0)
         variances = variance_along(centred.T @ centred / (len(images) - 1), directions)
-        said = {
-            recipe: predict(plain, self._views(encoder, recipe, self.options.num_views), directions)
-            for recipe in self.options.views
+        said, layers, spectra = {}, {}, {}
+        for recipe in self.options.views:
+            views = self._views(encoder, recipe, self.options.num_views)
+            said[recipe] = predict(plain, views, directions)
+            spectra[recipe] = {name: _rounded(values) for name, values in spectra_of(plain, views, directions).items()}
+            layers[recipe] = {
+                name: linear_layer(plain, views, two_views=name == "two_views")
+                for name in ("image_and_view", "two_views")
+            }
+        return {
+            "seed": seed,
+            "directions": directions.shape[1],
+            "variances": _rounded(variances),
+            "predictions": said,
+            "spectra": spectra,
+            "linear_layer": layers,
         }
-        rounded = [float(f"{value:.5g}") for value in variances.tolist()]
-        return {"seed": seed, "directions": directions.shape[1], "variances": rounded, "predictions": said}
 
     def run(self, recipe: str, seed: int) -> dict[str, Any]:
         """The finished run of a recipe: read, gone on with, or made.

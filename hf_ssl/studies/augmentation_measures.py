@@ -14,6 +14,7 @@ from scipy.stats import spearmanr
 from torch import Tensor
 
 from hf_ssl.diagnostics.augmentation import directions_of, theorem_spreads, variance_along, view_spreads
+from hf_ssl.dynamics.dimensional_collapse import weighted_spreads
 
 LEAST_CORRELATION = 0.5
 LEAST_DIFFERENCE = 0.3
@@ -29,6 +30,8 @@ CLAIMS = {
 """What the study asks of the theory."""
 
 _USED = 1e-6  # of the largest variance
+_SMALL = 0.01  # of the linear layer at its start
+_LAYER_STEPS, _LAYER_IMAGES, _LAYER_RATE = 200, 500, 0.02
 _RIDGE = 1e-6  # of the mean variance: keeps the fit of unused features finite
 
 
@@ -65,6 +68,19 @@ def predict(images: Tensor, views: Tensor, directions: Tensor) -> dict[str, Any]
         "dominated": dominated.negative.shape[1],
         "shares": [round(share, 5) for share in shares.tolist()],
     }
+
+
+def spectra_of(images: Tensor, views: Tensor, directions: Tensor) -> dict[str, Tensor]:
+    """Variance along directions: `images` as they are, what views share (`between`) and augmentation (`within`).
+
+    Args:
+        images: Features of images as they are, (images, dim).
+        views: Features of their views, (images, views, dim).
+        directions: Unit vectors as columns, (dim, directions).
+    """
+    spreads, theorem = view_spreads(views), theorem_spreads(images, views)
+    found = {"images": theorem.between / 2, "between": spreads.between, "within": spreads.within}
+    return {name: variance_along(covariance, directions) for name, covariance in found.items()}
 
 
 def retained(before: Tensor, after: Tensor, directions: Tensor) -> Tensor:
@@ -133,3 +149,57 @@ def _differences(first: list[float], second: list[float]) -> list[float]:
 
 def _rank_correlation(first: list[float], second: list[float]) -> float:
     return round(float(spearmanr(first, second)[0]), 4)  # pyright: ignore[reportArgumentType]
+
+
+def linear_layer(images: Tensor, views: Tensor, *, two_views: bool, seed: int = 0) -> dict[str, Any]:
+    """Train one linear layer on frozen features by the loss of the theorem: its own setting, beside its prediction.
+
+    Features are whitened, so that all directions move in a few hundred steps; the number of directions with negative
+    eigenvalues of X stays the same. The layer starts as a small multiple of the identity, where softmax weights are
+    equal.
+
+    Args:
+        images: Features of images as they are, (images, dim).
+        views: Features of their views, (images, views, dim), at least three of each.
+        two_views: Compare two augmented views, as methods do, instead of the image and a view of it.
+        seed: Of the draws.
+
+    Returns:
+        `negative`: eigenvalues of X below 0, which for two views are errors of the estimate; `shrunk`: its
+        eigenvectors v for which v^T W v has become smaller; `agree`: share of the directions in which the sign is as
+        foretold; `rank_correlation` of eigenvalue and growth.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    spreads = view_spreads(views)
+    variances, basis = torch.linalg.eigh(spreads.total)
+    used = variances > _USED * variances[-1]
+    white = basis[:, used] / variances[used].sqrt()
+    x, augmented = images.double() @ white, views.double() @ white
+    found = view_spreads(augmented) if two_views else theorem_spreads(x, augmented)
+    growth = 2 * found.between if two_views else found.between - found.within
+    eigenvalues, vectors = torch.linalg.eigh(growth)
+    weight = _SMALL * torch.eye(x.shape[1], dtype=torch.float64)
+    x, augmented = x[:_LAYER_IMAGES], augmented[:_LAYER_IMAGES]
+    rows = torch.arange(len(x))
+    for _ in range(_LAYER_STEPS):
+        # Two different views of each image.
+        chosen = torch.rand(len(x), views.shape[1], generator=generator).argsort(dim=1)
+        second = augmented[rows, chosen[:, 1]]
+        first = augmented[rows, chosen[:, 0]] if two_views else x
+        weights = _softmax_weights(first @ weight.T, second @ weight.T)
+        weight = weight + _LAYER_RATE * weight @ weighted_spreads(weights, first, second).growth
+    grown = ((vectors * (weight @ vectors)).sum(dim=0) / _SMALL).clamp(min=1e-12).log()
+    return {
+        "negative": int((eigenvalues < 0).sum()),
+        "shrunk": int((grown < 0).sum()),
+        "agree": round(float(((grown < 0) == (eigenvalues < 0)).double().mean()), 4),
+        "rank_correlation": _rank_correlation(eigenvalues.tolist(), grown.tolist()),
+    }
+
+
+def _softmax_weights(z: Tensor, positive: Tensor) -> Tensor:
+    """Those of `distance_info_nce`, by products instead of differences of pairs: many steps, and z is small."""
+    squares = z.square().sum(dim=1) / 2
+    logits = z @ z.T - squares[:, None] - squares
+    logits.diagonal().copy_(-(z - positive).square().sum(dim=1) / 2)
+    return logits.softmax(dim=1)

@@ -67,7 +67,8 @@ _DIGITS = 5
 
 CLAIMS = {
     "order": "In each run directions turn in the order of the equations: rank correlation of at least 0.5.",
-    "alignment": "The target whose predictor aligns most slowly by the equations does so in the runs: lowest mean cosine.",
+    "alignment": "The target whose predictor aligns most slowly by the equations does so in the runs: lowest mean "
+    "cosine.",
 }
 """What the study asks of the theory; a direction turns at the first step where log s is half of the way to its end."""
 
