@@ -47,8 +47,8 @@ def curriculum_curves(results: Mapping[str, Any]) -> Figure:
 def alignment_curves(results: Mapping[str, Any]) -> Figure:
     """Draw the cosine of predictor and correlation over the step, and where projections go on the plane.
 
-    Left, lines are the equations and dots the runs. Right, uniformity and alignment of the runs on logarithmic axes,
-    turned so that better is up and right; a ring marks the common start.
+    Left, lines are the equations and dots the runs. Right, uniformity and alignment of the runs, turned so that better
+    is up and right; a ring marks the common start.
 
     Args:
         results: Of the study of the curriculum.
@@ -70,7 +70,6 @@ def alignment_curves(results: Mapping[str, Any]) -> Figure:
     right.set_title("projections on the plane, from the ring", fontsize=10, loc="left")
     right.set_xlabel("- uniformity   (more even $\\rightarrow$)")
     right.set_ylabel("alignment   (closer together $\\rightarrow$)")
-    right.set_xscale("log")
     right.set_yscale("log")
     right.invert_yaxis()
     for axis in (left, right):

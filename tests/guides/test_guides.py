@@ -47,6 +47,7 @@ TINY = {
     r"study reproduce (?!.*--list)": "--num_steps 2 --eval_images 32 --encoder test_resnet",
     r"finetune": "--num_steps 4 --eval_every 2 --batch_size 4 --cpu",
     r"simulate sweep": "--size 8",
+    r"simulate collapse": "--num_steps 20 --batch_size 16",
 }
 TINY_PYTHON = {
     "hf_ssl.pretrain(": "hf_ssl.pretrain(num_steps=4, warmup_steps=0, log_every=1, batch_size=16, num_workers=0, ",
@@ -223,7 +224,7 @@ def runner(hub_server, tmp_path_factory: pytest.TempPathFactory):
 
 def furnish(folder: Path) -> None:
     """What a reader has: a copy of the repository, a folder of photos, a picture."""
-    for name in ("scripts", "hf_ssl", "tests"):
+    for name in ("scripts", "hf_ssl", "tests", "model_cards"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copyfile(ROOT / "pyproject.toml", folder / "pyproject.toml")
     for number, picture in enumerate(pictures(64, 3)):
