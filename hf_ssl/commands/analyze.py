@@ -22,26 +22,22 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor, nn
 
+from hf_ssl.commands.analysis_tables import table_of_parts, table_of_recipes
 from hf_ssl.commands.command import Command
 from hf_ssl.commands.encoder_settings import ReadingSettings, goes_on_card, method_of, place_beside, titles_of
 from hf_ssl.data.settings import OF_DATA
 from hf_ssl.data.sources.open import Source
 from hf_ssl.data.views.cpu import find_recipe
 from hf_ssl.errors import UserError
-from hf_ssl.evaluation.analysis import (
-    FEATURE_NUMBERS,
-    PREDICTOR_NUMBERS,
-    analyse_features,
-    analyse_predictor,
-)
-from hf_ssl.evaluation.augmentation import AS_IT_IS, AUGMENTATION_NUMBERS, analyse_augmentation
+from hf_ssl.evaluation.analysis import analyse_features, analyse_predictor
+from hf_ssl.evaluation.augmentation import AS_IT_IS, analyse_augmentation
 from hf_ssl.evaluation.encoders import Encoder, WithProjection, encoder_folder, load_encoder
 from hf_ssl.evaluation.features import extract_features
 from hf_ssl.evaluation.view_features import extract_view_features
@@ -54,7 +50,6 @@ from hf_ssl.training.output import make_folder
 from hf_ssl.training.record import RunRecord
 
 _RECIPE = "moco_v2"  # of encoders that no run of this package made
-_PARTS = {"representation": FEATURE_NUMBERS, "projection": FEATURE_NUMBERS, "predictor": PREDICTOR_NUMBERS}
 
 
 @checked
@@ -116,7 +111,7 @@ class AnalysisResult:
     figures: list[Path]
 
     def __str__(self) -> str:
-        lines = [f"\n{self.heading}\n", _table(self.encoders), _augmentation_table(self.encoders)]
+        lines = [f"\n{self.heading}\n", table_of_parts(self.encoders), table_of_recipes(self.encoders)]
         lines += [f"Numbers: {self.folder / 'analysis.json'}"] if self.folder is not None else []
         return "\n".join([*lines, *(f"Figure:  {figure}" for figure in self.figures)])
 
@@ -158,11 +153,64 @@ def _analyse(settings: AnalysisSettings, title: str, name: str, folder: Path | N
     recipe, view_settings, image_size = _recipe_of(folder, encoder)
     recipes = {recipe: view_settings} if settings.views is None else dict.fromkeys(settings.views)
     num_images = settings.view_images or min(max(1000, 2 * width), settings.max_images)
+    read = _read(settings, title, encoder, source, recipes, (num_images, image_size))
+    first, *_ = read.views.values()
+    if len(read.features) < 2 or len(first) < 2:
+        raise UserError(f"An analysis needs at least two usable images, but split `{source.split}` gave fewer.")
+    parts = {"representation": analyse_features(read.features[:, :width], first[..., :width])}
+    if read.features.shape[1] > width:
+        parts["projection"] = analyse_features(read.features[:, width:], first[..., width:])
+        predictor = getattr(method, "predictor", None)
+        if isinstance(predictor, nn.Module) and not isinstance(predictor, nn.Identity):
+            # Of views: what the predictor met in training.
+            parts["predictor"] = analyse_predictor(predictor.cpu(), first[..., width:].flatten(0, 1))
+    about = {
+        "num_images": len(read.features),
+        "view_images": len(first),
+        "views": settings.num_views,
+        "view_recipe": next(iter(recipes)),
+        "view_settings": next(iter(recipes.values())),
+        "image_size": image_size,
+        "dims": {"representation": width, "projection": read.features.shape[1] - width},
+    }
+    augmentation = {
+        name: analyse_augmentation(read.plain[:, :width], of_recipe[..., :width], read.labels)
+        for name, of_recipe in read.views.items()
+    }
+    return about | {part: analysis.as_json() for part, analysis in parts.items()} | {"augmentation": augmentation}
+
+
+class _Read(NamedTuple):
+    """Features of one encoder.
+
+    Args:
+        features: Of the sample, (images, width).
+        plain: Of the images of which views are made, as they are, by the path of views.
+        labels: Of these images, by column.
+        views: Of their views, (images, views, width), by recipe.
+    """
+
+    features: Tensor
+    plain: Tensor
+    labels: dict[str, Tensor]
+    views: dict[str, Tensor]
+
+
+def _read(
+    settings: AnalysisSettings,
+    title: str,
+    encoder: Encoder,
+    source: Source,
+    recipes: Mapping[str, Mapping[str, Any] | None],
+    sizes: tuple[int, int],
+) -> _Read:
+    """Run an encoder over a sample of images and over views of some of them; `sizes` are their number and pixels."""
+    num_images, image_size = sizes
     reading: dict[str, Any] = {"batch_size": settings.batch_size, "num_workers": settings.num_workers}
     labels, features = {}, torch.empty(0)
     for size in sorted({num_images, settings.max_images}):  # the smaller sample is that of the views
-        read = extract_features(encoder, source, max_images=size, description=f"{title}, {source.split}", **reading)
-        features, labels = read.features, labels or read.labels
+        found = extract_features(encoder, source, max_images=size, description=f"{title}, {source.split}", **reading)
+        features, labels = found.features, labels or found.labels
 
     def view_features(recipe: str, num_views: int, changed: Mapping[str, Any] | None, what: str) -> Tensor:
         return extract_view_features(
@@ -179,30 +227,7 @@ def _analyse(settings: AnalysisSettings, title: str, name: str, folder: Path | N
         name: view_features(name, settings.num_views, changed, f"{settings.num_views} views by {name}")
         for name, changed in recipes.items()
     }
-    plain = view_features("crop_and_flip", 1, AS_IT_IS, "as they are")[:, 0, :width]
-    first, *_ = views.values()
-    if len(features) < 2 or len(first) < 2:
-        raise UserError(f"An analysis needs at least two usable images, but split `{source.split}` gave fewer.")
-    parts = {"representation": analyse_features(features[:, :width], first[..., :width])}
-    if features.shape[1] > width:
-        parts["projection"] = analyse_features(features[:, width:], first[..., width:])
-        predictor = getattr(method, "predictor", None)
-        if isinstance(predictor, nn.Module) and not isinstance(predictor, nn.Identity):
-            # Of views: what the predictor met in training.
-            parts["predictor"] = analyse_predictor(predictor.cpu(), first[..., width:].flatten(0, 1))
-    about = {
-        "num_images": len(features),
-        "view_images": len(first),
-        "views": settings.num_views,
-        "view_recipe": next(iter(recipes)),
-        "view_settings": next(iter(recipes.values())),
-        "image_size": image_size,
-        "dims": {"representation": width, "projection": features.shape[1] - width},
-    }
-    augmentation = {
-        name: analyse_augmentation(plain, of_recipe[..., :width], labels) for name, of_recipe in views.items()
-    }
-    return about | {part: analysis.as_json() for part, analysis in parts.items()} | {"augmentation": augmentation}
+    return _Read(features, view_features("crop_and_flip", 1, AS_IT_IS, "as they are")[:, 0], labels, views)
 
 
 def _recipe_of(folder: Path | None, encoder: Encoder) -> tuple[str, dict[str, Any] | None, int]:
@@ -226,55 +251,6 @@ def _heading(settings: AnalysisSettings, dataset: str, found: dict[str, dict[str
         f"{dataset}, split {settings.split}: {num_images:,} images; alignment, uniformity and LiDAR from "
         f"{settings.num_views} views of {images} by recipe {recipes}"
     )
-
-
-def _table(found: dict[str, dict[str, Any]]) -> str:
-    """A block for each part: a row for each number, a column for each encoder, and what the number says."""
-    blocks = []
-    for part, meanings in _PARTS.items():
-        columns = {title: each[part]["numbers"] for title, each in found.items() if part in each}
-        if not columns:
-            continue
-        first = max(len(part), *map(len, meanings))
-        widths = {title: max(8, len(title)) for title in columns}
-        head = part.ljust(first) + "".join(f"  {title:>{widths[title]}}" for title in columns)
-        lines = [head, "-" * len(head)]
-        for number, meaning in meanings.items():
-            if not any(number in numbers for numbers in columns.values()):
-                continue
-            cells = "".join(
-                f"  {f'{numbers[number]:.4g}' if number in numbers else '':>{widths[title]}}"
-                for title, numbers in columns.items()
-            )
-            lines.append(f"{number.ljust(first)}{cells}  {meaning}")
-        blocks.append("\n".join(lines) + "\n")
-    return "\n".join(blocks)
-
-
-def _augmentation_table(found: dict[str, dict[str, Any]]) -> str:
-    """A row for each encoder and recipe, a column for each number, and below what the numbers say."""
-    names = [
-        name
-        for name in AUGMENTATION_NUMBERS
-        if any(name in one["numbers"] for each in found.values() for one in each["augmentation"].values())
-    ]
-    rows = [["augmentation", "recipe", "directions", *names]]
-    for title, each in found.items():
-        for recipe, one in each["augmentation"].items():
-            numbers = one["numbers"]
-            cells = [f"{numbers[name]:.4g}" if name in numbers else "" for name in ("directions", *names)]
-            rows.append([title, recipe, *cells])
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [
-        "  ".join(
-            cell.ljust(width) if place < 2 else cell.rjust(width)
-            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]
-    lines.insert(1, "-" * len(lines[0]))
-    longest = max(map(len, names))
-    return "\n".join([*lines, *(f"{name.ljust(longest)}  {AUGMENTATION_NUMBERS[name]}" for name in names), ""])
 
 
 def _figures(found: dict[str, dict[str, Any]], folders: dict[str, Path | None], heading: str) -> dict[str, Figure]:

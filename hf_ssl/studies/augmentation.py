@@ -51,7 +51,14 @@ from hf_ssl.studies.augmentation_measures import (
     spectra_of,
 )
 from hf_ssl.studies.augmentation_report import draw, text_of
-from hf_ssl.studies.many_runs import StoppedError, check_one_process, choice_of, claim_folder, parts_of_recipe
+from hf_ssl.studies.many_runs import (
+    StoppedError,
+    check_one_process,
+    choice_of,
+    claim_folder,
+    parts_of_recipe,
+    results_to_draw,
+)
 from hf_ssl.studies.settings import StudySettings, check_recipe
 from hf_ssl.training.arguments import TrainingSettings
 from hf_ssl.training.batches import inputs_of, open_stream
@@ -140,8 +147,9 @@ class AugmentationResult:
 def run(settings: AugmentationSettings) -> AugmentationResult:
     """Predict, train what is missing, compare and write."""
     if settings.drawn_from is not None:
+        results = results_to_draw(settings.drawn_from, "augmentation", lambda found: "scores" in found["seeds"][0])
         make_folder(settings.output_dir, "output_dir")
-        return _drawn(read_json(settings.drawn_from), settings.output_dir, [])
+        return _drawn(results, settings.output_dir, [])
     check_one_process()
     bench = _Bench(settings)
     claim_folder(settings.output_dir, choice_of(settings, _COMMON, bench.source))
@@ -154,11 +162,14 @@ def run(settings: AugmentationSettings) -> AugmentationResult:
         return AugmentationResult({**about, "seeds": seeds}, [predictions])
     try:
         for one in seeds:
-            one["runs"] = {recipe: bench.run(recipe, one["seed"]) for recipe in settings.views}
+            one["runs"] = {}
+            for recipe in settings.views:
+                one["runs"][recipe] = bench.run(recipe, one["seed"])
             kept = {recipe: measured["kept"] for recipe, measured in one["runs"].items()}
             one["scores"] = scores_of(one["variances"], one["predictions"], kept)
     except StoppedError as stopped:
-        logger.warning(stopped.message(0, len(seeds) * len(settings.views)))
+        done = sum(len(one.get("runs", {})) for one in seeds)
+        logger.warning(stopped.message(done, len(seeds) * len(settings.views)))
         return AugmentationResult({**about, "seeds": []}, exit_code=stopped.exit_code)
     results = {**about, "seeds": seeds}
     numbers = settings.output_dir / "augmentation.json"

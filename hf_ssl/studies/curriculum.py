@@ -44,7 +44,14 @@ from hf_ssl.studies.curriculum_theory import (
     scaled,
     turning_steps,
 )
-from hf_ssl.studies.many_runs import StoppedError, check_one_process, choice_of, claim_folder, parts_of_recipe
+from hf_ssl.studies.many_runs import (
+    StoppedError,
+    check_one_process,
+    choice_of,
+    claim_folder,
+    parts_of_recipe,
+    results_to_draw,
+)
 from hf_ssl.studies.settings import StudySettings, check_recipe
 from hf_ssl.training.arguments import TrainingSettings
 from hf_ssl.training.batches import inputs_of, open_stream
@@ -157,8 +164,9 @@ class CurriculumResult:
 def run(settings: CurriculumSettings) -> CurriculumResult:
     """Follow the equations, train what is missing, compare and write."""
     if settings.drawn_from is not None:
+        results = results_to_draw(settings.drawn_from, "curriculum", lambda found: "holds" in found)
         make_folder(settings.output_dir, "output_dir")
-        return _drawn(read_json(settings.drawn_from), settings.output_dir, [])
+        return _drawn(results, settings.output_dir, [])
     check_one_process()
     bench = _Bench(settings)
     claim_folder(settings.output_dir, choice_of(settings, _COMMON, bench.source))

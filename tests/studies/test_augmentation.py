@@ -151,3 +151,14 @@ def test_wrong_words_are_a_sentence(words, message, tmp_path, capsys):
 def test_it_needs_images_unless_it_draws(tmp_path, capsys):
     assert main(["study", "augmentation", "--output_dir", str(tmp_path)]) == 2
     assert "`dataset` is needed" in capsys.readouterr().err
+
+
+def test_only_results_of_the_study_are_drawn(finished: Path, tmp_path, capsys):
+    for name, message in (
+        ("predictions.json", "holds none. Name its augmentation.json"),
+        ("none.json", "there is no `"),
+    ):
+        words = ["--drawn_from", str(finished / name), "--output_dir", str(tmp_path / "out")]
+        assert main(["study", "augmentation", *words]) == 2
+        assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

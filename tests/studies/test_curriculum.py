@@ -144,3 +144,14 @@ def test_finished_runs_are_read_and_a_file_is_drawn_again(finished: Path, tmp_pa
         with Image.open(tmp_path / name) as image:
             assert min(image.size) > 300
     assert "0.5-cosine" in capsys.readouterr().out
+
+
+def test_only_results_of_the_study_are_drawn(finished: Path, tmp_path, capsys):
+    for name, message in (
+        ("predictions.json", "holds none. Name its curriculum.json"),
+        ("none.json", "there is no `"),
+    ):
+        words = ["--drawn_from", str(finished / name), "--output_dir", str(tmp_path / "out")]
+        assert main(["study", "curriculum", *words]) == 2
+        assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
