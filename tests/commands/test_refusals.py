@@ -243,7 +243,7 @@ def test_an_analysis_of_private_images_with_the_views_of_the_run(
     data = {"dataset": "shapes", "view_recipe": "simclr", "view_settings": changed}
     record = RunRecord("simsiam", data=data, config={"image_size": 32})
     record.write(run / "encoder")
-    values = {"split": "train", "views": 2, "num_workers": 0, "seed": 3}
+    values = {"split": "train", "num_views": 2, "num_workers": 0, "seed": 3}
     result = hf_ssl.analyze(run, dataset=tmp_path / "photos", **values)
     assert result.folder == run / "evaluations" and (result.folder / "analysis.json").is_file()
     assert not (run / "encoder" / "analysis.json").exists() and not (run / "encoder" / "figures").exists()
