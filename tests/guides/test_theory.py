@@ -45,6 +45,9 @@ def test_the_table_of_an_encoder_under_recipes():
         shares = f"{numbers['augmentation_share']:.2f}", f"{numbers['dominated_variance']:.2f}"
         dominated = f"{numbers['dominated']} of {numbers['directions']}"
         assert row[1:] == [shares[0], dominated, shares[1], str(numbers["lost_by_theorem"]), *accuracies]
+    counts = [one["numbers"]["lost_by_softmax"] for one in each["augmentation"].values()]
+    text = " ".join((ROOT / "scripts" / "guides" / "theory.md").read_text(encoding="utf-8").split())
+    assert "counts {}, {} and {} negative eigenvalues".format(*counts) in text
 
 
 @pytest.mark.parametrize(
