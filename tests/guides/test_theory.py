@@ -91,3 +91,18 @@ def test_every_number_in_the_text_about_recipes_is_in_the_files():
         for value in values.values():
             shown = f"{value:.2f}".replace("-", "\N{MINUS SIGN}")
             assert re.search(rf"(?<!\d){shown}(?!\d)", text), shown
+
+
+def test_the_theorem_in_its_own_setting():
+    layers = [
+        layer
+        for name in ("augmentation", "augmentation-from-directpred")
+        for pairs in results(name)["seeds"][0]["linear_layer"].values()
+        for layer in pairs.values()
+    ]
+    assert len(layers) == 12
+    correlations = [layer["rank_correlation"] for layer in layers]
+    signs = [layer["agree"] for layer in layers]
+    text = " ".join((ROOT / "scripts" / "guides" / "theory.md").read_text(encoding="utf-8").split())
+    assert f"growth is {min(correlations):.2f} to {max(correlations):.2f}" in text
+    assert f"right in {100 * min(signs):.0f} to {100 * max(signs):.0f} %" in text
