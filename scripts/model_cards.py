@@ -19,8 +19,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import speed_tables
-
 from hf_ssl.data.sources.opened import kind_by_name
 from hf_ssl.errors import UserError
 from hf_ssl.evaluation.references import read_json
@@ -42,6 +40,12 @@ from hf_ssl.studies.methods_report import (
 from hf_ssl.training.files import write_json
 
 ROOT = Path(__file__).resolve().parents[1]
+BENCHMARKS = ROOT / "scripts" / "benchmarks"
+if str(BENCHMARKS) not in sys.path:
+    sys.path.insert(0, str(BENCHMARKS))
+
+import speed_tables  # noqa: E402  # pyright: ignore[reportMissingImports]
+
 _BLOCK = re.compile(r"(<!-- results: ([^>\n]*) -->\n).*?(<!-- end of results -->)", re.DOTALL)
 _MARKER = re.compile(r"<!-- (?:results:|end of results)")
 _INDEX = "model_cards/README.md"  # has a table of every study

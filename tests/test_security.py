@@ -139,7 +139,7 @@ def test_no_command_keeps_the_password_of_an_address(server, tmp_path, caplog, c
     data = {"dataset": dataset, "split": "train", "num_workers": 0}
     with caplog.at_level("INFO"):
         hf_ssl.extract_features(str(tmp_path / "x"), **data, output=tmp_path / "features")
-        hf_ssl.analyze([str(tmp_path / "x")], **data, output=tmp_path / "analysis", views=2, view_recipe="simclr")
+        hf_ssl.analyze([str(tmp_path / "x")], **data, output=tmp_path / "analysis", num_views=2, views=["simclr"])
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert {"features.json", "analysis.json", "README.md"} <= {path.name for path in files}
     assert [path for path in files if b"sesame" in path.read_bytes()] == []

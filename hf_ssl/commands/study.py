@@ -19,7 +19,7 @@ from hf_ssl.data.settings import OF_DATA, DataSettings
 from hf_ssl.errors import UserError
 from hf_ssl.fine_tuning.settings import FineTuningSettings
 from hf_ssl.methods import METHODS
-from hf_ssl.studies import ablation, labels, methods, negatives, reproduce
+from hf_ssl.studies import ablation, augmentation, curriculum, labels, methods, negatives, reproduce
 from hf_ssl.training.arguments import TrainingSettings
 
 _FIRST = ("dataset", "output_dir", "seeds", "num_steps", "recipe", "view_recipe", "encoder")
@@ -96,6 +96,22 @@ COMMAND = CommandGroup(
                     "start_step",
                 ),
             },
+        ),
+        "augmentation": Command(
+            "study augmentation",
+            augmentation.AugmentationSettings,
+            augmentation.run,
+            augmentation.__doc__ or "",
+            first=("dataset", "output_dir", "views", "seeds", "num_steps", "start_from", "predict_only", "drawn_from"),
+            groups={"data": (*_DATA, "test_split", "eval_images", "view_images", "num_views")},
+        ),
+        "curriculum": Command(
+            "study curriculum",
+            curriculum.CurriculumSettings,
+            curriculum.run,
+            curriculum.__doc__ or "",
+            first=("dataset", "output_dir", "targets", "num_steps", "view_recipe", "predict_only", "drawn_from"),
+            groups={"data": _DATA},
         ),
         "reproduce": Command(
             "study reproduce",

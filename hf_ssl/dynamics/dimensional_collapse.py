@@ -69,13 +69,27 @@ def contrastive_spreads(weight: Tensor, x: Tensor, positive: Tensor) -> Spreads:
         x: First views, (batch, inputs).
         positive: Second views, (batch, inputs).
     """
-    probabilities = _logits(x @ weight.T, positive @ weight.T).softmax(dim=-1)
-    others = probabilities * (1 - torch.eye(len(x), dtype=x.dtype))
-    differences = x.unsqueeze(1) - x
-    data = torch.einsum("ij,ijk,ijl->kl", others, differences, differences) / len(x)
+    return weighted_spreads(_logits(x @ weight.T, positive @ weight.T).softmax(dim=-1), x, positive)
+
+
+def weighted_spreads(probabilities: Tensor, x: Tensor, positive: Tensor) -> Spreads:
+    """The spreads of `contrastive_spreads` for given softmax probabilities.
+
+    The sum over pairs of a_ij (x_i - x_j)(x_i - x_j)^T is x^T L x with a Laplacian L of the weights, so that no
+    difference of a pair need be kept.
+
+    Args:
+        probabilities: a_ij, with the second view of the same image on the diagonal; each row adds up to 1, (batch,
+            batch).
+        x: First views, (batch, inputs).
+        positive: Second views, (batch, inputs).
+    """
+    others = probabilities - probabilities.diagonal().diag()
+    degrees = others.sum(dim=0) + others.sum(dim=1)
+    data = x.T @ ((degrees.diag() - others - others.T) @ x) / len(x)
     shifts = positive - x
     own = (1 - probabilities.diagonal()) / len(x)
-    return Spreads(data, torch.einsum("i,ik,il->kl", own, shifts, shifts))
+    return Spreads(data, shifts.T @ (own[:, None] * shifts))
 
 
 def frozen_growth(weight: Tensor, growth: Tensor, time: float) -> Tensor:

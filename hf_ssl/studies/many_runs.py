@@ -3,7 +3,7 @@
 import os
 import signal
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
@@ -128,6 +128,27 @@ def finished_run(path: Path, kind: type[_Run], **own: Any) -> _Run:
             "same command measures that run again."
         ) from error
     return found
+
+
+def results_to_draw(path: Path, study: str, has_runs: Callable[[Mapping[str, Any]], bool]) -> dict[str, Any]:
+    """The results of a study that are to be drawn again.
+
+    Args:
+        path: The file that it wrote.
+        study: Its name.
+        has_runs: Whether results of that study are more than predictions.
+
+    Raises:
+        UserError: If the file holds no results of that study, or only its predictions.
+    """
+    if not path.is_file():
+        raise UserError(f"`drawn_from` must be a file, but there is no `{path}`. Name the {study}.json of a study.")
+    results = read_json(path)
+    if results.get("study") != study or not has_runs(results):
+        raise UserError(
+            f"`drawn_from` must be results of `study {study}`, but `{path}` holds none. Name its {study}.json."
+        )
+    return results
 
 
 def parts_of_recipe(recipe: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -12,8 +12,10 @@ from hf_ssl.commands.analyze import COMMAND
 from hf_ssl.commands.command import python_function
 from hf_ssl.data.sources.open import open_source
 from hf_ssl.data.views.cpu import find_recipe
+from hf_ssl.data.views.recipes import VIEW_RECIPES, ViewParameters, ViewRecipe
 from hf_ssl.diagnostics import alignment, lidar, rank_me
 from hf_ssl.evaluation.analysis import FEATURE_NUMBERS, PREDICTOR_NUMBERS, analyse_features, analyse_predictor
+from hf_ssl.evaluation.augmentation import AUGMENTATION_NUMBERS
 from hf_ssl.evaluation.encoders import Encoder, ImageTransform
 from hf_ssl.evaluation.view_features import ManyViews, extract_view_features
 from hf_ssl.hub.export import export_run
@@ -50,7 +52,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return made
 
 
-WORDS = ["--dataset", "digits", "--num_workers", "0", "--max_images", "40", "--view_images", "20", "--views", "3"]
+WORDS = ["--dataset", "digits", "--num_workers", "0", "--max_images", "40", "--view_images", "20", "--num_views", "3"]
 
 
 def test_a_run_is_analysed_into_its_folder(runs, capsys):
@@ -68,12 +70,43 @@ def test_a_run_is_analysed_into_its_folder(runs, capsys):
     assert set(FEATURE_NUMBERS) - set(byol["projection"]["numbers"]) == {"alpha_req", "alpha_req_r2"}
     assert len(byol["projection"]["curves"]["spectrum"]) == 12 and len(byol["predictor"]["curves"]["cosine"]) <= 12
     names = {path.name for path in (folder / "figures").glob("*.png")}
-    assert names == {"analysis-spectrum.png", "analysis-predictor.png", "diagnostics.png"}
+    drawn = {"analysis-spectrum.png", "analysis-augmentation.png", "analysis-predictor.png", "diagnostics.png"}
+    assert names == drawn
+    assert list(byol["augmentation"]) == ["simclr"]
+
+
+def test_recipes_are_compared_in_a_table(runs, tmp_path, capsys):
+    words = [*WORDS, "--views", "moco_v2", "randaugment", "--output", str(tmp_path)]
+    assert COMMAND.main([str(runs["byol"]), "random:test_resnet", *words]) == 0
+    printed = capsys.readouterr().out
+    found = json.loads((tmp_path / "analysis.json").read_text())["encoders"]
+    for title, each in found.items():
+        assert list(each["augmentation"]) == ["moco_v2", "randaugment"] and each["view_recipe"] == "moco_v2"
+        for recipe, one in each["augmentation"].items():
+            row = next(line.split() for line in printed.splitlines() if line.split()[:2] == [title, recipe])
+            numbers = one["numbers"]
+            assert row[2:5] == [f"{numbers[name]:.4g}" for name in ("directions", "augmentation_share", "dominated")]
+            # 20 images: no more directions than these differ in; digits are labelled.
+            assert 0 < numbers["augmentation_share"] < 1 and 0 <= numbers["knn"] <= 1
+            assert len(one["curves"]["images"]) == 96
+    assert all(f"\n{name}  " in printed or f"\n{name} " in printed for name in AUGMENTATION_NUMBERS if name in printed)
+
+
+def test_the_theorem_compares_the_views_of_an_image_with_the_image_itself(runs, tmp_path):
+    # Views that are the images: no augmentation, and nothing lost.
+    words = [*WORDS, "--views", "identity", "--output", str(tmp_path)]
+    same = ViewParameters(crop_scale=(1, 1), crop_ratio=(1, 1), flip_probability=0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(VIEW_RECIPES, "identity", ViewRecipe(same, same, "none"))
+        assert COMMAND.main([str(runs["byol"]), *words]) == 0
+    numbers = json.loads((tmp_path / "analysis.json").read_text())["encoders"]["byol"]["augmentation"]["identity"]
+    assert numbers["numbers"]["augmentation_share"] < 1e-6
+    assert numbers["numbers"]["dominated"] == numbers["numbers"]["lost_by_theorem"] == 0
 
 
 def test_encoders_side_by_side(runs, tmp_path, capsys):
     encoders = [str(runs["byol"]), str(runs["directclr"]), "random:test_resnet"]
-    assert COMMAND.main([*encoders, *WORDS, "--view_recipe", "moco_v2", "--output", str(tmp_path)]) == 0
+    assert COMMAND.main([*encoders, *WORDS, "--views", "moco_v2", "--output", str(tmp_path)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert any(line.split()[:4] == ["representation", "byol", "directclr", "random:test_resnet"] for line in lines)
     assert any(line.split()[:3] == ["projection", "byol", "directclr"] for line in lines)
@@ -89,7 +122,7 @@ def test_encoders_side_by_side(runs, tmp_path, capsys):
 
 def test_from_python_it_returns_what_the_file_holds(runs, tmp_path, capsys):
     encoders = [str(runs["byol"]), "random:test_resnet"]
-    settings = {"num_workers": 0, "max_images": 20, "view_images": 10, "views": 2, "output": tmp_path}
+    settings = {"num_workers": 0, "max_images": 20, "view_images": 10, "num_views": 2, "output": tmp_path}
     result = python_function(COMMAND)(encoders, dataset="digits", **settings)
     assert capsys.readouterr().out == ""
     assert json.loads((tmp_path / "analysis.json").read_text())["encoders"] == result.encoders
@@ -100,9 +133,10 @@ def test_from_python_it_returns_what_the_file_holds(runs, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--views", "1"], "`views` must be at least 2, got 1"),
+        (["--num_views", "1"], "`num_views` must be at least 2, got 1"),
+        (["--views", "10"], "`views` must name recipes, got 10. The number of views is `num_views`."),
         (["--max_images", "1"], "`max_images` must be at least 2, got 1"),
-        (["--view_recipe", "moko_v2"], "must be the name of a recipe, got `moko_v2`. Did you mean `moco_v2`"),
+        (["--views", "moco_v2", "moko_v2"], "must be the name of a recipe, got `moko_v2`. Did you mean `moco_v2`"),
         (["--viewz", "3"], "Unknown flag `--viewz`. Did you mean `--views`"),
     ],
 )

@@ -94,7 +94,7 @@ def test_a_file_of_results_is_no_folder(run: Path, tmp_path: Path, capsys: pytes
 def test_damaged_files_are_named(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     shutil.copytree(run, tmp_path / "cut")
     (run / "encoder" / "run.json").write_text("{broken")
-    for line in (f"analyze {run} --num_workers 0 --views 2 --max_images 20 --dataset digits",):
+    for line in (f"analyze {run} --num_workers 0 --num_views 2 --max_images 20 --dataset digits",):
         assert f"`{run}/encoder/run.json` cannot be read as JSON" in refusal(capsys, line)
     for part in ("encoder", "pretraining"):
         weights = tmp_path / "cut" / part / "model.safetensors"
@@ -243,7 +243,7 @@ def test_an_analysis_of_private_images_with_the_views_of_the_run(
     data = {"dataset": "shapes", "view_recipe": "simclr", "view_settings": changed}
     record = RunRecord("simsiam", data=data, config={"image_size": 32})
     record.write(run / "encoder")
-    values = {"split": "train", "views": 2, "num_workers": 0, "seed": 3}
+    values = {"split": "train", "num_views": 2, "num_workers": 0, "seed": 3}
     result = hf_ssl.analyze(run, dataset=tmp_path / "photos", **values)
     assert result.folder == run / "evaluations" and (result.folder / "analysis.json").is_file()
     assert not (run / "encoder" / "analysis.json").exists() and not (run / "encoder" / "figures").exists()

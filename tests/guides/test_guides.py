@@ -41,12 +41,14 @@ TINY = {
     r"pretrain .*--knn_every": "--knn_every 2",
     r"evaluate .*--dataset shapes": "--max_images 200 knn",
     r"--augmented_passes": "--augmented_passes 2",
-    r"analyze": "--views 2 --view_images 32",
+    r"analyze": "--num_views 2 --view_images 32",
     r"study methods": "--num_steps 4 --eval_images 32",
+    r"study augmentation": "--num_steps 2 --eval_images 32 --view_images 32 --num_views 2",
     r"study labels": "--num_steps 2 --batch_size 4",
     r"study reproduce (?!.*--list)": "--num_steps 2 --eval_images 32 --encoder test_resnet",
     r"finetune": "--num_steps 4 --eval_every 2 --batch_size 4 --cpu",
     r"simulate sweep": "--size 8",
+    r"simulate collapse": "--num_steps 20 --batch_size 16",
 }
 TINY_PYTHON = {
     "hf_ssl.pretrain(": "hf_ssl.pretrain(num_steps=4, warmup_steps=0, log_every=1, batch_size=16, num_workers=0, ",
@@ -223,7 +225,7 @@ def runner(hub_server, tmp_path_factory: pytest.TempPathFactory):
 
 def furnish(folder: Path) -> None:
     """What a reader has: a copy of the repository, a folder of photos, a picture."""
-    for name in ("scripts", "hf_ssl", "tests"):
+    for name in ("scripts", "hf_ssl", "tests", "model_cards"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copyfile(ROOT / "pyproject.toml", folder / "pyproject.toml")
     for number, picture in enumerate(pictures(64, 3)):

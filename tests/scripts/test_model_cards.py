@@ -3,7 +3,6 @@
 import importlib.util
 import json
 import re
-import sys
 from pathlib import Path
 
 import pytest
@@ -18,7 +17,6 @@ CARDS = ROOT / "model_cards"
 _SPEC = importlib.util.spec_from_file_location("model_cards", ROOT / "scripts" / "model_cards.py")
 assert _SPEC is not None and _SPEC.loader is not None
 model_cards = importlib.util.module_from_spec(_SPEC)
-sys.path.append(str(ROOT / "scripts"))  # behind the libraries, for the same reason
 _SPEC.loader.exec_module(model_cards)
 RESULTS = sorted((CARDS / "results").glob("*.json"))
 PAGES = sorted(path for path in model_cards.pages() if "<!-- results: " in path.read_text(encoding="utf-8"))

@@ -2,7 +2,6 @@
 
 import importlib.util
 import json
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,13 +10,10 @@ import end_to_end
 import processes
 import pytest
 import speed
+import speed_tables
 import step
 
 from hf_ssl.errors import UserError
-
-ROOT = Path(__file__).parents[2]
-sys.path.append(str(ROOT / "scripts"))  # behind the libraries: `evaluate.py` lies there
-import speed_tables  # noqa: E402
 
 MACHINE = {"cpu": "CPU X", "cores": 4, "versions": {"torch": "9.9", "lightly": "1.1"}}
 

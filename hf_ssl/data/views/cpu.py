@@ -326,4 +326,4 @@ def _by_policy(picture: Picture, policy: str, seed: int) -> Picture:
     # CPU generator alone, since `torch.manual_seed` would also reset the GPU's.
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        return np.asarray(_POLICIES[policy](Image.fromarray(picture)))
+        return np.array(_POLICIES[policy](Image.fromarray(picture)))  # a copy: Pillow lends pixels that are read-only

@@ -1,4 +1,4 @@
-"""Tables of the guide on speed, made of what `scripts/benchmarks/speed.py` measured. See `model_cards.py`."""
+"""Tables of the guide on speed, made of what `speed.py` measured. `scripts/model_cards.py` writes them."""
 
 from collections.abc import Callable, Mapping
 from typing import Any

@@ -1,0 +1,108 @@
+"""Numbers of the guide to theory: each row of its tables is what the results files say."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+RESULTS = ROOT / "model_cards" / "results"
+
+
+def results(name: str) -> dict[str, Any]:
+    return json.loads((RESULTS / f"{name}.json").read_text())
+
+
+def rows_of(first: str) -> list[list[str]]:
+    """Cells of the table whose first heading is given and which is the only one with its next."""
+    text = (ROOT / "scripts" / "guides" / "theory.md").read_text(encoding="utf-8")
+    table = text[text.index(first) :].partition("\n\n")[0].splitlines()[2:]
+    return [[cell.strip() for cell in row.strip("|").split("|")] for row in table]
+
+
+def test_the_table_of_targets():
+    found = results("curriculum")
+    rows = rows_of("| target | turns by the equations")
+    assert len(rows) == len(found["targets"])
+    place = found["steps"].index(30)
+    for row, one in zip(rows, found["targets"].values(), strict=True):
+        said, measured = one["theory"], one["measured"]
+        turns = [f"{min(each['turning_steps'])} to {max(each['turning_steps'])}" for each in (said, measured)]
+        cosines = (measured["cosine"][place], measured["cosine"][-1])
+        assert row[1:] == [*turns, f"{one['order']:.2f}", *(f"{value:.2f}" for value in cosines)]
+    assert found["holds"] == {"order": False, "alignment": True}
+
+
+def test_the_table_of_an_encoder_under_recipes():
+    each = results("analysis-augmentation")["encoders"]["seed0"]
+    rows = rows_of("| recipe | share of augmentation")
+    assert [row[0].strip("`") for row in rows] == list(each["augmentation"])
+    for row, one in zip(rows, each["augmentation"].values(), strict=True):
+        numbers = one["numbers"]
+        accuracies = (f"{100 * numbers[name]:.1f}" for name in ("knn", "knn_kept", "knn_dominated"))
+        shares = f"{numbers['augmentation_share']:.2f}", f"{numbers['dominated_variance']:.2f}"
+        dominated = f"{numbers['dominated']} of {numbers['directions']}"
+        assert row[1:] == [shares[0], dominated, shares[1], str(numbers["lost_by_theorem"]), *accuracies]
+    counts = [one["numbers"]["lost_by_softmax"] for one in each["augmentation"].values()]
+    text = " ".join((ROOT / "scripts" / "guides" / "theory.md").read_text(encoding="utf-8").split())
+    assert "counts {}, {} and {} negative eigenvalues".format(*counts) in text
+
+
+@pytest.mark.parametrize(
+    ("start", "name"), [("fresh", "augmentation"), ("DirectPred", "augmentation-from-directpred")]
+)
+def test_the_table_of_what_training_lost(start: str, name: str):
+    one = results(name)["seeds"][0]
+    rows = [row for row in rows_of("| start | recipe | share") if row[0] == start]
+    assert [row[1].strip("`") for row in rows] == list(one["runs"])
+    for row, (recipe, measured) in zip(rows, one["runs"].items(), strict=True):
+        said, score = one["predictions"][recipe], one["scores"]["by_recipe"][recipe]
+        values = (score["mean_loss"], score["share_and_loss"], score["variance_and_loss"])
+        assert row[2:] == [
+            f"{sum(said['shares']) / len(said['shares']):.2f}",
+            f"{said['lost_by_theorem']} of {one['directions']}",
+            *(f"{value:.2f}" for value in values),
+            f"{100 * measured['knn']:.1f}",
+        ]
+    assert not any(one["scores"]["claims"].values())
+
+
+@pytest.mark.parametrize("name", ["augmentation", "augmentation-from-directpred", "curriculum"])
+def test_what_was_said_before_the_runs_is_what_they_are_judged_by(name: str):
+    said, found = results(f"{name}-predictions"), results(name)
+    assert said["claims"] == found["claims"]
+    if name == "curriculum":
+        assert {target: one["theory"] for target, one in said["targets"].items()} == {
+            target: one["theory"] for target, one in found["targets"].items()
+        }
+        return
+    for before, after in zip(said["seeds"], found["seeds"], strict=True):
+        assert before["predictions"] == after["predictions"] and before["variances"] == after["variances"]
+
+
+def test_every_number_in_the_text_about_recipes_is_in_the_files():
+    text = (ROOT / "scripts" / "guides" / "theory.md").read_text(encoding="utf-8")
+    fresh, trained = (
+        results(name)["seeds"][0]["scores"]["differences"] for name in ("augmentation", "augmentation-from-directpred")
+    )
+    for values in (fresh, trained):
+        for value in values.values():
+            shown = f"{value:.2f}".replace("-", "\N{MINUS SIGN}")
+            assert re.search(rf"(?<!\d){shown}(?!\d)", text), shown
+
+
+def test_the_theorem_in_its_own_setting():
+    layers = [
+        layer
+        for name in ("augmentation", "augmentation-from-directpred")
+        for pairs in results(name)["seeds"][0]["linear_layer"].values()
+        for layer in pairs.values()
+    ]
+    assert len(layers) == 12
+    correlations = [layer["rank_correlation"] for layer in layers]
+    signs = [layer["agree"] for layer in layers]
+    text = " ".join((ROOT / "scripts" / "guides" / "theory.md").read_text(encoding="utf-8").split())
+    assert f"growth is {min(correlations):.2f} to {max(correlations):.2f}" in text
+    assert f"right in {100 * min(signs):.0f} to {100 * max(signs):.0f} %" in text

@@ -1,0 +1,157 @@
+"""The study of the curriculum: equations against integration and the paper's golden values, and all of it tiny."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from hf_ssl.commands import main
+from hf_ssl.dynamics.eigenmodes import EigenmodeFlow
+from hf_ssl.studies.curriculum import CLAIMS, average_of
+from hf_ssl.studies.curriculum_theory import (
+    Moments,
+    Rates,
+    follow_alignment,
+    follow_modes,
+    moments_of,
+    scaled,
+    turning_steps,
+)
+
+SMALL = ["--dataset", "digits", "--num_steps", "4", "--measurements", "2", "--batch_size", "16", "--num_workers", "0"]
+SMALL += ["--targets", "none", "0.9", "0.5-cosine", "--directions", "5"]
+
+
+def start(p: list[float], s: list[float], noise: float = 0.5) -> Moments:
+    between = torch.diag(torch.tensor(s, dtype=torch.float64))
+    return Moments(between=between, within=noise * between, predictor=torch.diag(torch.tensor(p, dtype=torch.float64)))
+
+
+def rates(**changed) -> Rates:
+    values = {"learning_rate": 0.025, "optimizer_momentum": 0.9, "weight_decay": 0.2, "ema_momentum": None}
+    return Rates(**{**values, "cosine": False, "num_steps": 400, **changed})
+
+
+def test_modes_end_at_the_golden_fixed_points():
+    # sigma^2 = 0.5 and eta = 0.05: p below 0.0544 dies, above it s ends at 0.3748 (a step is a time of 1).
+    moments = start([0.05, 0.06, 1.0], [0.05**2, 0.06**2, 1.0])
+    curves = follow_modes(moments, torch.eye(3, dtype=torch.float64), rates(num_steps=2000), [0, 1000, 2000])
+    torch.testing.assert_close(curves[0], torch.tensor([0.05**2, 0.06**2, 1.0], dtype=torch.float64))
+    assert curves[-1, 0] < 1e-8
+    torch.testing.assert_close(curves[-1, 1:], torch.full((2,), 0.3748134, dtype=torch.float64), rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("momentum", [None, 0.8])
+def test_modes_follow_the_equations_of_p_s_and_tau(momentum):
+    moments, steps = start([0.3, 0.5], [0.2, 0.05]), [0, 3, 10]
+    chosen = rates(ema_momentum=momentum)
+    found = follow_modes(moments, torch.eye(2, dtype=torch.float64), chosen, steps)
+    flow = EigenmodeFlow(eta=0.05, noise=0.5, beta=None if momentum is None else 0.2)
+    times = torch.tensor(steps, dtype=torch.float64)
+    _, expected, _ = flow.trajectory(torch.tensor([0.3, 0.5]), torch.tensor([0.2, 0.05]), 1.0, times=times)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-8)
+
+
+def test_a_dying_direction_does_not_end_the_solver():
+    moments = start([-0.9, 0.2], [0.5, 0.1])
+    curves = follow_modes(moments, torch.eye(2, dtype=torch.float64), rates(ema_momentum=0.999), [0, 200, 400])
+    assert curves.isfinite().all() and curves.min() >= 0
+
+
+def test_a_scheduled_momentum_rises_to_one():
+    chosen = rates(ema_momentum=0.9, cosine=True)
+    assert chosen.beta(0) == pytest.approx(0.1) and chosen.beta(200) == pytest.approx(0.05)
+    assert chosen.beta(400) == pytest.approx(0, abs=1e-12)
+    assert rates(ema_momentum=0.9).beta(300) == pytest.approx(0.1) and rates().beta(0) is None
+
+
+def test_alignment_rises_and_does_so_later_with_a_slow_target():
+    generator = torch.Generator().manual_seed(0)
+    root = torch.randn(6, 6, generator=generator, dtype=torch.float64) / 3
+    predictor = torch.randn(6, 6, generator=generator, dtype=torch.float64) / 10
+    moments = Moments(between=root @ root.T, within=0.2 * root @ root.T, predictor=predictor)
+    curves = {}
+    for momentum in (None, 0.99):
+        chosen = rates(ema_momentum=momentum, weight_decay=0.004, learning_rate=0.0025)
+        curves[momentum] = follow_alignment(moments, chosen, [0, 30, 400])
+        assert curves[momentum][0] == pytest.approx(moments.cosine())
+    assert curves[None][1] > curves[0.99][1] and curves[None][2] > 0.9
+    assert all(curve[0] < curve[1] < curve[2] for curve in curves.values())
+
+
+def test_moments_are_what_views_share_and_what_augmentation_adds():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(20_000, 1, 3, generator=generator) * torch.tensor([2.0, 1.0, 0.5])
+    z = 5 + x + 0.5 * torch.randn(20_000, 2, 3, generator=generator)
+    found = scaled(moments_of(z, torch.eye(3)), 2.0)
+    torch.testing.assert_close(
+        found.between, torch.diag(torch.tensor([4.0, 1.0, 0.25]) / 4).double(), atol=0.03, rtol=0
+    )
+    torch.testing.assert_close(found.within, 0.0625 * torch.eye(3).double(), atol=0.01, rtol=0)
+    assert found.noise == pytest.approx(0.1875 / 1.3125, rel=0.05)
+
+
+def test_a_direction_turns_half_of_the_way_on_a_logarithmic_scale():
+    curves = torch.tensor([[1.0, 1.0, 1.0], [2.0, 0.9, 1.0], [9.0, 0.1, 1.0], [100.0, 0.01, 1.0]])
+    # log 9 is less than half of log 100; log 0.1 is half of log 0.01.
+    assert turning_steps([0, 10, 20, 30], curves) == [30, 20, 0]
+
+
+def test_names_of_targets():
+    assert average_of("none") == (None, False) and average_of("0.99-cosine") == (0.99, True)
+    for wrong in ("1", "0.9-linear", "slow", "-cosine"):
+        with pytest.raises(ValueError, match="`targets` must be `none`, a momentum"):
+            average_of(wrong)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("curriculum")
+    assert main(["study", "curriculum", *SMALL, "--output_dir", str(folder), "--predict_only"]) == 0
+    assert not (folder / "curriculum.json").exists()
+    said = (folder / "predictions.json").read_bytes()
+    assert main(["study", "curriculum", *SMALL, "--output_dir", str(folder)]) == 0
+    assert (folder / "predictions.json").read_bytes() == said
+    return folder
+
+
+def test_runs_share_their_start_and_stand_beside_the_equations(finished: Path):
+    results = json.loads((finished / "curriculum.json").read_text())
+    said = json.loads((finished / "predictions.json").read_text())
+    assert results["steps"] == [0, 2, 4] and set(results["holds"]) == set(CLAIMS)
+    first = set()
+    for target, one in results["targets"].items():
+        assert one["theory"] == said["targets"][target]["theory"]
+        measured = one["measured"]
+        # The equations start where the network does.
+        assert measured["s"][0] == pytest.approx(one["theory"]["s"][0], rel=1e-3)
+        assert measured["cosine"][0] == pytest.approx(one["theory"]["cosine"][0], abs=1e-4)
+        assert measured["s"][2] != measured["s"][0] and len(measured["s"][0]) == 5
+        first.add((measured["alignment"][0], *measured["s"][0]))
+    assert len(first) == 1
+
+
+def test_finished_runs_are_read_and_a_file_is_drawn_again(finished: Path, tmp_path, capsys):
+    before = json.loads((finished / "curriculum.json").read_text())["targets"]
+    assert main(["study", "curriculum", *SMALL, "--output_dir", str(finished)]) == 0
+    assert json.loads((finished / "curriculum.json").read_text())["targets"] == before
+    assert [path.name for path in (finished / "0.9").iterdir() if path.is_dir()] == ["attempt-0"]
+    words = ["--drawn_from", str(finished / "curriculum.json"), "--output_dir", str(tmp_path)]
+    assert main(["study", "curriculum", *words]) == 0
+    for name in ("curriculum.png", "alignment.png"):
+        with Image.open(tmp_path / name) as image:
+            assert min(image.size) > 300
+    assert "0.5-cosine" in capsys.readouterr().out
+
+
+def test_only_results_of_the_study_are_drawn(finished: Path, tmp_path, capsys):
+    for name, message in (
+        ("predictions.json", "holds none. Name its curriculum.json"),
+        ("none.json", "there is no `"),
+    ):
+        words = ["--drawn_from", str(finished / name), "--output_dir", str(tmp_path / "out")]
+        assert main(["study", "curriculum", *words]) == 2
+        assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
