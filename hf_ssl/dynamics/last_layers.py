@@ -24,8 +24,9 @@ of their own. Without the term, pairs are normal, with the measured mean, the me
 noise sigma^2 B, where sigma^2 is the ratio of the traces.
 
 **BatchNorm.** Where the last layer's inputs come from a BatchNorm (and ReLU), its scale and shift learn and decay too.
-The scale falls by exp(-eta t), as a normalised loss does not change with the scale of all inputs and so cannot hold
-it, until the shift, which is the same for all images, is larger. Without the term, the last layer's inputs are fixed.
+The shift is the same for all images, so it can learn what all targets share; the scale falls by exp(-eta t), as a
+normalised loss does not change with the scale of all inputs and cannot hold it. Both leave images less of z. Without
+the term, the last layer's inputs are fixed.
 
 One thing is heuristic: the layers below do not learn. Where they do within a run, its directions change.
 """

@@ -248,13 +248,13 @@ class _Bench:
 
     def predict(self, wanted: Sequence[tuple[Cell, int]], predictions: Predictions, names: Iterable[str]) -> None:
         """Add the forecasts of all runs that have none."""
-        new = [(cell, seed) for cell, seed in wanted if not predictions.has(cell.title, seed)]
-        for cell, seed in new:
+        for cell, seed in wanted:
+            if predictions.has(cell.title, seed):
+                continue
             finished = (Path(self._settings(cell, seed).output_dir) / _RESULT).exists()
             predictions.add(cell.title, seed, self.forecasts(cell, seed, names), before_run=not finished)
-            logger.info("Predicted %s, seed %d.", cell.title, seed)
-        if new:
             predictions.write()
+            logger.info("Predicted %s, seed %d.", cell.title, seed)
 
     def run(self, cell: Cell, seed: int) -> Run:
         """The finished run of a cell: read, gone on with, or made.
