@@ -82,14 +82,16 @@ class Score:
     Args:
         called: Runs whose kind of collapse was called: none, dimensional or complete.
         num_runs: Runs that were compared.
-        close: Runs whose rank was called within `CLOSE`.
-        ratio: Median of measured by predicted rank; None where no rank is positive.
+        close: Runs whose rank was called within `CLOSE`, of those where z is more than one point.
+        num_ranks: How many those are.
+        ratio: Median of measured by predicted rank over them; None without.
         late: Median of the steps between predicted and measured death, over directions that both lose; None without.
     """
 
     called: int
     num_runs: int
     close: int
+    num_ranks: int
     ratio: float | None
     late: float | None
 
@@ -104,13 +106,13 @@ def score(predictions: Predictions, runs: Sequence[Run], name: str = ALL) -> Sco
     """
     pairs = [(predictions.of(run, name), run) for run in runs]
     compared = [(one, run, run.measured) for one, run in pairs if one is not None and run.measured is not None]
-    ranks = [(measured.projection_rank, one.rank) for one, _, measured in compared]
-    ratios = [found / expected for found, expected in ranks if found > 0 and expected > 0]
+    ratios = [measured.projection_rank / one.rank for one, run, measured in compared if run.collapse != "complete"]
     late = [error for one, _, measured in compared for error in death_errors(one.deaths, measured.deaths or [])]
     return Score(
         called=sum(one.expected == run.collapse for one, run, _ in compared),
         num_runs=len(compared),
         close=sum(1 / CLOSE <= ratio <= CLOSE for ratio in ratios),
+        num_ranks=len(ratios),
         ratio=statistics.median(ratios) if ratios else None,
         late=statistics.median(late) if late else None,
     )
@@ -134,6 +136,6 @@ def score_table(predictions: Predictions, runs: Sequence[Run]) -> list[str]:
         if one.num_runs:
             ratio = "" if one.ratio is None else f"{one.ratio:.2f}"
             late = "" if one.late is None else f"{one.late:.0f}"
-            called, close = (f"{number} of {one.num_runs}" for number in (one.called, one.close))
+            called, close = f"{one.called} of {one.num_runs}", f"{one.close} of {one.num_ranks}"
             lines.append(f"| {name} | {called} | {close} | {ratio} | {late} |")
     return lines
