@@ -10,7 +10,8 @@ predictor learn from them as those of a run do. Each of four terms can be left o
 
 It is orthogonal to y, so sum(W * dloss/dW) = sum(W_p * dloss/dW_p) = 0: the loss does not change with the scale of
 either weight, whose norms change by weight decay and by the length of steps alone. Where all y and t have one length,
-this is the squared loss at 1 / |y|^2 of the rate, on the directions across y.
+this is the squared loss at 1 / |y|^2 of the rate, on the directions across y. So without the term, the loss is the
+squared one, with the learning rate divided by the mean |z|^2 at the start and the weight decay multiplied by it.
 
 **Common mean.** Inputs are x = m + d with a mean m and deviations d. While |W m| is large beside |W d|, all targets
 have nearly the direction of W m, and dloss/dW = -2 W_p^T (t/|t| - c y/|y|) x^T / |y| is to first order an outer
@@ -33,7 +34,7 @@ One thing is heuristic: the layers below do not learn. Where they do within a ru
 
 import copy
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Self
 
 import torch
@@ -169,6 +170,10 @@ def descend(layers: LastLayers, how: Descent, terms: Terms, looks: int = 20) -> 
         pairs = normal_pairs(pairs, 16 * len(pairs), generator)
     parts = [copy.deepcopy(layers.body)] if terms.batch_norm else []
     online = nn.Sequential(*parts, *([] if terms.common_mean else [_Centre()]), copy.deepcopy(layers.last)).train()
+    if not terms.normalised:
+        with torch.no_grad():
+            size = float(torch.stack([online(view) for view in pairs.unbind(dim=1)]).square().sum(dim=-1).mean())
+        how = replace(how, learning_rate=how.learning_rate / size, weight_decay=how.weight_decay * size)
     target, predictor = copy.deepcopy(online), copy.deepcopy(layers.predictor).train()
     optimizer = _optimizer(online, predictor, how)
     batches = _batches(pairs, how.batch_size, generator)

@@ -106,7 +106,8 @@ def score(predictions: Predictions, runs: Sequence[Run], name: str = ALL) -> Sco
     """
     pairs = [(predictions.of(run, name), run) for run in runs]
     compared = [(one, run, run.measured) for one, run in pairs if one is not None and run.measured is not None]
-    ratios = [measured.projection_rank / one.rank for one, run, measured in compared if run.collapse != "complete"]
+    ranks = [(measured.projection_rank, one.rank) for one, run, measured in compared if run.collapse != "complete"]
+    ratios = [found / expected for found, expected in ranks if expected > 0]
     late = [error for one, _, measured in compared for error in death_errors(one.deaths, measured.deaths or [])]
     return Score(
         called=sum(one.expected == run.collapse for one, run, _ in compared),
