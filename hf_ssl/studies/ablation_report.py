@@ -95,17 +95,20 @@ def write_report(folder: Path, runs: list[Run], predictions: Predictions) -> lis
     files = [folder / "ablation.json", folder / "ablation.md", folder / "ablation.png"]
     write_json(files[0], {"runs": [run.record() for run in runs]})
     files[1].write_text("\n".join([*_table(groups, predictions), "", *score_table(predictions, runs)]) + "\n")
+    forecasts = [[one for one in map(predictions.of, group) if one is not None] for group in groups]
     rows = [
         AblationRow(
             title=group[0].cell.title,
             expected=OUTCOMES[group[0].theory.expected],
+            forecast=[OUTCOMES[one.expected] for one in foretold],
             found=[OUTCOMES[run.collapse or "no"] for run in group],
-            agrees=all(run.agrees is not False for run in group),
+            agrees=[one.expected for one in foretold] == [run.collapse for run in group],
             knn=_values(group, lambda measured: measured.knn),
             projection_rank=_values(group, lambda measured: measured.projection_rank),
+            forecast_rank=[one.rank for one in foretold],
             representation_rank=_values(group, lambda measured: measured.representation_rank),
         )
-        for group in groups
+        for group, foretold in zip(groups, forecasts, strict=True)
     ]
     random = _values(runs, lambda measured: measured.knn_random)
     start = runs[0].start
