@@ -277,7 +277,9 @@ def _without_decay(mode: Mode, state: State) -> Fate:
     p, w, _ = state
     goal = mode.signal / (mode.signal + mode.noise)
     if mode.eta_p > 0:
-        too_fast = _follow(mode, state, lambda now, _: abs(now[0] - goal) < 1e-2 * goal)[1]
+        # A mode that a negative p made tiny grows later than any run lasts.
+        latest = 1e9 / mode.eta_p
+        too_fast = _follow(mode, state, lambda now, time: abs(now[0] - goal) < 1e-2 * goal or time > latest)[1]
         return Fate(survives=True, p=goal, s=float("inf"), cause="predictor decays alone", grows_too_fast=too_fast)
     invariant = w * w - p * p / mode.alpha_p
     if not (invariant > 0 or (p > 0 and -mode.alpha_p * invariant < goal * goal)):

@@ -147,6 +147,9 @@ def test_a_decay_of_one_of_both_weights():
     found = predict(1_000_000, weight_decay=0.0)
     assert found.survives.all() and found.s.tolist() == [float("inf")] and found.p.item() == pytest.approx(1 / 1.5)
     assert found.s_after.item() == pytest.approx(0.1 * (1 / 1.5) ** 2 * 10_000, rel=0.02)
+    # One that a negative p makes tiny first needs 1e21 of it to come back.
+    found = predict(weight_decay=0.0, predictor_weight_decay=0.046, predictor_scale=-1.0, encoder_scale=0.3)
+    assert found.survives.all() and found.s.tolist() == [float("inf")]
     # The encoder alone.
     found = predict(predictor_weight_decay=0.0)
     assert found.collapses and "the encoder decays and the predictor does not" in found.reason
