@@ -117,8 +117,11 @@ class EigenmodeFlow:
         return self._growth(p, self.signal * tau - self.total * p) - self.eta
 
     def alignment_bound(self, s: Number) -> Tensor:
-        """What `growth` must stay below for aligned eigenvectors, (alpha_p (signal + noise) s + eta) / 2."""
-        return (self.alpha_p * self.total * torch.as_tensor(s, dtype=torch.float64) + self.eta) / 2
+        """What `growth` must stay below for aligned eigenvectors, (alpha_p (signal + noise) s + eta_p) / 2.
+
+        Where an eigenvalue of K of theorem 3 is positive; see `LinearNetworkFlow.alignment_operator`.
+        """
+        return (self.alpha_p * self.total * torch.as_tensor(s, dtype=torch.float64) + self.predictor_decay) / 2
 
     def invariant(self, p: Number, s: Number) -> Tensor:
         """Distance s - p^2 / alpha_p from the parabola; decays as exp(-2 eta t) if both weight decays are equal."""

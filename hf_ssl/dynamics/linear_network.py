@@ -210,7 +210,15 @@ class LinearNetworkFlow:
         return weights.online @ weights.online.mT - predictor.mT @ predictor / self.alpha_p
 
     def balance_residual(self, path: Weights, times: Tensor) -> Tensor:
-        """Frobenius norm of what theorem 1 leaves unexplained along a path, (times,)."""
+        """Frobenius norm of what theorem 1 leaves unexplained along a path, (times,).
+
+        Raises:
+            UserError: If the weight decays are not equal, which the theorem needs.
+        """
+        if self.eta_p is not None and self.eta_p != self.eta:
+            raise UserError(
+                f"Theorem 1 needs equal weight decays: `eta_p` must equal `eta`, got {self.eta_p} and {self.eta}."
+            )
         balance = self.balance(path)
         decay = torch.exp(-2 * self.eta * (times - times[0]))[:, None, None]
         return (balance - decay * balance[0]).norm(dim=(-2, -1))
@@ -235,8 +243,15 @@ class LinearNetworkFlow:
     def alignment_operator(self, weights: Weights) -> Tensor:
         """K of theorem 3: the commutator L = F W_p - W_p F follows dL/dt = -(K L + L K), (..., dim, dim).
 
-        K = (1 + sigma^2) (alpha_p F / 2 + W_p^2 - tau W_p / (1 + sigma^2)) + 3 eta I / 2, under the assumptions of the
-        theorem: X = I, X' = sigma^2 I, target `tau` W, `symmetric` predictor.
+        K = (1 + sigma^2) (alpha_p F / 2 + W_p^2 - tau W_p / (1 + sigma^2)) + (eta + eta_p / 2) I, under the
+        assumptions of the theorem: X = I, X' = sigma^2 I, target `tau` W, `symmetric` predictor. The paper has eta_p =
+        eta and 3 eta / 2. With {A, B} = A B + B A, the flow is
+
+            dF/dt = -(1 + sigma^2) {W_p^2, F} + tau {W_p, F} - 2 eta F
+            dW_p/dt = -alpha_p (1 + sigma^2) {W_p, F} / 2 + alpha_p tau F - eta_p W_p
+
+        and dL/dt = [dF/dt, W_p] + [F, dW_p/dt]. Since [{W_p^2, F}, W_p] = {W_p^2, L}, [{W_p, F}, W_p] = {W_p, L} and
+        [F, {W_p, F}] = {F, L}, the decays enter as -2 eta L and -eta_p L alone: half of their sum is their part of K.
 
         Raises:
             UserError: If the flow does not meet the assumptions.
@@ -251,7 +266,8 @@ class LinearNetworkFlow:
         predictor = weights.predictor
         bracket = self.alpha_p / 2 * self.correlation(weights) + predictor @ predictor
         dim = torch.eye(predictor.shape[-1], dtype=predictor.dtype)
-        return (1 + variance) * bracket - self.tau * predictor + 1.5 * self.eta * dim
+        decay = self.eta + (self.eta if self.eta_p is None else self.eta_p) / 2
+        return (1 + variance) * bracket - self.tau * predictor + decay * dim
 
 
 def commutator(first: Tensor, second: Tensor, *, normalise: bool = False) -> Tensor:

@@ -8,18 +8,10 @@ import torch
 from torch import Tensor
 
 from hf_ssl.dynamics.eigenmodes import EigenmodeFlow, FixedPoints
-from hf_ssl.dynamics.integrate import integrate
+from hf_ssl.dynamics.fate import Cause, Fate, Mode, State, fate_of, state_after
 from hf_ssl.errors import UserError
 
 PredictorForm = Literal["learned", "symmetric", "none"]
-
-# Times as long as this many of the slowest rate are taken as infinite.
-_LONG = 200.0
-# Of the s that its fixed point has: a mode of the theory below is collapsed. Its s goes to 0 or to the fixed point, so
-# any number well between them does; no limit for the figures of a run, which `hf_ssl.training.watch.collapse` has.
-_ALIVE = 1e-2
-# Points of the path at which the alignment is looked at.
-_NUM_TIMES = 400
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,12 +90,13 @@ class Prediction:
     Args:
         survives: Whether the mode keeps its variance forever.
         p: Eigenvalue of the predictor that it tends to.
-        s: Eigenvalue of the correlation that it tends to, 0 for a mode that collapses.
+        s: Eigenvalue of the correlation that it tends to, 0 for a mode that collapses, infinity for one that grows
+            forever (a predictor that decays alone).
         p_after: Eigenvalue of the predictor after `num_steps`; where it tends to, without `num_steps`.
         s_after: The same of the correlation: what a measurement at that step compares with.
         fixed_points: Edge of the basin of collapse and stable end, for the target's final lag.
-        critical_weight_decay: Weight decay above which every start collapses.
-        stays_aligned: Whether growth stays below the alignment bound on the whole path. Where it does not, the
+        critical_weight_decay: Weight decay from which on every start collapses.
+        stays_aligned: Whether growth stays below the alignment bound until the mode's end is certain. Where not, the
             eigenvectors of a `symmetric` predictor may drift from those of the correlation (Obs. 6 to 8), and modes
             that survive here can collapse in a network.
         reason: The decision in words.
@@ -128,15 +121,18 @@ class Prediction:
 def predict_training(setting: TrainingSetting, num_steps: int | None = None) -> Prediction:
     """Say by theory whether a setting collapses, to which fixed point its modes go, and why.
 
-    The eigenmode equations are followed for a time that is long beside every rate in them, and for `num_steps`. They
-    are those of a linear network with a squared loss; normalised outputs, BatchNorm, adaptive optimizers and
-    nonlinear encoders are outside the theory. Slow collapse is common: at learning rate 0.03 and weight decay 4e-4, a
-    mode takes 80,000 steps to fall to 1 / e, so compare measurements with `s_after`.
+    Each mode is decided by `hf_ssl.dynamics.fate`, whose one computation gives verdict, end and reason: by a proof,
+    or by following the mode until it is where it stays for good. The equations are those of a linear network with a
+    squared loss; normalised outputs, BatchNorm, adaptive optimizers and nonlinear encoders are outside the theory.
+    Slow collapse is common: at learning rate 0.03 and weight decay 4e-4, a mode takes 80,000 steps to fall to 1 / e,
+    so compare measurements with `s_after`.
 
     Args:
         setting: The run.
         num_steps: Optimizer steps after which `p_after` and `s_after` are wanted, at least 1.
     """
+    if num_steps is not None and num_steps < 1:
+        raise UserError(f"`num_steps` must be at least 1, got {num_steps}.")
     flow = setting.flow()
     start = flow.start(
         _modes(setting.predictor_scale),
@@ -145,105 +141,117 @@ def predict_training(setting: TrainingSetting, num_steps: int | None = None) -> 
     )
     start = start.reshape(3, -1)
     shape = start.shape[1:]
-    rates = [setting.weight_decay, float(torch.as_tensor(flow.noise).max())]
-    rates += [] if flow.beta is None else [float(flow.beta)]
-    duration = _LONG / min([rate for rate in rates if rate > 0] + [1.0])
-    num_times = torch.linspace(0, 1, _NUM_TIMES, dtype=torch.float64)
-    # Dense where modes grow, early, and long enough for the slowest decay.
-    path = integrate(flow.rates, start, duration * num_times**4, "LSODA")
-    p, s, tau = path.unbind(dim=1)
-    after = path[-1]
+    modes = _modes_of(flow, shape[0])
+    states = [(p, s**0.5, tau * s**0.5) for p, s, tau in zip(*start.tolist(), strict=True)]
+    fates = [fate_of(mode, state) for mode, state in zip(modes, states, strict=True)]
+    ends = torch.tensor([(fate.p, fate.s) for fate in fates], dtype=torch.float64).T
+    after = ends
     if num_steps is not None:
-        if num_steps < 1:
-            raise UserError(f"`num_steps` must be at least 1, got {num_steps}.")
         time = num_steps * setting.learning_rate
-        after = integrate(flow.rates, start, torch.tensor([0.0, time], dtype=torch.float64), "LSODA")[-1]
+        reached = [state_after(mode, state, time) for mode, state in zip(modes, states, strict=True)]
+        after = torch.tensor([(p, w * w) for p, w, _ in reached], dtype=torch.float64).T
     points = FixedPoints(*(value.broadcast_to(shape) for value in flow.fixed_points()))
-    scale = torch.where(points.s_plus > 0, points.s_plus, start[1]).nan_to_num(nan=1.0, posinf=1.0)
-    survives = s[-1] > _ALIVE * scale
-    grows_too_fast = (flow.growth(p, tau) > flow.alignment_bound(s)).any(dim=0)
     return Prediction(
-        survives=survives,
-        p=torch.where(survives | torch.tensor(setting.weight_decay == 0), p[-1], 0.0),
-        s=torch.where(survives, s[-1], 0.0),
+        survives=torch.tensor([fate.survives for fate in fates]),
+        p=ends[0],
+        s=ends[1],
         p_after=after[0],
-        s_after=after[1].clamp(min=0),  # solvers leave -1e-30 of nothing
+        s_after=after[1],
         fixed_points=points,
         critical_weight_decay=flow.critical_weight_decay().broadcast_to(shape),
-        stays_aligned=~grows_too_fast,
-        reason=_reason(setting, flow, start, points, survives, ~grows_too_fast),
+        stays_aligned=torch.tensor([not fate.grows_too_fast for fate in fates]),
+        reason=_reason(setting, fates, states, points),
     )
 
 
-def _reason(
-    setting: TrainingSetting,
-    flow: EigenmodeFlow,
-    start: Tensor,
-    points: FixedPoints,
-    survives: Tensor,
-    stays_aligned: Tensor,
-) -> str:
-    """The first rule of the theory that decides, in a sentence or two."""
-    count = f"{int(survives.sum())} of {len(survives)} modes survive"
-    if not setting.stop_gradient:
-        if bool(survives.any()):
-            return (
-                f"{count}: without stop-gradient, weights decay at a rate of at least the noise and the weight decay "
-                "(theorem 2), and both are 0."
-            )
-        return "All modes collapse: without stop-gradient, W follows -H W with H positive (theorem 2)."
-    if setting.predictor == "none":
-        if bool(survives.any()):
-            return f"{count}: without predictor, W follows -W (X' + eta), and both are 0 (theorem 2)."
-        return "All modes collapse: without predictor, W follows -W (X' + eta) (theorem 2)."
-    if bool((setting.weight_decay > flow.critical_weight_decay()).all()):
-        critical = float(flow.critical_weight_decay().max())
-        return (
-            f"All modes collapse: weight decay {setting.weight_decay:g} is above the critical {critical:.4g}, so "
-            "collapse is the only fixed point (Obs. 5)."
+def _modes_of(flow: EigenmodeFlow, count: int) -> list[Mode]:
+    """The settings of each mode."""
+    signal, noise = (torch.as_tensor(value).broadcast_to((count,)).tolist() for value in (flow.signal, flow.noise))
+    rates = {"alpha_p": float(flow.alpha_p), "eta": float(flow.eta), "eta_p": float(flow.predictor_decay)}
+    beta = None if flow.beta is None else float(flow.beta)
+    others = {"beta": beta, "stop_gradient": flow.stop_gradient, "predictor": flow.predictor}
+    return [Mode(signal=one, noise=other, **rates, **others) for one, other in zip(signal, noise, strict=True)]
+
+
+def _reason(setting: TrainingSetting, fates: list[Fate], states: list[State], points: FixedPoints) -> str:
+    """A sentence for each rule that decided a mode."""
+    count = sum(fate.survives for fate in fates)
+    groups: dict[tuple[Cause, bool], list[int]] = {}
+    for place, fate in enumerate(fates):
+        groups.setdefault((fate.cause, fate.survives), []).append(place)
+    parts = []
+    if len(groups) > 1:
+        parts.append(f"{count} of {len(fates)} modes survive." if count else "All modes collapse.")
+    for (cause, survives), places in groups.items():
+        if len(groups) == 1:
+            verb = f"{len(fates)} of {len(fates)} modes survive" if survives else "All modes collapse"
+        else:
+            verb = f"{len(places)} {'survive' if survives else 'collapse'}{'s' if len(places) == 1 else ''}"
+        starts, ends = (
+            torch.tensor(values) for values in zip(*((states[i][0], fates[i].p) for i in places), strict=True)
         )
-    parts = [f"{count}."]
-    if bool(survives.any()):
-        lifted = survives & (start[0] < points.p_minus)
+        parts.append(f"{verb}: {_rule(cause, survives, setting, points.p_minus[places], starts, ends)}")
+    loose = sum(fate.survives and fate.grows_too_fast for fate in fates)
+    if loose:
         parts.append(
-            f"The weight decay is below the critical one, and they tend to p = {_range(points.p_plus[survives])}."
-        )
-        if bool(lifted.any()):
-            parts.append(
-                f"{int(lifted.sum())} of them start below the edge p = {_range(points.p_minus[lifted])} of the basin "
-                "of collapse; s above p^2 / alpha_p lifts them over it."
-            )
-    lost = ~survives
-    if bool(lost.any()):
-        parts.append(_reason_of_loss(setting, start, points, lost))
-    if bool((survives & ~stays_aligned).any()):
-        parts.append(
-            f"{int((survives & ~stays_aligned).sum())} of the survivors grow faster than their alignment allows at "
-            "some time: in a network they may collapse all the same."
+            f"{loose} of the survivors grow faster than their alignment allows at some time: in a network they may "
+            "collapse all the same."
         )
     return " ".join(parts)
 
 
-def _reason_of_loss(setting: TrainingSetting, start: Tensor, points: FixedPoints, lost: Tensor) -> str:
-    number = int(lost.sum())
-    if setting.weight_decay == 0:
-        return f"{number} collapse: s(0) is too far below p(0)^2 / alpha_p, and nothing erases that (Obs. 1)."
-    if bool((setting.weight_decay > torch.as_tensor(setting.flow().critical_weight_decay())).any()) and bool(
-        points.p_plus[lost].isnan().all()
-    ):
-        return f"{number} collapse: the weight decay is above their critical one (Obs. 5)."
-    below = lost & (start[0] < points.p_minus)
-    if bool((below == lost).all()):
+_RULES: dict[tuple[Cause, bool], str] = {
+    ("no variance", False): "nothing makes variance where there is none at the start.",
+    ("no stop-gradient", False): "without stop-gradient, W follows -H W with H positive (theorem 2).",
+    ("no predictor", False): "without predictor, W follows -W (X' + eta) (theorem 2).",
+    ("nothing shrinks", True): "noise and weight decay, which would shrink them, are both 0 (theorem 2).",
+    ("nothing shrinks", False): "nothing makes variance where there is none at the start.",
+    ("gone before p is 1", False): "without stop-gradient, s(0) below (1 - p(0))^2 / alpha_p is gone before p is 1, "
+    "where it would stay.",
+    (
+        "invariant",
+        False,
+    ): "s(0) is too far below p(0)^2 / alpha_p, and without weight decay nothing erases that (Obs. 1).",
+    ("predictor never decays", False): "the encoder decays and the predictor does not, so that no fixed point has "
+    "variance.",
+}
+
+
+def _rule(cause: Cause, survives: bool, setting: TrainingSetting, edges: Tensor, starts: Tensor, ends: Tensor) -> str:
+    """Why a rule decides as it does, for the modes that it decided: their edges of the basin, start and end of p."""
+    if cause == "invariant" and survives:
         return (
-            f"{number} collapse: they start below p = {_range(points.p_minus[lost])}, the edge of the basin (Obs. 4)."
+            f"without weight decay s keeps its distance from p^2 / alpha_p (theorem 1), and p tends to {_range(ends)}."
         )
+    if cause == "predictor decays alone":
+        return f"the predictor decays and the encoder does not, so that p tends to {_range(ends)} and s grows forever."
+    if cause == "above critical":
+        critical = setting.flow().critical_weight_decay().reshape(-1)
+        critical = critical[critical <= setting.weight_decay]
+        return (
+            f"weight decay {setting.weight_decay:.6g} is not below the critical {_range(critical, 6)}, so that "
+            "collapse is the only stable fixed point (Obs. 5)."
+        )
+    if cause != "basin":
+        return _RULES[cause, survives]
+    below = starts < edges
+    if survives:
+        text = f"the weight decay is below the critical one, and p tends to {_range(ends)}."
+        if bool(below.any()):
+            text += (
+                f" {int(below.sum())} of these start below the edge p = {_range(edges[below])} of the basin of "
+                "collapse; s above p^2 / alpha_p lifts them over it."
+            )
+        return text
+    if bool(below.all()):
+        return f"they start below p = {_range(edges)}, the edge of the basin (Obs. 4)."
     slow = setting.ema_momentum is not None
     why = "the target was small while they started (Obs. 10)" if slow else "s(0) was too far below p(0)^2 / alpha_p"
-    return f"{number} collapse although not all start below the edge p = {_range(points.p_minus[lost])}: {why}."
+    return f"not all start below the edge p = {_range(edges)}, but {why}."
 
 
-def _range(values: Tensor) -> str:
-    low, high = f"{float(values.min()):.4g}", f"{float(values.max()):.4g}"
+def _range(values: Tensor, digits: int = 4) -> str:
+    low, high = f"{float(values.min()):.{digits}g}", f"{float(values.max()):.{digits}g}"
     return low if low == high else f"{low} to {high}"
 
 

@@ -8,16 +8,21 @@ its own by the axes ema, predictor_lr, weight_decay, stop_gradient, predictor an
 keeps one standard value), and only follows the theory.
 
 One line a run: the collapse that theory expects (linear networks, Tian et al., 2021; started where the fresh network
-starts), the collapse that was found, k-NN accuracy, spread of the projections (1 even over the sphere, 0 one point),
-and effective rank of projections and representations. A spread near 0 is complete collapse; a rank of the projections
-that is a small part of the fresh network's is dimensional collapse. The limits are those of pretraining's alarm.
+starts), the collapse of the forecast (the last layers, trained on the fresh network's features), the collapse that
+was found, k-NN accuracy, spread of the projections (1 even over the sphere, 0 one point), and effective rank of
+projections (beside it the forecast's) and representations. A spread near 0 is complete collapse; a rank of the
+projections that is a small part of the fresh network's is dimensional collapse. The limits are those of pretraining's
+alarm.
+
+All forecasts are written to predictions.json before the first run starts, and never changed.
 
 Killed or stopped? The same command continues. Writes ablation.json, ablation.md and ablation.png beside the runs.
 """
 
+import json
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -27,13 +32,26 @@ from accelerate.utils import set_seed
 
 from hf_ssl.data.settings import PLACES
 from hf_ssl.data.sources.open import Source
+from hf_ssl.dynamics.last_layers import LastLayers
 from hf_ssl.errors import UserError
 from hf_ssl.evaluation.references import read_json
 from hf_ssl.figures.metrics_log import read_metrics
 from hf_ssl.methods.base import SSLPreTrainedModel
 from hf_ssl.methods.byol import BYOLConfig, BYOLForPreTraining
+from hf_ssl.private import public_name
 from hf_ssl.settings import check_least, checked
+from hf_ssl.studies.ablation_forecast import (
+    ALL,
+    LOOKS,
+    VARIANTS,
+    Forecast,
+    deaths_of,
+    descent_of,
+    forecast,
+    measure_layers,
+)
 from hf_ssl.studies.ablation_grid import AXES, GRIDS, Cell, cells_of
+from hf_ssl.studies.ablation_predictions import Predictions
 from hf_ssl.studies.ablation_report import HEAD, line_of, summary, write_report
 from hf_ssl.studies.ablation_theory import Measured, Run, Start, measure_start, theory_of
 from hf_ssl.studies.many_runs import (
@@ -42,12 +60,14 @@ from hf_ssl.studies.many_runs import (
     claim_folder,
     finished_run,
     parts_of_recipe,
+    public_settings,
     written_text,
 )
 from hf_ssl.studies.settings import StudySettings, check_recipe
 from hf_ssl.training.arguments import TrainingSettings
 from hf_ssl.training.files import write_json
 from hf_ssl.training.loop import train
+from hf_ssl.training.optimizers import scaled_learning_rate
 from hf_ssl.training.watch.knn import KNN, open_knn
 
 logger = logging.getLogger(__name__)
@@ -63,6 +83,7 @@ _OF_RECIPE = {
     "learning_rate": "base_learning_rate",
     "mixed_precision": "mixed_precision",
 }
+_RESULT = "result.json"
 
 
 @checked
@@ -70,8 +91,8 @@ class AblationSettings(StudySettings):
     """Which cells are trained, and how.
 
     Args:
-        output_dir: Folder of the runs; not used with `theory_only`.
-        theory_only: Train nothing: show what theory expects, and why.
+        output_dir: Folder of the runs.
+        theory_only: Train nothing: show what theory expects and why, and write the forecasts if there is a folder.
         grid: A named grid; `core` if no axis is given.
         ema: Axis: a moving average as the target, or not.
         predictor_lr: Axis: learning rate of the predictor relative to the network's, positive.
@@ -117,24 +138,26 @@ class AblationSettings(StudySettings):
 
 @dataclass(frozen=True)
 class AblationResult:
-    """Theory and measurement of each run.
+    """Theory, forecast and measurement of each run.
 
     Args:
         runs: The runs that are finished; with `theory_only` what would be runs.
         num_runs: How many the grid asks for.
+        predictions: Their forecasts.
         files: What was written: the numbers, the table and the figure; none if the study was stopped.
         exit_code: 0, or 128 plus the number of the signal that stopped the study.
     """
 
     runs: list[Run]
     num_runs: int
+    predictions: Predictions
     files: list[Path] = field(default_factory=list)
     exit_code: int = 0
 
     def __str__(self) -> str:
-        lines = [HEAD, *map(line_of, self.runs)]
+        lines = [HEAD, *(line_of(run, self.predictions.of(run)) for run in self.runs)]
         if self.exit_code == 0:
-            lines.append(summary(self.runs))
+            lines.append(summary(self.runs, self.predictions))
         return "\n".join([*lines, *written_text(self.files)])
 
 
@@ -146,19 +169,27 @@ def run(settings: AblationSettings) -> AblationResult:
         logger.info("Left out %d: %s.", count, reason)
     bench = _Bench(settings)
     wanted = [(cell, seed) for seed in range(settings.seeds) for cell in cells]
+    if settings.output_dir is not None:
+        claim_folder(settings.output_dir, settings, _COMMON, bench.source)
+    names = [name for name in _COMMON if name != "dataset"]
+    common = public_settings(settings, names, bench.source) | {
+        "dataset": public_name(bench.source.name, bench.source.kind)
+    }
+    predictions = Predictions(settings.output_dir, common)
+    bench.predict(wanted, predictions, [ALL] if settings.output_dir is None else VARIANTS)
     if settings.theory_only:
-        return AblationResult([bench.expect(cell, seed) for cell, seed in wanted], len(wanted))
-    claim_folder(bench.folder, settings, _COMMON, bench.source)
+        return AblationResult([bench.expect(cell, seed) for cell, seed in wanted], len(wanted), predictions)
     logger.info("%d cells with %d seeds make %d runs.", len(cells), settings.seeds, len(wanted))
     runs: list[Run] = []
     try:
         for cell, seed in wanted:
             runs.append(bench.run(cell, seed))
-            logger.info("%d of %d runs: %s", len(runs), len(wanted), line_of(runs[-1]))
+            line = line_of(runs[-1], predictions.of(runs[-1]))
+            logger.info("%d of %d runs: %s", len(runs), len(wanted), line)
     except StoppedError as stopped:
         logger.warning(stopped.message(len(runs), len(wanted)))
-        return AblationResult(runs, len(wanted), exit_code=stopped.exit_code)
-    return AblationResult(runs, len(wanted), write_report(bench.folder, runs))
+        return AblationResult(runs, len(wanted), predictions, exit_code=stopped.exit_code)
+    return AblationResult(runs, len(wanted), predictions, write_report(bench.folder, runs, predictions))
 
 
 class _Bench:
@@ -181,25 +212,54 @@ class _Bench:
         self.knn: KNN | None = None if options.theory_only else open_knn(self.source, self.data, settings)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._starts: dict[tuple[str, int], Start] = {}
+        self._layers: dict[tuple[str, int], LastLayers] = {}
 
-    def expect(self, cell: Cell, seed: int) -> Run:
-        """What theory says of a cell."""
-        settings = self._settings(cell, seed)
+    def start(self, cell: Cell, seed: int) -> Start:
+        """What a cell's fresh network makes of views."""
         # Everything else of a cell begins only when training does.
         key = (cell.predictor, seed)
         if key not in self._starts:
             model = self._model(cell, seed).to(self.device)  # pyright: ignore[reportArgumentType]
-            self._starts[key] = measure_start(model, self.source, self.data, settings)
-        scale = settings.batch_size / 256 if settings.learning_rate_scaling == "linear" else 1.0
+            self._starts[key] = measure_start(model, self.source, self.data, self._settings(cell, seed))
+        return self._starts[key]
+
+    def expect(self, cell: Cell, seed: int) -> Run:
+        """What theory says of a cell."""
+        settings = self._settings(cell, seed)
         theory = theory_of(
             cell,
-            self._starts[key],
-            learning_rate=settings.base_learning_rate * scale,
+            self.start(cell, seed),
+            learning_rate=scaled_learning_rate(settings),
             momentum=settings.optimizer_momentum,
             ema_momentum=self.config["ema_momentum"],
             num_steps=self.options.num_steps,
         )
-        return Run(cell=cell, seed=seed, start=self._starts[key], theory=theory)
+        return Run(cell=cell, seed=seed, start=self.start(cell, seed), theory=theory)
+
+    def forecasts(self, cell: Cell, seed: int, names: Iterable[str]) -> dict[str, Forecast]:
+        """Forecasts of a cell by name."""
+        settings, key = self._settings(cell, seed), (cell.predictor, seed)
+        if key not in self._layers:
+            model = self._model(cell, seed).to(self.device)  # pyright: ignore[reportArgumentType]
+            self._layers[key] = measure_layers(model, self.source, self.data, settings)
+        how = descent_of(
+            cell,
+            settings,
+            learning_rate=scaled_learning_rate(settings),
+            ema_momentum=self.config["ema_momentum"],
+        )
+        start = self.start(cell, seed)
+        return {name: forecast(self._layers[key], how, start, VARIANTS[name]) for name in names}
+
+    def predict(self, wanted: Sequence[tuple[Cell, int]], predictions: Predictions, names: Iterable[str]) -> None:
+        """Add the forecasts of all runs that have none."""
+        for cell, seed in wanted:
+            if predictions.has(cell.title, seed):
+                continue
+            finished = (Path(self._settings(cell, seed).output_dir) / _RESULT).exists()
+            predictions.add(cell.title, seed, self.forecasts(cell, seed, names), before_run=not finished)
+            predictions.write()
+            logger.info("Predicted %s, seed %d.", cell.title, seed)
 
     def run(self, cell: Cell, seed: int) -> Run:
         """The finished run of a cell: read, gone on with, or made.
@@ -208,7 +268,7 @@ class _Bench:
             StoppedError: If a signal ended it.
         """
         settings = self._settings(cell, seed)
-        result = Path(settings.output_dir) / "result.json"
+        result = Path(settings.output_dir) / _RESULT
         if result.exists():
             return finished_run(result, Run, cell=cell, seed=seed)
         expected = self.expect(cell, seed)
@@ -217,6 +277,8 @@ class _Bench:
         if ended.signal:
             raise StoppedError(ended.signal)
         last = read_metrics(result.parent / "metrics.jsonl")[-1]
+        curves = [json.loads(line) for line in (result.parent / "diagnostics.jsonl").read_text().splitlines()]
+        spectra = [(line["step"], line["curves"]["projection"]) for line in curves]
         measured = Measured(
             knn=None if self.knn is None else self.knn(model).value,
             knn_random=self._random_knn(seed),
@@ -225,6 +287,7 @@ class _Bench:
             projection_rank=last["projection_effective_rank"],
             representation_rank=last["representation_effective_rank"],
             seconds=ended.seconds,
+            deaths=deaths_of([(0, expected.start.eigenvalues), *spectra]),
         )
         run = Run(cell=cell, seed=seed, start=expected.start, theory=expected.theory, measured=measured)
         write_json(result, run.record())
@@ -264,7 +327,7 @@ class _Bench:
             "num_steps": options.num_steps,
             "weight_decay": cell.weight_decay,
             "predictor_lr_multiplier": cell.predictor_lr,
-            "diagnostics_every": options.num_steps,
+            "diagnostics_every": max(1, options.num_steps // LOOKS),
             "keep_checkpoints": 1,
             "knn_split": options.knn_split,
             "knn_images": options.knn_images,

@@ -5,6 +5,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from hf_ssl.figures.ablation import AblationRow, ablation_chart
+from hf_ssl.studies.ablation_forecast import Forecast
+from hf_ssl.studies.ablation_predictions import Predictions, score_table
 from hf_ssl.studies.ablation_theory import Measured, Run, by_cell
 from hf_ssl.studies.many_runs import mean_text
 from hf_ssl.training.files import write_json
@@ -15,31 +17,35 @@ OUTCOMES = {
     "complete": "complete",
     "later": "later",
     "open": "open",
+    "diverges": "diverges",
 }
 
 
 def _line(*columns: str) -> str:
-    widths = (52, 12, 12, 7, 7, 7, 7)
+    widths = (52, 12, 12, 12, 7, 7, 13, 7)
     return "  ".join(column.ljust(width) for column, width in zip(columns, widths, strict=True)).rstrip()
 
 
-HEAD = _line("cell", "theory", "measured", "k-NN %", "spread", "rank z", "rank h")
+HEAD = _line("cell", "theory", "forecast", "measured", "k-NN %", "spread", "rank z (f.)", "rank h")
 """Names of the columns of `line_of`."""
 
 
-def line_of(run: Run) -> str:
-    """Theory and measurement of one run, in the columns of `HEAD`."""
+def line_of(run: Run, forecast: Forecast | None = None) -> str:
+    """Theory, forecast and measurement of one run, in the columns of `HEAD`."""
     title = run.cell.title if run.seed == 0 else f"{run.cell.title}, seed {run.seed}"
     expected, found = OUTCOMES[run.theory.expected], run.measured
+    foretold = "" if forecast is None else OUTCOMES[forecast.expected]
     if found is None:
-        return _line(title, expected, "", "", "", "", "").rstrip() + f"  {run.theory.reason}"
-    figures = (f"{found.spread:.3f}", f"{found.projection_rank:.1f}", f"{found.representation_rank:.1f}")
+        rank = "" if forecast is None else f"({forecast.rank:.1f})"
+        return _line(title, expected, foretold, "", "", "", rank, "").rstrip() + f"  {run.theory.reason}"
+    rank = f"{found.projection_rank:.1f}" + ("" if forecast is None else f" ({forecast.rank:.1f})")
+    figures = (f"{found.spread:.3f}", rank, f"{found.representation_rank:.1f}")
     accuracy = "" if found.knn is None else f"{100 * found.knn:.1f}"
-    mark = "  <- not as expected" if run.agrees is False else ""
-    return _line(title, expected, OUTCOMES[run.collapse or "no"], accuracy, *figures) + mark
+    mark = "  <- not as forecast" if forecast is not None and forecast.expected != run.collapse else ""
+    return _line(title, expected, foretold, OUTCOMES[run.collapse or "no"], accuracy, *figures) + mark
 
 
-def summary(runs: list[Run]) -> str:
+def summary(runs: list[Run], predictions: Predictions) -> str:
     """What agreed, and each disagreement with the reason that theory gave."""
     start = runs[0].start
     lines = [
@@ -67,15 +73,20 @@ def summary(runs: list[Run]) -> str:
             by_reason.setdefault(f"{OUTCOMES[run.theory.expected]}. {run.theory.reason}", []).append(found)
     for reason, found in by_reason.items():
         lines += [f"- Not as expected: {'; '.join(found)}.", f"  Theory: {reason}"]
+    lines += ["", "What was called, by what the forecast takes into account:", *score_table(predictions, runs)]
+    late = predictions.made_late(runs)
+    if late:
+        lines.append(f"{late} of these runs were finished before they were predicted.")
     return "\n".join(lines)
 
 
-def write_report(folder: Path, runs: list[Run]) -> list[Path]:
+def write_report(folder: Path, runs: list[Run], predictions: Predictions) -> list[Path]:
     """Write numbers, table and figure, one row a cell.
 
     Args:
         folder: Where to; ablation.json, ablation.md and ablation.png.
         runs: The finished runs.
+        predictions: Their forecasts.
 
     Returns:
         The files.
@@ -83,18 +94,21 @@ def write_report(folder: Path, runs: list[Run]) -> list[Path]:
     groups = list(by_cell(runs))
     files = [folder / "ablation.json", folder / "ablation.md", folder / "ablation.png"]
     write_json(files[0], {"runs": [run.record() for run in runs]})
-    files[1].write_text(_table(groups))
+    files[1].write_text("\n".join([*_table(groups, predictions), "", *score_table(predictions, runs)]) + "\n")
+    forecasts = [[one for one in map(predictions.of, group) if one is not None] for group in groups]
     rows = [
         AblationRow(
             title=group[0].cell.title,
             expected=OUTCOMES[group[0].theory.expected],
+            forecast=[OUTCOMES[one.expected] for one in foretold],
             found=[OUTCOMES[run.collapse or "no"] for run in group],
-            agrees=all(run.agrees is not False for run in group),
+            agrees=[one.expected for one in foretold] == [run.collapse for run in group],
             knn=_values(group, lambda measured: measured.knn),
             projection_rank=_values(group, lambda measured: measured.projection_rank),
+            forecast_rank=[one.rank for one in foretold],
             representation_rank=_values(group, lambda measured: measured.representation_rank),
         )
-        for group in groups
+        for group, foretold in zip(groups, forecasts, strict=True)
     ]
     random = _values(runs, lambda measured: measured.knn_random)
     start = runs[0].start
@@ -107,33 +121,42 @@ def write_report(folder: Path, runs: list[Run]) -> list[Path]:
     return files
 
 
-def _table(groups: list[list[Run]]) -> str:
-    head = "| cell | theory | measured | agree | k-NN (%) | spread | rank z | rank h |"
-    lines = [head, "|---|---|---|---|---|---|---|---|"]
+def _table(groups: list[list[Run]], predictions: Predictions) -> list[str]:
+    head = "| cell | theory | forecast | measured | k-NN (%) | spread | rank z | forecast z | rank h |"
+    lines = [head, "|---|---|---|---|---|---|---|---|---|"]
     random = [100 * value for value in _values(groups[0], lambda measured: measured.knn_random)]
     start = [run.start for run in groups[0]]
     fresh = (
         mean_text(random, 1),
         mean_text([one.spread for one in start], 2),
         mean_text([one.projection_rank for one in start], 1),
+        "",
         mean_text([one.representation_rank for one in start], 1),
     )
     lines.append(f"| fresh network | | | | {' | '.join(fresh)} |")
     for group in groups:
         found = [OUTCOMES[run.collapse or "no"] for run in group]
-        most = statistics.mode(found)  # the first of equals
-        measured = most if len(set(found)) == 1 else f"{most} in {found.count(most)} of {len(found)}"
-        agreed = {run.agrees for run in group}
-        agree = "yes" if agreed == {True} else "no" if agreed == {False} else "open" if None in agreed else "in part"
+        foretold = [one for one in map(predictions.of, group) if one is not None]
         figures = (
             mean_text([100 * value for value in _values(group, lambda measured: measured.knn)], 1),
             mean_text(_values(group, lambda measured: measured.spread), 2),
             mean_text(_values(group, lambda measured: measured.projection_rank), 1),
+            mean_text([one.rank for one in foretold], 1),
             mean_text(_values(group, lambda measured: measured.representation_rank), 1),
         )
+        kinds = [OUTCOMES[one.expected] for one in foretold]
         expected = OUTCOMES[group[0].theory.expected]
-        lines.append(f"| {group[0].cell.title} | {expected} | {measured} | {agree} | {' | '.join(figures)} |")
-    return "\n".join(lines) + "\n"
+        lines.append(
+            f"| {group[0].cell.title} | {expected} | {_most(kinds)} | {_most(found)} | {' | '.join(figures)} |"
+        )
+    return lines
+
+
+def _most(kinds: Sequence[str]) -> str:
+    if not kinds:
+        return ""
+    most = statistics.mode(kinds)  # the first of equals
+    return most if len(set(kinds)) == 1 else f"{most} in {kinds.count(most)} of {len(kinds)}"
 
 
 def _values(runs: Sequence[Run], figure: Callable[[Measured], float | None]) -> list[float]:

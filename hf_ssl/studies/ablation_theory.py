@@ -6,7 +6,7 @@ starts where the fresh network starts.
 
 import itertools
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -29,8 +29,8 @@ from hf_ssl.training.watch.diagnosis import diagnose, linear_predictor
 Collapse = Literal["no", "dimensional", "complete"]
 Expected = Literal["no", "dimensional", "complete", "later", "open"]
 
-# Eigenvalues below this fraction of the largest are noise of the images that they are measured on.
-_SHOWN = 1e-2
+SHOWN = 1e-2
+"""Eigenvalues below this fraction of the largest are noise of the images that they are measured on."""
 # The loss 2 - 2 cos of both directions is four times the |p - z|^2 / 2 of the theory, for unit vectors.
 _LOSS_SCALE = 4.0
 _BATCHES_AT_START = 8
@@ -49,6 +49,7 @@ class Start:
         spread: See `Measured`.
         projection_rank: See `Measured`.
         representation_rank: See `Measured`.
+        eigenvalues: Of the covariance of the projections of one batch, largest first; empty in older records.
     """
 
     noise: float
@@ -57,6 +58,7 @@ class Start:
     spread: float
     projection_rank: float
     representation_rank: float
+    eigenvalues: list[float] = field(default_factory=list)
 
 
 @torch.no_grad()
@@ -79,17 +81,18 @@ def measure_start(model: SSLPreTrainedModel, source: Source, data: DataSettings,
     outputs = [model(**inputs_of(batch, normalize, device)) for batch in itertools.islice(stream, _BATCHES_AT_START)]
     noise, correlation = _two_views(torch.cat([output.projections for output in outputs]))
     eigenvalues, eigenvectors = eigenbasis(correlation)
-    shown = eigenvalues >= _SHOWN * eigenvalues[0]
+    shown = eigenvalues >= SHOWN * eigenvalues[0]
     weight = linear_predictor(model, outputs[-1].projections[:, 0])
     along = torch.ones_like(eigenvalues) if weight is None else predictor_values(eigenvectors, weight)
-    figures = diagnose(model, outputs[-1]).figures  # of one batch, as at the end of a run: ranks depend on its size
+    found = diagnose(model, outputs[-1])  # of one batch, as at the end of a run: ranks depend on its size
     return Start(
         noise=noise,
         correlation=eigenvalues[shown].tolist(),
         predictor=along[shown].tolist(),
         spread=_spread(outputs[-1].projections[:, 0]),
-        projection_rank=figures["projection_effective_rank"],
-        representation_rank=figures["representation_effective_rank"],
+        projection_rank=found.figures["projection_effective_rank"],
+        representation_rank=found.figures["representation_effective_rank"],
+        eigenvalues=found.curves["projection"],
     )
 
 
@@ -195,6 +198,7 @@ class Measured:
         projection_rank: Effective rank of the projections of the last batch.
         representation_rank: Effective rank of the representations of the last batch.
         seconds: Time of training.
+        deaths: When each direction of the projections stops to carry variance; see `Forecast`. None in older records.
     """
 
     knn: float | None
@@ -204,6 +208,7 @@ class Measured:
     projection_rank: float
     representation_rank: float
     seconds: float
+    deaths: list[int | None] | None = None
 
 
 def collapse_of(spread: float, projection_rank: float, rank_at_start: float) -> Collapse:

@@ -1,12 +1,14 @@
 """`hf-ssl study ablation`: two real cells, going on where it was, theory alone, and what it refuses."""
 
 import json
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from hf_ssl.commands import main
-from hf_ssl.studies import ablation
+from hf_ssl.studies import ablation, ablation_forecast
 
 GRID = ["--dataset", "digits", "--predictor", "linear", "none", "--ema", "false"]
 SMALL = ["--num_steps", "4", "--batch_size", "16", "--num_workers", "0", "--encoder", "test_resnet"]
@@ -16,8 +18,15 @@ def run(*arguments: str) -> int:
     return main(["study", "ablation", *arguments])
 
 
+@pytest.fixture(scope="module", autouse=True)
+def few_pairs() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ablation_forecast, "_PAIRS", 64)
+        yield
+
+
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def finished(few_pairs: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("ablation")
     assert run(*again(folder)) == 0
     return folder
@@ -35,10 +44,50 @@ def test_two_cells_are_trained_measured_and_compared(finished: Path):
         assert 0 <= run["measured"]["knn"] <= 1 and 0 <= run["measured"]["spread"] <= 1
         assert run["measured"]["projection_rank"] >= 1
     assert runs[0]["measured"]["knn_random"] == runs[1]["measured"]["knn_random"]
-    table = (finished / "ablation.md").read_text().splitlines()
-    assert len(table) == 5 and table[2].startswith("| fresh network |")
-    assert all(line.count("|") == 9 for line in table)
+    cells, scores = (part.splitlines() for part in (finished / "ablation.md").read_text().split("\n\n"))
+    assert len(cells) == 5 and cells[2].startswith("| fresh network |")
+    assert all(line.count("|") == 10 for line in cells)
+    names = ["the paper's theory", "all", *ablation_forecast.WITHOUT.values(), "none"]
+    assert [line.split(" | ")[0] for line in scores[2:]] == [f"| {name}" for name in names]
+    assert all(" of 2 |" in line for line in scores[2:])
     assert (finished / "ablation.png").stat().st_size > 10_000
+
+
+def test_forecasts_are_written_before_the_runs_and_never_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    command = [*GRID, *SMALL, "--knn_split", "none", "--output_dir", str(tmp_path)]
+    assert run(*command, "--theory_only") == 0
+    path = tmp_path / "predictions.json"
+    before = path.read_bytes()
+    entries = json.loads(before)["runs"]
+    assert [entry["title"] for entry in entries] == [
+        "linear, no EMA, decay 0.0004",
+        "no predictor, no EMA, decay 0.0004",
+    ]
+    for entry in entries:
+        assert entry["before_run"] and list(entry["forecasts"]) == list(ablation_forecast.VARIANTS)
+        assert entry["forecasts"]["all"]["rank"] > 1 and None in entry["forecasts"]["all"]["deaths"]
+
+    def no_other(*arguments):
+        raise AssertionError("predicted again")
+
+    monkeypatch.setattr(ablation, "forecast", no_other)
+    assert run(*command) == 0
+    assert path.read_bytes() == before
+    # Another seed is added; what stands there stays.
+    monkeypatch.undo()
+    monkeypatch.setattr(ablation_forecast, "_PAIRS", 64)
+    assert run(*command, "--seeds", "2", "--theory_only") == 0
+    after = json.loads(path.read_text())["runs"]
+    assert after[:2] == entries and [entry["seed"] for entry in after] == [0, 0, 1, 1]
+
+
+def test_forecasts_that_come_after_a_run_say_so(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+    folder = tmp_path / "copy"
+    shutil.copytree(finished, folder)
+    (folder / "predictions.json").unlink()
+    assert run(*again(folder)) == 0
+    assert "2 of these runs were finished before they were predicted." in capsys.readouterr().out
+    assert not any(entry["before_run"] for entry in json.loads((folder / "predictions.json").read_text())["runs"])
 
 
 def test_a_finished_cell_is_not_run_again(

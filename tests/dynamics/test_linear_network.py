@@ -93,6 +93,13 @@ def test_theorem_1_balance_decays_for_any_moments_and_target(alpha_p, eta, beta)
     assert (flow.correlation(path)[-1] - flow.correlation(path)[0]).norm() > 1e-3
 
 
+def test_theorem_1_with_two_weight_decays_is_refused():
+    flow = LinearNetworkFlow(**moments(), eta=0.1, eta_p=0.3)
+    times = torch.linspace(0, 1, 3).double()
+    with pytest.raises(ValueError, match="`eta_p` must equal `eta`, got 0.3 and 0.1"):
+        flow.balance_residual(flow.path(flow.start(*weights()), times), times)
+
+
 def test_theorem_1_at_the_euler_steps_of_the_golden_value():
     generator = torch.Generator().manual_seed(0)
     online, predictor = (0.3 * torch.randn(8, 8, generator=generator, dtype=torch.float64) for _ in range(2))
@@ -138,9 +145,10 @@ def symmetric_start(flow: LinearNetworkFlow, dim: int) -> Weights:
     return flow.start(random(dim, dim, seed=10) / dim**0.5, (predictor + predictor.T) / 2)
 
 
+@pytest.mark.parametrize("eta_p", [None, 0.9, 0.0])
 @pytest.mark.parametrize("tau", [1.0, 0.4])
-def test_theorem_3_the_commutator_follows_k(tau):
-    flow = isotropic(5, 0.3, alpha_p=2.0, eta=0.15, tau=tau, symmetric=True)
+def test_theorem_3_the_commutator_follows_k(tau, eta_p):
+    flow = isotropic(5, 0.3, alpha_p=2.0, eta=0.15, eta_p=eta_p, tau=tau, symmetric=True)
     start = symmetric_start(flow, 5)
     rates, step = flow.rates(start), 1e-6
     ends = []
@@ -154,11 +162,12 @@ def test_theorem_3_the_commutator_follows_k(tau):
     assert now.norm() > 0.1
 
 
-def test_growth_below_its_bound_is_k_above_zero():
-    flow = isotropic(3, 0.3, alpha_p=2.0, eta=0.15, tau=0.6, symmetric=True)
+@pytest.mark.parametrize("eta_p", [None, 0.9])
+def test_growth_below_its_bound_is_k_above_zero(eta_p):
+    flow = isotropic(3, 0.3, alpha_p=2.0, eta=0.15, eta_p=eta_p, tau=0.6, symmetric=True)
     p, s = torch.tensor([0.2, 0.7, 1.1]).double(), torch.tensor([0.9, 0.4, 0.1]).double()
     operator = flow.alignment_operator(flow.start(s.sqrt().diag(), p.diag()))
-    mode = EigenmodeFlow(alpha_p=2.0, eta=0.15, noise=0.3)
+    mode = EigenmodeFlow(alpha_p=2.0, eta=0.15, eta_p=eta_p, noise=0.3)
     torch.testing.assert_close(mode.alignment_bound(s) - mode.growth(p, 0.6), operator.diagonal())
 
 

@@ -114,7 +114,7 @@ def test_theory_and_measurement_are_compared_where_theory_decides():
         (Cell(use_ema=False), "no", "3 of 3 modes survive"),
         (Cell(predictor="none"), "complete", "without predictor"),
         (Cell(use_ema=False, stop_gradient=False), "complete", "without stop-gradient"),
-        (Cell(use_ema=False, weight_decay=1.0), "complete", "above the critical"),
+        (Cell(use_ema=False, weight_decay=1.0), "complete", "not below the critical"),
     ],
 )
 def test_theory_takes_the_settings_of_the_cell(cell: Cell, collapse: str, reason: str):

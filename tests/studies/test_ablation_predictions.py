@@ -1,0 +1,73 @@
+"""Forecasts of ablations: when a direction dies, what the file keeps, how runs are scored."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from hf_ssl.studies.ablation_forecast import ALL, Forecast, deaths_of
+from hf_ssl.studies.ablation_grid import Cell
+from hf_ssl.studies.ablation_predictions import Predictions, death_errors, score, score_table
+from hf_ssl.studies.ablation_theory import Measured, Run, Start, theory_of
+
+START = Start(
+    noise=0.5, correlation=[1.0], predictor=[0.05], spread=0.8, projection_rank=20.0, representation_rank=15.0
+)
+
+
+def forecast(kind: str, rank: float, deaths: list[int | None]) -> Forecast:
+    return Forecast(expected=kind, spread=0.5, rank=rank, deaths=deaths)  # pyright: ignore[reportArgumentType]
+
+
+def finished(cell: Cell, *, spread: float, rank: float, deaths: list[int | None] | None = None) -> Run:
+    figures = {"knn": None, "knn_random": None, "loss": 1.0, "representation_rank": 6.0, "seconds": 1.0}
+    measured = Measured(spread=spread, projection_rank=rank, deaths=deaths, **figures)  # pyright: ignore
+    theory = theory_of(cell, START, learning_rate=0.05, momentum=0.9, ema_momentum=0.9, num_steps=300)
+    return Run(cell=cell, seed=0, start=START, theory=theory, measured=measured)
+
+
+def test_a_direction_dies_where_it_carries_less_than_a_hundredth_for_good():
+    curves = [(0, [1.0, 0.5, 0.2, 0.005]), (10, [10.0, 0.5, 0.05, 0.0]), (20, [10.0, 0.05, 0.01, 0.0])]
+    assert deaths_of(curves) == [None, 20, 10]
+    # One that comes back is not dead.
+    assert deaths_of([*curves, (30, [10.0, 0.2, 0.01, 0.0])]) == [None, None, 10]
+    # Nothing is left of z.
+    assert deaths_of([*curves, (30, [0.0, 0.0])]) == [30, 20, 10]
+    assert death_errors([None, 20, 10], [None, 40, None]) == [20]
+
+
+def test_what_was_predicted_stays(tmp_path: Path):
+    file = Predictions(tmp_path, {"num_steps": 4})
+    file.add("a", 0, {ALL: forecast("no", 3.0, [None])}, before_run=True)
+    file.write()
+    before = json.loads((tmp_path / "predictions.json").read_text())
+    again = Predictions(tmp_path, {"num_steps": 4})
+    assert again.has("a", 0) and not again.has("a", 1)
+    again.add("a", 1, {ALL: forecast("complete", 1.0, [5])}, before_run=False)
+    again.write()
+    after = json.loads((tmp_path / "predictions.json").read_text())
+    assert after["runs"][:1] == before["runs"] and len(after["runs"]) == 2
+    with pytest.raises(ValueError, match="were made for `num_steps` 4, got 5. Predictions are not changed"):
+        Predictions(tmp_path, {"num_steps": 5})
+
+
+def test_runs_are_scored_by_kind_rank_and_deaths():
+    cells = [Cell(), Cell(use_ema=False), Cell(predictor="none"), Cell(weight_decay=1.0)]
+    found = [
+        finished(cells[0], spread=0.5, rank=8.0, deaths=[None, 30]),  # no collapse
+        finished(cells[1], spread=0.5, rank=2.0),  # dimensional
+        finished(cells[2], spread=0.01, rank=0.0),  # complete
+        finished(cells[3], spread=0.5, rank=9.0),  # no collapse
+    ]
+    file = Predictions(None, {})
+    kinds = [("no", 10.0, [None, 20]), ("dimensional", 4.0, []), ("complete", 1.1, []), ("complete", 9.0, [])]
+    for cell, values in zip(cells, kinds, strict=True):
+        file.add(cell.title, 0, {ALL: forecast(*values)}, before_run=cell is cells[0])
+    one = score(file, found)
+    assert (one.called, one.num_runs) == (3, 4)
+    assert (one.close, one.num_ranks) == (2, 3)  # 0.8, 0.5 and 1; the third is one point
+    assert one.ratio == pytest.approx(0.8) and one.late == 10
+    assert file.made_late(found) == 3
+    table = score_table(file, found)
+    assert table[3] == "| all | 3 of 4 | 2 of 3 | 0.80 | 10 |" and len(table) == 4
+    assert table[2].startswith("| the paper's theory | 2 of 4 |")
