@@ -220,7 +220,7 @@ def _load(start: EncoderStart | MethodStart, model: SSLPreTrainedModel) -> None:
     if isinstance(start, MethodStart):
         logger.info("start    takes from %s: %s", start.folder, ", ".join(start.load_into(model)))
     else:
-        for name in ("encoder", "target_encoder"):
+        for name in ENCODERS:
             if hasattr(model, name):
                 start.load_into(model.get_submodule(name))
     for name, weight in model.named_parameters():
