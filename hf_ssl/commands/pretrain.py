@@ -39,7 +39,7 @@ from hf_ssl.training.find import complete_checkpoints
 from hf_ssl.training.loop import TrainingResult, checkpoint_text, train
 from hf_ssl.training.output import locked_output_dir, prepare_output_dir
 from hf_ssl.training.plan import UNKNOWN_LENGTH
-from hf_ssl.training.start import EncoderStart, MethodStart
+from hf_ssl.training.start import ENCODERS, EncoderStart, MethodStart
 
 logger = logging.getLogger(__name__)
 

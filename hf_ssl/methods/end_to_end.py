@@ -57,8 +57,8 @@ class EndToEndConfig(SSLConfig):
             raise UserError(f"`temperature` must be positive, got {self.temperature}.")
         if self.separate_keys and self.join_views:
             raise UserError(
-                "`separate_keys` and `join_views` exclude each other: two networks cannot take both views as one batch. "
-                "Set one of them to false."
+                "`separate_keys` and `join_views` exclude each other: two networks cannot take both views as one "
+                "batch. Set one of them to false."
             )
 
 
@@ -70,8 +70,8 @@ class EndToEndForPreTraining(SSLPreTrainedModel):
 
     Relations: MoCo takes its negatives from a queue of keys that a moving average made, where here the batch is the
     dictionary and gradient reaches the keys. `symmetric` off is mechanism (a) of MoCo's paper, with one network for
-    queries and keys, or two with `separate_keys`. DirectCLR compares across views alone, and has no projector; Contrastive Clustering adds the same
-    loss over clusters.
+    queries and keys, or two with `separate_keys`. DirectCLR compares across views alone, and has no projector;
+    Contrastive Clustering adds the same loss over clusters.
 
     Recipes: `paper-imagenet` is the paper's default on 8 GPUs, `cifar` the official code's CIFAR-10 example
     (google-research/simclr), whose projector has a layer more. Deviations: the loss is the mean over both views, as in

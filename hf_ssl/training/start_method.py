@@ -45,8 +45,8 @@ class MethodStart:
     def load_into(self, model: SSLPreTrainedModel) -> list[str]:
         """Load all weights and buffers into the same method, only the encoder into another one.
 
-        Another method's `target_encoder` or `key_encoder` starts as its encoder does. Position embeddings of another size are
-        resampled.
+        Another method's `target_encoder` or `key_encoder` starts as its encoder does. Position embeddings of another
+        size are resampled.
 
         Args:
             model: The method to be trained.
