@@ -9,7 +9,7 @@ A study that was killed or stopped continues with the same command.
 
 from hf_ssl.commands.command import Command, CommandGroup
 from hf_ssl.data.settings import OF_DATA
-from hf_ssl.studies import ablation, labels, methods, negatives, reproduce
+from hf_ssl.studies import ablation, dictionaries, labels, methods, negatives, reproduce
 
 _FIRST = ("dataset", "output_dir", "seeds", "num_steps", "recipe", "view_recipe", "encoder")
 _DATA = (*OF_DATA, "split", "num_workers")
@@ -58,6 +58,18 @@ COMMAND = CommandGroup(
                     *("queue_size", "num_hard_negatives", "num_mixed_negatives", "num_mixed_queries"),
                     "start_step",
                 ),
+            },
+        ),
+        "dictionaries": Command(
+            "study dictionaries",
+            dictionaries.DictionariesSettings,
+            dictionaries.run,
+            dictionaries.__doc__ or "",
+            first=("dataset", "output_dir", "methods", "seeds", "num_steps", "recipe", "view_recipe", "encoder"),
+            groups={
+                "axes": ("momentum", "queue_size", "batch_size", "num_images", "learning_rate"),
+                "predictions": ("fit_from", "fit_steps", "bound", "predict_only"),
+                "data": (*_DATA, "knn_split", "knn_images"),
             },
         ),
         "reproduce": Command(
