@@ -10,18 +10,19 @@ num_images and learning_rate. All start from the same weights, see the same imag
 linear projector, temperature and constant learning rate, and compute in float32.
 
 One line a run: k-NN accuracy (%); loss, and share of queries that pick their positive (%), over the last tenth;
-cosine of keys and of the same views encoded now, of keys 16 steps old and of the oldest in the dictionary (1 is fresh);
-cosine of what query and key encoder make of a view; share of the dictionary's variance that age explains, and beside it what
-batches alone explain (%); effective number of negatives; share of the query's class among the negatives (%); spread of
-keys (1 even, 0 one point); megabytes of the dictionary, with a second network, and of what a step holds for its
-backward pass; processor time of a step (ms). Cosines and what is said of negatives are means over the second half.
+cosine of keys and of the same views encoded now, of keys 16 steps old and of the oldest in the dictionary (1: fresh);
+cosine of what query and key encoder make of a view; share of the dictionary's variance that age explains, and beside
+it what batches alone explain (%); effective number of negatives; share of the query's class among the negatives (%);
+spread of keys (1 even, 0 one point); megabytes of the dictionary, with a second network, and of what a step holds for
+its backward pass; processor time of a step (ms). Cosines and negatives are means over the second half of the run.
 
 `--fit_from` takes the drift of the queries in the first `--fit_steps` steps of other runs, and foretells the staleness
 of all `moco` runs of this study, and a choice of queue and momentum, before the first is trained: predictions.json.
 `--predict_only` ends there. Afterwards the report compares.
 
-Killed or stopped? The same command continues; the run in hand begins again. Writes dictionaries.json, dictionaries.md
-and figures beside the runs; `--results` makes table and figures again from such a dictionaries.json.
+Killed or stopped? The same command continues; the run in hand begins again. A command with other axes adds its runs
+to the folder. Writes dictionaries.json, dictionaries.md and figures of all runs that are there; `--results` makes
+table and figures again from such a dictionaries.json.
 """
 
 import logging
@@ -29,7 +30,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from hf_ssl.data.settings import PLACES
-from hf_ssl.studies.dictionaries_bench import Bench
+from hf_ssl.evaluation.references import read_json
+from hf_ssl.studies.dictionaries_bench import RESULT, Bench
 from hf_ssl.studies.dictionaries_report import HEAD, line_of, read_results, write_report
 from hf_ssl.studies.dictionaries_runs import Run
 from hf_ssl.studies.dictionaries_settings import DictionariesSettings
@@ -93,5 +95,7 @@ def run(settings: DictionariesSettings) -> DictionariesResult:
     except StoppedError as stopped:
         logger.warning(stopped.message(len(runs), len(wanted)))
         return DictionariesResult(runs, len(wanted), exit_code=stopped.exit_code)
-    said, files = write_report(settings.output_dir, runs, foretold)
+    added = sorted(settings.output_dir.glob(f"*/seed*/{RESULT}"))
+    all_runs = {(run.cell, run.seed): run for run in (*runs, *(Run.from_record(read_json(path)) for path in added))}
+    said, files = write_report(settings.output_dir, list(all_runs.values()), foretold)
     return DictionariesResult(runs, len(wanted), said, files)

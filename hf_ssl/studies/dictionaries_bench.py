@@ -10,7 +10,7 @@ from accelerate.utils import set_seed
 
 from hf_ssl.data.settings import OF_DATA, DataSettings
 from hf_ssl.data.sources.open import Source
-from hf_ssl.data.sources.subset import spaced_subset
+from hf_ssl.data.sources.subset import check_part, spaced_subset
 from hf_ssl.errors import UserError
 from hf_ssl.evaluation.references import read_json
 from hf_ssl.figures.metrics_log import curve_of, read_metrics
@@ -27,6 +27,9 @@ from hf_ssl.training.arguments import TrainingSettings
 from hf_ssl.training.files import write_json
 from hf_ssl.training.loop import run_task
 from hf_ssl.training.watch.knn import KNN, open_knn
+
+RESULT = "result.json"
+"""What a finished run leaves in its folder."""
 
 _LOG_LINES = 100
 
@@ -58,17 +61,15 @@ class Bench:
             num_workers=options.num_workers,
         )
         self.source: Source = self.data.open()
-        if options.num_images is None and self.source.num_images is None:
-            raise UserError(
-                f"`{self.source.name}` does not say how many images it has, and a memory bank needs one entry for "
-                "each. Give `num_images`."
-            )
+        numbers = options.num_images or [self.source.num_images or 1]
+        for number in numbers:
+            check_part(self.source, number)
         self.cells = cells_of(
             options.methods,
             momenta=options.momentum,
             queue_sizes=options.queue_size,
             batch_sizes=options.batch_size,
-            numbers_of_images=options.num_images or [self.source.num_images or 0],
+            numbers_of_images=numbers,
             learning_rates=options.learning_rate,
         )
         self.fresh = replace(self.cells[0], method=FRESH, momentum=None, queue_size=None)
@@ -90,7 +91,7 @@ class Bench:
         fitted = [
             Run.from_record(read_json(result))
             for folder in options.fit_from
-            for result in sorted(folder.glob(f"{MOCO}-*/seed*/result.json"))
+            for result in sorted(folder.glob(f"{MOCO}-*/seed*/{RESULT}"))
         ]
         made = predict(
             [cell for cell in self.cells if cell.method == MOCO],
@@ -108,7 +109,7 @@ class Bench:
                     "another `output_dir`, or the same settings to go on."
                 )
             return before
-        if any(options.output_dir.glob(f"{MOCO}-*/seed*/result.json")):
+        if any(options.output_dir.glob(f"{MOCO}-*/seed*/{RESULT}")):
             raise UserError(
                 f"`{options.output_dir}` holds finished runs already, and what is known cannot be foretold. Give "
                 "another `output_dir`."
@@ -124,7 +125,7 @@ class Bench:
         """
         settings = self._settings(cell, seed)
         folder = Path(settings.output_dir)
-        result = folder / "result.json"
+        result = folder / RESULT
         if result.exists():
             return Run.from_record(read_json(result))
         if folder.exists():  # what was looked at is not in a checkpoint, so a run that was cut short begins again

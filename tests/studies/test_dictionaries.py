@@ -153,7 +153,7 @@ def test_a_part_of_a_data_set_is_evenly_spaced():
     assert [row["image"]["bytes"] for row in chosen] == [row["image"]["bytes"] for row in expected]
     assert part.num_images == 10 and part.has_indices and part.fingerprint != source.fingerprint
     assert spaced_subset(source, len(rows)) is source
-    with pytest.raises(UserError, match="fewer than 5000"):
+    with pytest.raises(UserError, match="must be at most the 14.. images of split `train` of `digits`, got 5000"):
         spaced_subset(source, 5000)
 
 

@@ -197,11 +197,7 @@ def spaced_subset(source: Source, num_images: int) -> Source:
     Raises:
         UserError: If the data set has fewer, or does not say how many it has.
     """
-    total = source.num_images
-    if total is None:
-        raise UserError(f"`{source.name}` does not say how many images it has, so no part of it can be chosen evenly.")
-    if num_images > total:
-        raise UserError(f"Split `{source.split}` of `{source.name}` has {total} images, fewer than {num_images}.")
+    total = check_part(source, num_images)
     if num_images == total:
         return source
     columns = [source.image_column, *list(source.labels)[:1]]
@@ -212,6 +208,26 @@ def spaced_subset(source: Source, num_images: int) -> Source:
             kept.append({column: rows[column][row - start * _ROWS] for column in columns})
             row = next(wanted, None)
     return _in_memory(source, kept, dict(list(source.labels.items())[:1]), f"{num_images}")
+
+
+def check_part(source: Source, num_images: int) -> int:
+    """Refuse a number of images that `spaced_subset` cannot choose; see there.
+
+    Returns:
+        How many images there are.
+    """
+    total = source.num_images
+    if total is None:
+        raise UserError(
+            f"`{source.name}` does not say how many images it has, so no part of it can be chosen evenly. Give a data "
+            "set that does, such as a folder or parquet files."
+        )
+    if num_images > total:
+        raise UserError(
+            f"`num_images` must be at most the {total} images of split `{source.split}` of `{source.name}`, got "
+            f"{num_images}."
+        )
+    return total
 
 
 def _in_memory(source: Source, rows: list[dict[str, Any]], labels: dict[str, list[str]], mark: str) -> Source:
