@@ -126,11 +126,12 @@ class Drift:
         return cls(**{**record, "lengths": tuple((int(step), float(value)) for step, value in record["lengths"])})
 
 
-def fit_drifts(seen: Sequence[Seen]) -> dict[float, Drift]:
+def fit_drifts(seen: Sequence[Seen], speed: float | None = None) -> dict[float, Drift]:
     """The laws that come closest to measured cosines, in the angle whose cosine they are; of unit lengths.
 
     Args:
-        seen: At least four, of at least two learning rates.
+        seen: At least four, of at least two learning rates, or of one with `speed`.
+        speed: Power of the learning rate by which clocks run; None: fitted as well.
 
     Returns:
         A law for each momentum, with a common `speed`.
@@ -138,7 +139,7 @@ def fit_drifts(seen: Sequence[Seen]) -> dict[float, Drift]:
     Raises:
         ValueError: If there are fewer.
     """
-    if len(seen) < 4 or len({one.learning_rate for one in seen}) < 2:
+    if len(seen) < 4 or (speed is None and len({one.learning_rate for one in seen}) < 2):
         raise ValueError(f"A drift needs four cosines of two learning rates at least, got {len(seen)} cosines.")
     momenta = sorted({one.momentum for one in seen})
     groups = [[one for one in seen if one.momentum == momentum] for momentum in momenta]
@@ -149,11 +150,8 @@ def fit_drifts(seen: Sequence[Seen]) -> dict[float, Drift]:
     targets = [angle_of(np.array([one.cosine for one in group])) for group in groups]
 
     def drifts_of(point: NDArray[np.float64]) -> list[Drift]:
-        laws = point[1:].reshape(-1, 3)
-        return [
-            Drift(float(np.exp(walk)), float(np.exp(turn)), float(point[0]), float(slowing))
-            for walk, turn, slowing in laws
-        ]
+        laws, power = point[1:].reshape(-1, 3), float(point[0]) if speed is None else speed
+        return [Drift(float(np.exp(walk)), float(np.exp(turn)), power, float(slowing)) for walk, turn, slowing in laws]
 
     def misfit(point: NDArray[np.float64]) -> NDArray[np.float64]:
         laws = zip(drifts_of(point), columns, targets, strict=True)
@@ -161,8 +159,8 @@ def fit_drifts(seen: Sequence[Seen]) -> dict[float, Drift]:
 
     # From several starts: walk and turn can stand in for each other, and so can speed and slowing.
     starts = [
-        (speed, *(walk, turn, slowing) * len(momenta))
-        for walk, turn, speed, slowing in itertools.product((-7.0, -4.0), (-6.0, -3.0), (0.1, 1.0), (0.1, 0.6))
+        (power, *(walk, turn, slowing) * len(momenta))
+        for walk, turn, power, slowing in itertools.product((-7.0, -4.0), (-6.0, -3.0), (0.1, 1.0), (0.1, 0.6))
     ]
     bounds = ([-1.0, *[-30, -30, 0.0] * len(momenta)], [3.0, *[4, 4, 0.99] * len(momenta)])
     found = min((least_squares(misfit, start, bounds=bounds) for start in starts), key=lambda one: one.cost)

@@ -18,7 +18,8 @@ from hf_ssl.methods.base import SSLPreTrainedModel
 from hf_ssl.methods.end_to_end import EndToEndConfig, EndToEndForPreTraining
 from hf_ssl.methods.memory_bank import MemoryBankConfig, MemoryBankForPreTraining
 from hf_ssl.methods.moco import MoCoConfig, MoCoForPreTraining
-from hf_ssl.studies.dictionaries_probe import ObservedPretraining, Probe, bytes_of
+from hf_ssl.studies.dictionaries_models import bytes_of
+from hf_ssl.studies.dictionaries_probe import ObservedPretraining, Probe
 from hf_ssl.studies.dictionaries_runs import BANK, FRESH, MOCO, TWO_NETWORKS, Cell, Measured, Run, cells_of
 from hf_ssl.studies.dictionaries_settings import BN_SPLITS, DictionariesSettings
 from hf_ssl.studies.dictionaries_theory import Predictions, predict

@@ -147,7 +147,8 @@ def _values_are_not_fresher(runs: Sequence[Run]) -> tuple[bool, str] | None:
     if not entries:
         return None
     said = ", ".join(f"age {age}: {value:.2f} against {keys[age]:.2f}" for age, value in entries.items())
-    return all(value < keys[age] for age, value in entries.items()), said
+    # By the size, for keys may have turned past a right angle, which an average of anything takes back.
+    return all(abs(value) <= abs(keys[age]) for age, value in entries.items()), said
 
 
 def _more_negatives_pay_less(runs: Sequence[Run]) -> tuple[bool, str] | None:

@@ -19,7 +19,8 @@ from hf_ssl.figures.dictionaries import (
 )
 from hf_ssl.studies.dictionaries_claims import claims_of
 from hf_ssl.studies.dictionaries_runs import BANK, END_TO_END, MOCO, TWO_NETWORKS, Cell, Run, by_cell
-from hf_ssl.studies.dictionaries_theory import Predictions, Score, pairs_of, rivals, score
+from hf_ssl.studies.dictionaries_score import Score, pairs_of, score
+from hf_ssl.studies.dictionaries_theory import Predictions, rivals
 from hf_ssl.studies.many_runs import mean_text
 from hf_ssl.training.files import write_json
 

@@ -16,9 +16,11 @@ from hf_ssl.errors import UserError
 from hf_ssl.methods import METHODS
 from hf_ssl.methods.base import SSLPreTrainedModel
 from hf_ssl.studies.dictionaries_claims import claims_of
-from hf_ssl.studies.dictionaries_probe import Look, ObservedPretraining, Probe, bytes_held, copy_queries
+from hf_ssl.studies.dictionaries_models import bytes_held, copy_queries
+from hf_ssl.studies.dictionaries_probe import Look, ObservedPretraining, Probe
 from hf_ssl.studies.dictionaries_runs import FRESH, MOCO, Cell, Measured, Run, cells_of
-from hf_ssl.studies.dictionaries_theory import Foretold, Predictions, choose, predict, r_squared, score
+from hf_ssl.studies.dictionaries_score import r_squared, score
+from hf_ssl.studies.dictionaries_theory import Foretold, Predictions, choose, predict
 from hf_ssl.training.arguments import TrainingSettings
 from hf_ssl.training.loop import run_task
 from hf_ssl.training.pretraining import Pretraining
@@ -111,7 +113,7 @@ def test_entries_of_a_bank_are_the_features_if_nothing_is_averaged(tmp_path: Pat
     pairs = [
         (k, e) for look in averaged.looks[1:2] for k, e in zip(look.keys, look.entries, strict=True) if e is not None
     ]
-    assert len(pairs) == 2 and all(entry < key - 0.05 for key, entry in pairs)
+    assert len(pairs) == 2 and all(abs(entry) < abs(key) - 0.05 for key, entry in pairs)
 
 
 def test_the_batch_is_the_dictionary_end_to_end(tmp_path: Path):
@@ -197,6 +199,7 @@ def test_what_is_known_of_one_setting_foretells_another_and_is_scored():
     scored = score(said, found)
     assert scored is not None
     assert scored.settings == 2 and scored.points == 12 and scored.r2 > 0.999 and scored.largest_error < 0.01
+    assert scored.r2_own is not None and scored.r2_own > 0.999 and (scored.r2_own_start or 0) > 0.999
     assert scored.best == asked[1] and scored.best_knn == pytest.approx(0.56)
     assert scored.spread == pytest.approx(math.sqrt(0.005))
     read = Predictions.from_record(said.record())
