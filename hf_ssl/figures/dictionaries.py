@@ -39,11 +39,10 @@ def aging(panels: Mapping[str, Sequence[AgingCurve]]) -> Figure:
     figure = Figure(figsize=(4.4 * len(panels) + 0.6, 3.6), dpi=150, layout="constrained")
     for axis, (title, curves) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
         for colour, curve in zip(_colours(len(curves)), curves, strict=True):
-            line = "" if curve.foretold else "-"
             axis.plot(
                 list(curve.measured),
                 list(curve.measured.values()),
-                line,
+                linestyle="none" if curve.foretold else "-",
                 color=colour,
                 marker="o",
                 markersize=4,

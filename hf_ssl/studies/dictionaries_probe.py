@@ -99,7 +99,7 @@ class Probe:
     Attributes:
         looks: What was seen.
         consistency: Share of the variance of the dictionary's keys that their age explains before the last step, of
-            the keys as stored and of the same views encoded now; None before.
+            the keys as stored and of the same views encoded now; None before, and where all keys have one age.
         held: Bytes that a forward pass holds for the backward pass, without weights.
     """
 
@@ -114,7 +114,8 @@ class Probe:
         self._when = {*range(0, num_steps, every), self._last}
         size = entries_of(model)
         horizon = min(self._last, -(-size // batch_size)) if size else 0
-        self._in_dictionary = sorted({self._last - 1 - n * horizon // _GROUPS for n in range(min(_GROUPS, horizon))})
+        groups = min(_GROUPS, horizon)
+        self._in_dictionary = sorted({self._last - 1 - n * horizon // groups for n in range(groups)})
         self._uses: dict[int, int] = {}  # last look at each batch that is kept
         for now in sorted(self._when):
             for age in AGES:
@@ -273,8 +274,8 @@ class Probe:
             else None,
         }
 
-    def _consistency(self, twin: SSLPreTrainedModel, entries: Tensor | None) -> tuple[float, float]:
-        """Share of variance that age explains: of the entries of some batches, and of their keys now."""
+    def _consistency(self, twin: SSLPreTrainedModel, entries: Tensor | None) -> tuple[float, float] | None:
+        """Share of variance that age explains, of the entries of some batches and of their keys now; None of one age."""
         stored, fresh, ages = [], [], []
         for step in self._in_dictionary:
             kept = self._kept[step]
@@ -288,9 +289,9 @@ class Probe:
                 stored.append(kept.keys)
             fresh.append(keys[rows])
             ages += [self._step - step] * len(rows)
-        if not ages:
-            return 0.0, 0.0
         age = torch.tensor(ages)
+        if len(age.unique()) < 2:
+            return None
         return age_share(torch.cat(stored).cpu(), age).item(), age_share(torch.cat(fresh).cpu(), age).item()
 
 

@@ -95,6 +95,7 @@ def test_a_queue_holds_keys_as_they_were_made_until_they_are_written_over(tmp_pa
             # 40 keys are two batches of 16 and a half.
             assert entry == (pytest.approx(key, abs=1e-6) if age <= 2 else None)
     assert [look.negatives for look in probe.looks] == [40] * 5
+    assert probe._in_dictionary == [5, 6, 7]  # two batches and a half before the last step
     assert all(1 <= look.effective <= 40 for look in probe.looks)
     assert probe.looks[0].false_share is None and 0 <= probe.looks[-1].false_share <= 1
 
@@ -120,7 +121,7 @@ def test_the_batch_is_the_dictionary_end_to_end(tmp_path: Path):
     probe = train(tmp_path, make_model("end_to_end"))
     assert [look.negatives for look in probe.looks] == [BATCH - 1] * 5
     assert all(look.lag == pytest.approx(1) and set(look.entries) <= {None} for look in probe.looks)
-    assert probe.consistency == (0.0, 0.0)
+    assert probe.consistency is None
     assert all(look.effective <= BATCH - 1 + 1e-3 for look in probe.looks)
 
 
