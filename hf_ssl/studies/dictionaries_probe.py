@@ -275,7 +275,7 @@ class Probe:
         }
 
     def _consistency(self, twin: SSLPreTrainedModel, entries: Tensor | None) -> tuple[float, float] | None:
-        """Share of variance that age explains, of the entries of some batches and of their keys now; None of one age."""
+        """Share of variance that age explains, of entries of some batches and of their keys now; None of one age."""
         stored, fresh, ages = [], [], []
         for step in self._in_dictionary:
             kept = self._kept[step]
