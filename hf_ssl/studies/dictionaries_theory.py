@@ -99,14 +99,13 @@ class Predictions:
         choice, (first, *_) = self.choice, self.drifts.values()
         chosen = next(one for one in self.foretold if one.cell == choice)
         laws = "; ".join(
-            f"exp(-{law.walk:.3g} x) cos({law.turn:.3g} x), slowing by a power of {law.slowing:.2f}, for momentum "
-            f"{momentum:g}"
+            f"exp(-{law.walk:.3g} x) cos({law.turn:.3g} x) for momentum {momentum:g}"
+            + (f", slowing by a power of {law.slowing:.2f}" if law.slowing else "")
             for momentum, law in self.drifts.items()
         )
         return [
             f"Cosine of queries, fitted to the first {self.until} steps of {len(self.fitted)} settings: {laws}; x = "
-            f"(rate of a step / 0.01)^{first.speed:.2f} times steps on the clock that slows; error of the fit "
-            f"{self.misfit:.2f} in the angle.",
+            f"(rate of a step / 0.01)^{first.speed:.2f} times steps; error of the fit {self.misfit:.2f} in the angle.",
             f"Foretold: {len(self.foretold)} settings. Choice for a bound of {self.bound:g}: queue "
             f"{choice.queue_size}, momentum {choice.momentum:g} (oldest keys {chosen.oldest:.3f}, consistency "
             f"{chosen.consistency:.3f}, key encoder against query encoder {chosen.lag:.3f}).",

@@ -67,8 +67,8 @@ def test_a_simulated_network_and_its_average_agree_with_the_theory(momentum: flo
 
 def test_fitting_finds_the_law():
     laws = {
-        0.0: Drift(walk=0.01, turn=0.03, speed=0.4, slowing=0.2),
-        0.99: Drift(walk=0.005, turn=0.01, speed=0.4, slowing=0.2),
+        0.0: Drift(walk=0.01, turn=0.03, speed=0.4),
+        0.99: Drift(walk=0.005, turn=0.01, speed=0.4),
     }
     seen = [
         Seen(later - age, later, rate, momentum, float(drift.cosine(later - age, later, rate)))
@@ -80,7 +80,7 @@ def test_fitting_finds_the_law():
     found = fit_drifts(seen)
     assert list(found) == [0.0, 0.99]
     for momentum, drift in laws.items():
-        for name in ("walk", "turn", "speed", "slowing"):
+        for name in ("walk", "turn", "speed"):
             assert getattr(found[momentum], name) == pytest.approx(getattr(drift, name), rel=0.02), name
         assert found[momentum].cosine(300, 400, 0.01) == pytest.approx(drift.cosine(300, 400, 0.01), rel=1e-2)
 

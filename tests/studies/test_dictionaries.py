@@ -185,7 +185,7 @@ def run_of(cell: Cell, drift: Drift, seed: int = 0, knn: float = 0.5, **numbers)
     return Run(cell=cell, seed=seed, measured=Measured(knn=knn, looks=looks, **numbers))
 
 
-LAW = Drift(walk=0.004, turn=0.01, speed=0.3, slowing=0.1)
+LAW = Drift(walk=0.004, turn=0.01, speed=0.3)
 
 
 def test_what_is_known_of_one_setting_foretells_another_and_is_scored():
