@@ -52,6 +52,7 @@ def aging(panels: Mapping[str, Sequence[AgingCurve]]) -> Figure:
             if curve.foretold:
                 axis.plot(list(curve.foretold), list(curve.foretold.values()), "--", color=colour, lw=1.2)
         axis.set_xscale("log", base=2)
+        axis.xaxis.set_major_formatter("{x:g}")
         axis.axhline(0, color="0.6", lw=0.8)
         axis.set_xlabel("age of the key in steps")
         _finish(axis, title)
@@ -172,6 +173,8 @@ def negatives_and_memory(rows: Sequence[NegativesRow]) -> Figure:
         axis.set_xlabel("negatives of a query")
         _finish(axis, title)
     left.set_yscale("log", base=2)
+    for direction in (left.xaxis, left.yaxis, right.xaxis):
+        direction.set_major_formatter("{x:,g}")
     right.set_ylim(bottom=0)
     left.legend(fontsize=8, frameon=False)
     return figure

@@ -176,12 +176,13 @@ def _panels(
     queues = [cell for cell in groups if cell.method == MOCO]
     panels: dict[str, list[AgingCurve]] = {}
     if queues:
-        first = queues[0]
+        sizes = sorted({cell.queue_size or 0 for cell in queues})
+        first = next(cell for cell in queues if cell.queue_size == sizes[len(sizes) // 2])
         by_momentum = [cell for cell in queues if _equal_but("momentum", cell, first)]
         middle = by_momentum[len(by_momentum) // 2]
         by_rate = [cell for cell in queues if _equal_but("learning_rate", cell, middle)]
         curves = [_curve(f"m = {cell.momentum:g}", groups[cell], foretold.get(cell)) for cell in by_momentum]
-        panels["queue, by momentum"] = curves
+        panels[f"queue of {first.queue_size:,} keys, by momentum"] = curves
         if len(by_rate) > 1:
             by_rate.sort(key=lambda cell: cell.learning_rate)
             curves = [_curve(f"lr {cell.learning_rate:g}", groups[cell], foretold.get(cell)) for cell in by_rate]

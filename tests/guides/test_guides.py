@@ -43,6 +43,7 @@ TINY = {
     r"--augmented_passes": "--augmented_passes 2",
     r"analyze": "--views 2 --view_images 32",
     r"study methods": "--num_steps 4 --eval_images 32",
+    r"study dictionaries": "--num_steps 4 --num_images 32 --knn_images 16 --momentum 0.99 --queue_size 16",
     r"study labels": "--num_steps 2 --batch_size 4",
     r"study reproduce (?!.*--list)": "--num_steps 2 --eval_images 32 --encoder test_resnet",
     r"finetune": "--num_steps 4 --eval_every 2 --batch_size 4 --cpu",

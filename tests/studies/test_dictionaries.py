@@ -251,7 +251,9 @@ def test_claims_hold_and_fail_and_wait_for_their_settings():
         return known
 
     claims = {claim.text: claim for claim in claims_of([*runs(0, 0.0), *runs(1, 0.5)])}
-    assert claims["without momentum MoCo's encoder does not learn"].holds == [True]  # in seed 1 it is the best
+    # In seed 1 it is the best, and so nothing to compare.
+    assert claims["without momentum MoCo's encoder does not learn from the first queue"].holds == [True]
+    assert claims["without momentum it does not learn from the largest queue"].holds == [True]
     assert claims["the best momentum is at least 0.99"].holds == [True, False]
     assert claims["more keys in the queue pay less and less"].holds[0]
     assert claims["fewer negatives count than there are"].holds == [True, True]
