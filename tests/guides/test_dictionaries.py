@@ -36,6 +36,30 @@ def test_a_table_of_the_grid_is_what_the_runs_came_to(title: str, name: str):
         assert cells == [f"{100 * value:.1f}" for value in expected]
 
 
+def test_the_table_of_mechanisms_is_what_the_runs_came_to():
+    head, *rows = table("mechanism")
+    runs = {}
+    for one in results("mechanisms")["runs"]:
+        cell, measured = one["cell"], one["measured"]
+        if one["seed"] or cell["method"] == "fresh" or cell["queue_size"] not in (None, 1024):
+            continue
+        name = {
+            "end_to_end": f"end to end, one network, batch {cell['batch_size']}",
+            "end_to_end-two": f"end to end, two networks, batch {cell['batch_size']}",
+            "memory_bank": f"memory bank, {cell['num_images']:,} images",
+            "moco": f"queue, momentum {cell['momentum'] or 0:g}",
+        }[cell["method"]]
+        looks = [look for look in measured["looks"] if look["step"] > measured["looks"][-1]["step"] / 2]
+        late = {key: sum(look[key] for look in looks) / len(looks) for key in ("negatives", "effective")}
+        age = measured["stored_age_share"]
+        runs[name] = [f"{100 * measured['knn']:.1f}", "" if age is None else f"{100 * age:.1f}"]
+        runs[name] += [f"{late['negatives']:.0f}", f"{late['effective']:.0f}"]
+        runs[name] += [f"{measured['dictionary_bytes'] / 1e6:.2f}", f"{measured['held_bytes'] / 1e6:.1f}"]
+    assert head[2] == "oldest keys" and len(rows) == 12
+    for name, *cells in rows:
+        assert [*cells[:1], *cells[2:]] == runs[name], name
+
+
 def test_predictions_are_those_that_were_written_before_the_runs():
     early = json.loads((RESULTS / "dictionaries-grid-predictions.json").read_text())
     late = results("grid")["predictions"]
