@@ -17,7 +17,7 @@ def results(name: str) -> dict:
 
 def table(first_cell: str) -> list[list[str]]:
     """Rows of the table whose head begins so, without the line below the head."""
-    lines = GUIDE[GUIDE.index(f"| {first_cell} |") :].split("\n\n")[0].splitlines()
+    lines = GUIDE[GUIDE.index(f"\n| {first_cell} |") + 1 :].split("\n\n")[0].splitlines()
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
     return [rows[0], *rows[2:]]
 
