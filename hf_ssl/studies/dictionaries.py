@@ -1,8 +1,7 @@
-r"""Measure what MoCo argues about dictionaries: how stale and how consistent keys are, and what negatives are worth.
+"""Measure what MoCo argues about dictionaries: how stale and how consistent keys are, and what negatives are worth.
 
     hf-ssl study dictionaries --dataset uoft-cs/cifar10 --num_images 4096 --output_dir runs/dictionaries
-    hf-ssl study dictionaries --dataset shapes --methods moco --momentum 0 0.99 --learning_rate 0.06 0.24 \
-        --fit_from runs/dictionaries --output_dir runs/foretold
+    hf-ssl study dictionaries --dataset shapes --methods moco --fit_from runs/dictionaries --output_dir runs/foretold
 
 It trains the mechanisms of figure 2 of MoCo's paper (He et al., 2019): `end_to_end`, also with two networks
 (`end_to_end-two`), `memory_bank`, and `moco` with each momentum, over the axes momentum, queue_size, batch_size,
