@@ -67,3 +67,22 @@ def test_predictions_are_those_that_were_written_before_the_runs():
     for before, after in zip(early["foretold"], late["foretold"], strict=True):
         assert list(before["keys"].values()) == pytest.approx(list(after["keys"].values()), abs=1e-4)
     assert early["choice"] == late["choice"]
+
+
+@pytest.mark.parametrize(
+    ("name", "kinds"), [("grid", ("r2", "r2_own")), ("settings", ("r2", "r2_own", "r2_own_start"))]
+)
+def test_scores_are_those_of_the_results(name: str, kinds: tuple[str, ...]):
+    score = results(name)["score"]
+    for kind in kinds:
+        assert f"{score[kind]:.3f}" in GUIDE, (name, kind)
+    best, choice = (f"{100 * results('grid')['score'][which]:.1f} %" for which in ("best_knn", "choice_knn"))
+    assert best in GUIDE and choice in GUIDE
+
+
+def test_the_settings_were_foretold_before_their_runs_too():
+    early = json.loads((RESULTS / "dictionaries-settings-predictions-2.json").read_text())["foretold"]
+    late = results("settings")["predictions"]["foretold"]
+    for before, after in zip(early, late, strict=True):
+        assert before["cell"] == after["cell"]
+        assert list(before["keys"].values()) == pytest.approx(list(after["keys"].values()), abs=1e-4)
