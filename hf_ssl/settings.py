@@ -106,7 +106,7 @@ def of_json(kind: type[_T], content: Any, place: str = "") -> _T:
     """A dataclass from what stands in a file, checked by the types of its fields; other names in it are left out.
 
     Args:
-        kind: The dataclass; its fields may be dataclasses too.
+        kind: The dataclass; its fields may be dataclasses too, and lists or tuples of them.
         content: What was read.
         place: Where it stands in the file, such as `measured.`; for errors.
 
@@ -125,6 +125,9 @@ def of_json(kind: type[_T], content: Any, place: str = "") -> _T:
         value, inner = content[field.name], _without_none(annotation)
         if dataclasses.is_dataclass(inner) and not (value is None and inner is not annotation):
             value = of_json(inner, value, f"{name}.")  # pyright: ignore[reportArgumentType]
+        elif dataclasses.is_dataclass(of := next(iter(get_args(inner)), None)) and isinstance(value, list | tuple):
+            items = [of_json(of, one, f"{name}[{i}].") for i, one in enumerate(value)]  # pyright: ignore[reportArgumentType]
+            value = tuple(items) if get_origin(inner) is tuple else items
         else:
             value = as_declared(value, annotation)
             try:

@@ -39,7 +39,7 @@ from hf_ssl.training.find import complete_checkpoints
 from hf_ssl.training.loop import TrainingResult, checkpoint_text, train
 from hf_ssl.training.output import locked_output_dir, prepare_output_dir
 from hf_ssl.training.plan import UNKNOWN_LENGTH
-from hf_ssl.training.start import EncoderStart, MethodStart
+from hf_ssl.training.start import ENCODERS, EncoderStart, MethodStart
 
 logger = logging.getLogger(__name__)
 
@@ -219,7 +219,7 @@ def _load(start: EncoderStart | MethodStart, model: SSLPreTrainedModel) -> None:
     if isinstance(start, MethodStart):
         logger.info("start    takes from %s: %s", start.folder, ", ".join(start.load_into(model)))
     else:
-        for name in ("encoder", "target_encoder"):
+        for name in ENCODERS:
             if hasattr(model, name):
                 start.load_into(model.get_submodule(name))
     for name, weight in model.named_parameters():

@@ -19,7 +19,7 @@ from hf_ssl.data.settings import OF_DATA, DataSettings
 from hf_ssl.errors import UserError
 from hf_ssl.fine_tuning.settings import FineTuningSettings
 from hf_ssl.methods import METHODS
-from hf_ssl.studies import ablation, augmentation, curriculum, labels, methods, negatives, reproduce
+from hf_ssl.studies import ablation, augmentation, curriculum, dictionaries, labels, methods, negatives, reproduce
 from hf_ssl.training.arguments import TrainingSettings
 
 _FIRST = ("dataset", "output_dir", "seeds", "num_steps", "recipe", "view_recipe", "encoder")
@@ -112,6 +112,18 @@ COMMAND = CommandGroup(
             curriculum.__doc__ or "",
             first=("dataset", "output_dir", "targets", "num_steps", "view_recipe", "predict_only", "drawn_from"),
             groups={"data": _DATA},
+        ),
+        "dictionaries": Command(
+            "study dictionaries",
+            dictionaries.DictionariesSettings,
+            dictionaries.run,
+            dictionaries.__doc__ or "",
+            first=("dataset", "output_dir", "methods", "seeds", "num_steps", "recipe", "view_recipe", "encoder"),
+            groups={
+                "axes": ("momentum", "queue_size", "batch_size", "num_images", "learning_rate"),
+                "predictions": ("fit_from", "fit_steps", "bound", "predict_only"),
+                "data": (*_DATA, "knn_split", "knn_images"),
+            },
         ),
         "reproduce": Command(
             "study reproduce",

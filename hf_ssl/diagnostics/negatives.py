@@ -42,3 +42,41 @@ def false_negative_share(labels: Tensor, negative_labels: Tensor) -> Tensor:
     known = (own >= 0) & (negative_labels >= 0)
     same = known & (own == negative_labels)
     return same.sum().float() / known.sum().clamp(min=1)
+
+
+@torch.no_grad()
+def effective_negatives(scores: Tensor, temperature: float) -> Tensor:
+    """How many negatives the softmax really has: one over the sum of the squared weights that it gives them.
+
+    Args:
+        scores: Scores of all negatives of each query, (batch, keys); -inf for one that is left out.
+        temperature: Softmax temperature tau, positive.
+
+    Returns:
+        Mean over the queries, a float32 scalar: the number of keys if all weigh the same, 1 if one of them has all the
+        weight. The inverse participation ratio; the positive is not counted.
+    """
+    weights = torch.softmax(scores.float() / temperature, dim=1)
+    return (1 / weights.square().sum(dim=1)).mean()
+
+
+@torch.no_grad()
+def false_negative_weight(scores: Tensor, labels: Tensor, negative_labels: Tensor, temperature: float) -> Tensor:
+    """Share of the softmax weight of the negatives that is on images of the query's class.
+
+    Args:
+        scores: Scores of all negatives of each query, (batch, keys); -inf for one that is left out.
+        labels: Class of each query, (batch,), int64; -1 if unknown.
+        negative_labels: Class of each query's negatives, (batch, keys), int64; -1 if unknown.
+        temperature: Softmax temperature tau, positive.
+
+    Returns:
+        Mean over the queries whose class is known, a float32 scalar in [0, 1]; negatives of unknown class are left
+        out. 0 if no class is known.
+    """
+    own = labels[:, None]
+    scores = (scores.float() / temperature).masked_fill(negative_labels < 0, -torch.inf)
+    weights = torch.softmax(scores, dim=1).nan_to_num()  # of a query without any known negative
+    of_class = (weights * (own == negative_labels)).sum(dim=1)
+    known = (labels >= 0) & (negative_labels >= 0).any(dim=1)
+    return of_class[known].sum() / known.sum().clamp(min=1)

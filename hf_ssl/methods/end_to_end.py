@@ -3,6 +3,7 @@
 The mechanism is the end-to-end dictionary of He et al., 2019 (arXiv 1911.05722, figure 2a).
 """
 
+import copy
 from typing import Literal
 
 import torch
@@ -30,6 +31,9 @@ class EndToEndConfig(SSLConfig):
         symmetric: Let the vectors of both views pick their partner among all others, of both views (SimCLR). Without,
             the first view is the query and the second views of the batch are the keys.
         join_views: Give both views to the network as one batch, so that they share BatchNorm's statistics.
+        separate_keys: Give the second view to a network of its own, which starts as a copy and is trained by gradient
+            as well (MoCo's paper, figure 2a); not with `join_views`. The encoder that is kept is that of the first.
+        projector_norm: BatchNorm within the projector and after it, as in SimCLR (`batch`), or none, as in MoCo.
     """
 
     model_type = "hf_ssl_end_to_end"
@@ -40,6 +44,8 @@ class EndToEndConfig(SSLConfig):
     temperature: float = 0.1
     symmetric: bool = True
     join_views: bool = True
+    separate_keys: bool = False
+    projector_norm: Literal["batch", "none"] = "batch"
 
     def validate_end_to_end(self) -> None:
         """Check the settings of the end-to-end contrast once, when the config is made."""
@@ -49,6 +55,11 @@ class EndToEndConfig(SSLConfig):
                 raise UserError(f"`{name}` must be at least 1, got {value}.")
         if not self.temperature > 0:
             raise UserError(f"`temperature` must be positive, got {self.temperature}.")
+        if self.separate_keys and self.join_views:
+            raise UserError(
+                "`separate_keys` and `join_views` exclude each other: two networks cannot take both views as one "
+                "batch. Set one of them to false."
+            )
 
 
 class EndToEndForPreTraining(SSLPreTrainedModel):
@@ -59,8 +70,8 @@ class EndToEndForPreTraining(SSLPreTrainedModel):
 
     Relations: MoCo takes its negatives from a queue of keys that a moving average made, where here the batch is the
     dictionary and gradient reaches the keys. `symmetric` off is mechanism (a) of MoCo's paper, with one network for
-    queries and keys. DirectCLR compares across views alone, and has no projector; Contrastive Clustering adds the same
-    loss over clusters.
+    queries and keys, or two with `separate_keys`. DirectCLR compares across views alone, and has no projector;
+    Contrastive Clustering adds the same loss over clusters.
 
     Recipes: `paper-imagenet` is the paper's default on 8 GPUs, `cifar` the official code's CIFAR-10 example
     (google-research/simclr), whose projector has a layer more. Deviations: the loss is the mean over both views, as in
@@ -146,15 +157,20 @@ class EndToEndForPreTraining(SSLPreTrainedModel):
         super().__init__(config)
         # Layers in front of a BatchNorm have no bias, and the last BatchNorm scales without shifting, as in the
         # official code.
+        normed = config.projector_norm == "batch"
         self.projector = mlp(
             self.hidden_size,
             config.projector_hidden_dim or self.hidden_size,
             config.projection_dim,
             num_layers=config.projector_layers,
-            output_norm="scale",
-            hidden_bias=False,
-            output_bias=False,
+            hidden_norm="affine" if normed else "none",
+            output_norm="scale" if normed else "none",
+            hidden_bias=not normed,
+            output_bias=not normed,
         )
+        if config.separate_keys:
+            self.key_encoder = copy.deepcopy(self.encoder)
+            self.key_projector = copy.deepcopy(self.projector)
         self.post_init()
 
     def forward(self, pixel_values: Tensor, indices: Tensor | None = None, labels: Tensor | None = None) -> SSLOutput:
@@ -169,6 +185,9 @@ class EndToEndForPreTraining(SSLPreTrainedModel):
         if self.config.join_views:
             h = list(self.encode(torch.cat(views)).chunk(2))
             z = list(self.projector(torch.cat(h)).chunk(2))
+        elif self.config.separate_keys:
+            h = [self.encode(views[0]), self.key_encoder(views[1])]
+            z = [self.projector(h[0]), self.key_projector(h[1])]
         else:
             h = [self.encode(view) for view in views]
             z = [self.projector(h_i) for h_i in h]

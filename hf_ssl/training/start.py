@@ -14,11 +14,12 @@ from hf_ssl.evaluation.references import encoder_folder, hub_file, read_json, ti
 from hf_ssl.modules.encoder import check_encoder, with_image_size
 from hf_ssl.training.origin import commit_of, hub_record, sha256_of, training_of
 from hf_ssl.training.record import RunRecord
-from hf_ssl.training.start_method import MethodStart, find_method
+from hf_ssl.training.start_method import ENCODERS, MethodStart, find_method
 from hf_ssl.training.twins import TIMM_TWINS
 from hf_ssl.training.weights import WEIGHTS, differences, fitted_weights, read_weights, weights_by_timm
 
-__all__ = ["EncoderStart", "MethodStart", "Start", "check_encoder", "find_encoder", "find_method", "with_image_size"]
+__all__ = ["ENCODERS", "EncoderStart", "MethodStart", "Start", "check_encoder", "find_encoder", "find_method"]
+__all__ += ["with_image_size"]
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,9 @@ from hf_ssl.training.origin import commit_of, hub_record, sha256_of, training_of
 from hf_ssl.training.record import RunRecord
 from hf_ssl.training.weights import WEIGHTS, differences, fitted_weights, of_part, read_weights
 
-_ENCODERS = ("encoder", "target_encoder")
+ENCODERS = ("encoder", "target_encoder", "key_encoder")
+"""Networks of a method that start as one encoder, where it has them."""
+
 _OF_TRANSFORMERS = frozenset(field.name for field in fields(PreTrainedConfig))
 _OF_ENCODER = ("architecture", "model_args", "image_size")
 
@@ -43,8 +45,8 @@ class MethodStart:
     def load_into(self, model: SSLPreTrainedModel) -> list[str]:
         """Load all weights and buffers into the same method, only the encoder into another one.
 
-        Another method's `target_encoder` starts as its encoder does. Position embeddings of another size are
-        resampled.
+        Another method's `target_encoder` or `key_encoder` starts as its encoder does. Position embeddings of another
+        size are resampled.
 
         Args:
             model: The method to be trained.
@@ -58,7 +60,7 @@ class MethodStart:
         saved = read_weights(self.folder / WEIGHTS)
         same = model.config.model_type == self.model_type
         taken: dict[str, Tensor] = dict(saved) if same else {}
-        for part in _ENCODERS:
+        for part in ENCODERS:
             if not hasattr(model, part):
                 continue
             own = of_part(saved, part if same else "encoder")

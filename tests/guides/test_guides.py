@@ -44,6 +44,7 @@ TINY = {
     r"analyze": "--num_views 2 --view_images 32",
     r"study methods": "--num_steps 4 --eval_images 32",
     r"study augmentation": "--num_steps 2 --eval_images 32 --view_images 32 --num_views 2",
+    r"study dictionaries": "--num_steps 4 --num_images 32 --knn_images 16 --momentum 0.99 --queue_size 16",
     r"study labels": "--num_steps 2 --batch_size 4",
     r"study reproduce (?!.*--list)": "--num_steps 2 --eval_images 32 --encoder test_resnet",
     r"finetune": "--num_steps 4 --eval_every 2 --batch_size 4 --cpu",

@@ -43,6 +43,7 @@ SMALL = {
 VARIANTS = {
     "end_to_end": [
         {"symmetric": False, "join_views": False, "projector_layers": 1},
+        {"symmetric": False, "join_views": False, "separate_keys": True, "projector_norm": "none"},
         {"projector_layers": 3, "projector_hidden_dim": None, "temperature": 0.5},
     ],
     "byol": [

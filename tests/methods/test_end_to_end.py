@@ -130,8 +130,22 @@ def test_projector_is_that_of_the_official_code(settings, widths):
         ({"projector_layers": 4}, "projector_layers"),
         ({"temperature": 0.0}, "`temperature` must be positive, got 0.0"),
         ({"temperature": float("nan")}, "`temperature` must be positive, got nan"),
+        ({"separate_keys": True}, "`separate_keys` and `join_views` exclude each other"),
     ],
 )
 def test_wrong_settings_are_refused(settings, message):
     with pytest.raises(StrictDataclassError, match=message):
         EndToEndConfig(**settings)
+
+
+def test_two_networks_start_equal_and_part_by_gradient():
+    model = make_model(symmetric=False, join_views=False, separate_keys=True, projector_norm="none")
+    views = make_views()
+    views[:, 1] = views[:, 0]
+    output = model(views)
+    assert output.projections is not None and output.loss is not None
+    torch.testing.assert_close(output.projections[:, 0], output.projections[:, 1])
+    output.loss.backward()
+    gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
+    assert all(gradient is not None for gradient in gradients.values())
+    assert not torch.equal(gradients["projector.0.weight"], gradients["key_projector.0.weight"])

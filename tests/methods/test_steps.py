@@ -217,6 +217,23 @@ def test_end_to_end(layers, symmetric, joined):
     compare_steps(model, forward)
 
 
+@pytest.mark.parametrize("layers", [1, 2])
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_end_to_end_with_two_networks(layers, symmetric):
+    """Figure 2a of MoCo's paper: gradient moves the keys' network as it moves the queries'."""
+    settings = {"projector_layers": layers, "symmetric": symmetric, "temperature": 0.3, "projector_norm": "none"}
+    settings |= {"join_views": False, "separate_keys": True}
+    model = make_tiny("end_to_end", projector_hidden_dim=16, projection_dim=5, **settings)
+    words = "linear relu " * (layers - 1) + "linear"
+
+    def forward(state: State, batch: Batch) -> Node:
+        first = sequential(state, "projector", encode(state, "encoder", batch.views[0]), words)
+        second = sequential(state, "key_projector", encode(state, "key_encoder", batch.views[1]), words)
+        return pick_partner(first, second, 0.3) if symmetric else pick_across(first, second, 0.3)
+
+    compare_steps(model, forward)
+
+
 @pytest.mark.parametrize("dim", [4, 6])
 def test_directclr(dim):
     model = make_tiny("directclr", subvector_dim=dim, temperature=0.2)

@@ -131,24 +131,8 @@ def labelled_subset(
     chosen = sorted((row, label, image) for label, heap in enumerate(kept) for _, row, image in heap)
     if not chosen:
         raise UserError(f"No image of split `{source.split}` of `{source.name}` has a label in `{column}`.")
-    features = datasets.Features({source.image_column: datasets.Image(decode=False), column: datasets.Value("int64")})
-    parts = [  # in parts, because one array of bytes holds at most 2 GB
-        pa.table(
-            {
-                source.image_column: [image for _, _, image in chosen[start : start + _ROWS]],
-                column: [label for _, label, _ in chosen[start : start + _ROWS]],
-            },
-            schema=features.arrow_schema,
-        )
-        for start in range(0, len(chosen), _ROWS)
-    ]
-    subset = replace(
-        source,
-        records=table_records(pa.concat_tables(parts), features),
-        labels={column: names},
-        num_images=len(chosen),
-        fingerprint=f"{source.fingerprint}-{fraction}-{seed}",
-    )
+    rows = [{source.image_column: image, column: label} for _, label, image in chosen]
+    subset = _in_memory(source, rows, {column: names}, f"{fraction}-{seed}")
     counts = {name: len(heap) for name, heap in zip(names, kept, strict=True)}
     _say(counts)
     return LabelledSubset(subset, [row for row, _, _ in chosen], counts, len(chosen) / present.total())
@@ -198,3 +182,70 @@ def _candidates(source: Source, column: str, seed: int, bar: tqdm) -> Iterator[t
 def _priorities(seed: int, block: int) -> NDArray[np.float64]:
     """Uniform numbers of consecutive rows, (_ROWS,)."""
     return np.random.default_rng([seed, block, _FOR_SUBSET]).random(_ROWS)
+
+
+def spaced_subset(source: Source, num_images: int) -> Source:
+    """Part of a data set: images at equal distances in its order, so that a split sorted by class keeps all classes.
+
+    Args:
+        source: The data set, which is read once.
+        num_images: How many, at least 1; all of them give the source itself.
+
+    Returns:
+        The chosen images, undecoded and in memory, with the labels of the main column and numbers from 0.
+
+    Raises:
+        UserError: If the data set has fewer, or does not say how many it has.
+    """
+    total = check_part(source, num_images)
+    if num_images == total:
+        return source
+    columns = [source.image_column, *list(source.labels)[:1]]
+    wanted = iter(number * total // num_images for number in range(num_images))
+    row, kept = next(wanted), []
+    for start, rows in enumerate(source.records.select_columns(columns).iter(_ROWS)):
+        while row is not None and row < (start + 1) * _ROWS:
+            kept.append({column: rows[column][row - start * _ROWS] for column in columns})
+            row = next(wanted, None)
+    return _in_memory(source, kept, dict(list(source.labels.items())[:1]), f"{num_images}")
+
+
+def check_part(source: Source, num_images: int) -> int:
+    """Refuse a number of images that `spaced_subset` cannot choose; see there.
+
+    Returns:
+        How many images there are.
+    """
+    total = source.num_images
+    if total is None:
+        raise UserError(
+            f"`{source.name}` does not say how many images it has, so no part of it can be chosen evenly. Give a data "
+            "set that does, such as a folder or parquet files."
+        )
+    if num_images > total:
+        raise UserError(
+            f"`num_images` must be at most the {total} images of split `{source.split}` of `{source.name}`, got "
+            f"{num_images}."
+        )
+    return total
+
+
+def _in_memory(source: Source, rows: list[dict[str, Any]], labels: dict[str, list[str]], mark: str) -> Source:
+    """A source of chosen records, with these label columns and names of classes."""
+    features = datasets.Features(
+        {source.image_column: datasets.Image(decode=False)} | {name: datasets.Value("int64") for name in labels}
+    )
+    parts = [  # in parts, because one array of bytes holds at most 2 GB
+        pa.table(
+            {name: [row[name] for row in rows[start : start + _ROWS]] for name in features},
+            schema=features.arrow_schema,
+        )
+        for start in range(0, len(rows), _ROWS)
+    ]
+    return replace(
+        source,
+        records=table_records(pa.concat_tables(parts), features),
+        labels=labels,
+        num_images=len(rows),
+        fingerprint=f"{source.fingerprint}-{mark}",
+    )

@@ -1,0 +1,88 @@
+"""The guide of dictionaries: its tables are what the results files say, computed a second time."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+GUIDE = (ROOT / "scripts" / "guides" / "dictionaries.md").read_text(encoding="utf-8")
+RESULTS = ROOT / "model_cards" / "results"
+
+
+def results(name: str) -> dict:
+    return json.loads((RESULTS / f"dictionaries-{name}.json").read_text())
+
+
+def table(first_cell: str) -> list[list[str]]:
+    """Rows of the table whose head begins so, without the line below the head."""
+    lines = GUIDE[GUIDE.index(f"\n| {first_cell} |") + 1 :].split("\n\n")[0].splitlines()
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
+    return [rows[0], *rows[2:]]
+
+
+@pytest.mark.parametrize(
+    ("title", "name"), [("k-NN (%)", "knn"), ("variance that age explains (%)", "stored_age_share")]
+)
+def test_a_table_of_the_grid_is_what_the_runs_came_to(title: str, name: str):
+    head, *rows = table(title)
+    sizes = [int(re.sub(r"\D", "", cell)) for cell in head[1:]]
+    runs = [run for run in results("grid")["runs"] if run["seed"] == 0]
+    found = {(run["cell"]["momentum"], run["cell"]["queue_size"]): run["measured"][name] for run in runs}
+    assert len(rows) == 5 and len(sizes) >= 4
+    for momentum, *cells in rows:
+        expected = [found[float(momentum.removeprefix("momentum ")), size] for size in sizes]
+        assert cells == [f"{100 * value:.1f}" for value in expected]
+
+
+def test_the_table_of_mechanisms_is_what_the_runs_came_to():
+    head, *rows = table("mechanism")
+    runs = {}
+    for one in results("mechanisms")["runs"]:
+        cell, measured = one["cell"], one["measured"]
+        if one["seed"] or cell["method"] == "fresh" or cell["queue_size"] not in (None, 1024):
+            continue
+        name = {
+            "end_to_end": f"end to end, one network, batch {cell['batch_size']}",
+            "end_to_end-two": f"end to end, two networks, batch {cell['batch_size']}",
+            "memory_bank": f"memory bank, {cell['num_images']:,} images",
+            "moco": f"queue, momentum {cell['momentum'] or 0:g}",
+        }[cell["method"]]
+        looks = [look for look in measured["looks"] if look["step"] > measured["looks"][-1]["step"] / 2]
+        late = {key: sum(look[key] for look in looks) / len(looks) for key in ("negatives", "effective")}
+        age = measured["stored_age_share"]
+        runs[name] = [f"{100 * measured['knn']:.1f}", "" if age is None else f"{100 * age:.1f}"]
+        runs[name] += [f"{late['negatives']:.0f}", f"{late['effective']:.0f}"]
+        runs[name] += [f"{measured['dictionary_bytes'] / 1e6:.2f}", f"{measured['held_bytes'] / 1e6:.1f}"]
+    assert head[2] == "oldest keys" and len(rows) == 12
+    for name, *cells in rows:
+        assert [*cells[:1], *cells[2:]] == runs[name], name
+
+
+def test_predictions_are_those_that_were_written_before_the_runs():
+    early = json.loads((RESULTS / "dictionaries-grid-predictions.json").read_text())
+    late = results("grid")["predictions"]
+    assert [one["cell"] for one in early["foretold"]] == [one["cell"] for one in late["foretold"]]
+    for before, after in zip(early["foretold"], late["foretold"], strict=True):
+        assert list(before["keys"].values()) == pytest.approx(list(after["keys"].values()), abs=1e-4)
+    assert early["choice"] == late["choice"]
+
+
+@pytest.mark.parametrize(
+    ("name", "kinds"), [("grid", ("r2", "r2_own")), ("settings", ("r2", "r2_own", "r2_own_start"))]
+)
+def test_scores_are_those_of_the_results(name: str, kinds: tuple[str, ...]):
+    score = results(name)["score"]
+    for kind in kinds:
+        assert f"{score[kind]:.3f}" in GUIDE, (name, kind)
+    best, choice = (f"{100 * results('grid')['score'][which]:.1f} %" for which in ("best_knn", "choice_knn"))
+    assert best in GUIDE and choice in GUIDE
+
+
+def test_the_settings_were_foretold_before_their_runs_too():
+    early = json.loads((RESULTS / "dictionaries-settings-predictions-2.json").read_text())["foretold"]
+    late = results("settings")["predictions"]["foretold"]
+    for before, after in zip(early, late, strict=True):
+        assert before["cell"] == after["cell"]
+        assert list(before["keys"].values()) == pytest.approx(list(after["keys"].values()), abs=1e-4)
