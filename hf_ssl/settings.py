@@ -106,7 +106,7 @@ def of_json(kind: type[_T], content: Any, place: str = "") -> _T:
     """A dataclass from what stands in a file, checked by the types of its fields; other names in it are left out.
 
     Args:
-        kind: The dataclass; its fields may be dataclasses too.
+        kind: The dataclass; its fields may be dataclasses too, or lists of them or dicts whose values are such.
         content: What was read.
         place: Where it stands in the file, such as `measured.`; for errors.
 
@@ -123,8 +123,16 @@ def of_json(kind: type[_T], content: Any, place: str = "") -> _T:
                 raise UserError(f"it lacks `{name}`")
             continue
         value, inner = content[field.name], _without_none(annotation)
+        origin, item = get_origin(inner), (get_args(inner) or (None,))[-1]
         if dataclasses.is_dataclass(inner) and not (value is None and inner is not annotation):
             value = of_json(inner, value, f"{name}.")  # pyright: ignore[reportArgumentType]
+        elif dataclasses.is_dataclass(item) and origin in (list, dict):
+            if not isinstance(value, origin):
+                wanted = "list" if origin is list else "JSON object"
+                raise UserError(f"`{name}` must be a {wanted} of JSON objects, got {value!r:.80}")
+            pairs = value.items() if isinstance(value, dict) else enumerate(value)
+            made = {key: of_json(item, one, f"{name}.{key}.") for key, one in pairs}  # pyright: ignore[reportArgumentType]
+            value = made if origin is dict else list(made.values())
         else:
             value = as_declared(value, annotation)
             try:

@@ -17,7 +17,7 @@ augmentation.png and spectra.png.
 import itertools
 import json
 import logging
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,6 @@ from hf_ssl.evaluation.augmentation import AS_IT_IS
 from hf_ssl.evaluation.encoders import Encoder, encoder_of
 from hf_ssl.evaluation.features import extract_features
 from hf_ssl.evaluation.knn import knn_accuracy
-from hf_ssl.evaluation.references import read_json
 from hf_ssl.evaluation.view_features import extract_view_features
 from hf_ssl.invocation import command_line
 from hf_ssl.methods.end_to_end import EndToEndConfig, EndToEndForPreTraining
@@ -51,10 +50,12 @@ from hf_ssl.studies.augmentation_measures import (
     spectra_of,
 )
 from hf_ssl.studies.augmentation_report import draw, text_of
+from hf_ssl.studies.augmentation_results import AugmentationResults, MeasuredRun
 from hf_ssl.studies.many_runs import (
     StoppedError,
     check_one_process,
     claim_folder,
+    finished_run,
     parts_of_recipe,
     results_to_draw,
 )
@@ -146,7 +147,7 @@ class AugmentationResult:
 def run(settings: AugmentationSettings) -> AugmentationResult:
     """Predict, train what is missing, compare and write."""
     if settings.drawn_from is not None:
-        results = results_to_draw(settings.drawn_from, "augmentation", lambda found: "scores" in found["seeds"][0])
+        results = results_to_draw(settings.drawn_from, "augmentation", AugmentationResults)
         make_folder(settings.output_dir, "output_dir")
         return _drawn(results, settings.output_dir, [])
     check_one_process()
@@ -256,15 +257,15 @@ class _Bench:
         """
         folder = self.options.output_dir / recipe / f"seed{seed}"
         result = folder / "result.json"
+        before, directions = self._before[seed]
         if result.exists():
-            return read_json(result)
+            return asdict(finished_run(result, MeasuredRun, directions=directions.shape[1]))
         model = self._model(seed)
         ended = train(model, self.source, self._data_of(recipe), self._settings(folder, seed))
         if ended.signal:
             raise StoppedError(ended.signal)
         encoder = self._encoder(model)
         after = self._features(encoder)
-        before, directions = self._before[seed]
         views = self._views(encoder, recipe, 2)
         lines = (folder / "metrics.jsonl").read_text().splitlines()
         measured = {

@@ -115,7 +115,8 @@ def scores_of(
         kept: From `retained`, by recipe, of those that were trained.
 
     Returns:
-        `by_recipe`: rank correlations of share and loss, and of small variance and loss, and the mean loss;
+        `by_recipe`: rank correlations of share and loss, and of small variance and loss (None where nothing varies),
+        and the mean loss;
         `differences`: by pair of recipes; `claims`: by name, true or false.
     """
     by_recipe, differences = {}, {}
@@ -134,10 +135,11 @@ def scores_of(
     losses = sorted(kept, key=lambda recipe: by_recipe[recipe]["mean_loss"])
     claims = {
         "directions": all(
-            one["share_and_loss"] >= LEAST_CORRELATION and one["share_and_loss"] > one["variance_and_loss"]
+            _at_least(one["share_and_loss"], LEAST_CORRELATION)
+            and one["share_and_loss"] > (one["variance_and_loss"] or 0.0)
             for one in by_recipe.values()
         ),
-        "differences": all(value >= LEAST_DIFFERENCE for value in differences.values()),
+        "differences": all(_at_least(value, LEAST_DIFFERENCE) for value in differences.values()),
         "recipes": counts == losses,
     }
     return {"by_recipe": by_recipe, "differences": differences, "claims": claims}
@@ -147,8 +149,15 @@ def _differences(first: list[float], second: list[float]) -> list[float]:
     return [one - other for one, other in zip(first, second, strict=True)]
 
 
-def _rank_correlation(first: list[float], second: list[float]) -> float:
+def _rank_correlation(first: list[float], second: list[float]) -> float | None:
+    """None where one of them does not vary, so that there are no ranks to compare."""
+    if len(set(first)) < 2 or len(set(second)) < 2:
+        return None
     return round(float(spearmanr(first, second)[0]), 4)  # pyright: ignore[reportArgumentType]
+
+
+def _at_least(value: float | None, least: float) -> bool:
+    return value is not None and value >= least
 
 
 def linear_layer(images: Tensor, views: Tensor, *, two_views: bool, seed: int = 0) -> dict[str, Any]:
@@ -167,7 +176,8 @@ def linear_layer(images: Tensor, views: Tensor, *, two_views: bool, seed: int = 
     Returns:
         `negative`: eigenvalues of X below 0, which for two views are errors of the estimate; `shrunk`: its
         eigenvectors v for which v^T W v has become smaller; `agree`: share of the directions in which the sign is as
-        foretold; `rank_correlation` of eigenvalue and growth.
+        foretold; `rank_correlation` of eigenvalue and growth. All but the first are None where training diverged: with
+        few images some eigenvalues are too large for the steps.
     """
     generator = torch.Generator().manual_seed(seed)
     spreads = view_spreads(views)
@@ -188,9 +198,12 @@ def linear_layer(images: Tensor, views: Tensor, *, two_views: bool, seed: int = 
         first = augmented[rows, chosen[:, 0]] if two_views else x
         weights = _softmax_weights(first @ weight.T, second @ weight.T)
         weight = weight + _LAYER_RATE * weight @ weighted_spreads(weights, first, second).growth
+    negative = int((eigenvalues < 0).sum())
+    if not weight.isfinite().all():
+        return {"negative": negative, "shrunk": None, "agree": None, "rank_correlation": None}
     grown = ((vectors * (weight @ vectors)).sum(dim=0) / _SMALL).clamp(min=1e-12).log()
     return {
-        "negative": int((eigenvalues < 0).sum()),
+        "negative": negative,
         "shrunk": int((grown < 0).sum()),
         "agree": round(float(((grown < 0) == (eigenvalues < 0)).double().mean()), 4),
         "rank_correlation": _rank_correlation(eigenvalues.tolist(), grown.tolist()),

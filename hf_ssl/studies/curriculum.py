@@ -14,7 +14,7 @@ curriculum.json again. Writes predictions.json, curriculum.json, curriculum.png 
 
 import itertools
 import logging
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +29,12 @@ from hf_ssl.data.views.device import Normalize
 from hf_ssl.diagnostics import alignment, uniformity
 from hf_ssl.diagnostics.predictor import eigenbasis
 from hf_ssl.errors import UserError
-from hf_ssl.evaluation.references import read_json
 from hf_ssl.figures.curriculum import alignment_curves, curriculum_curves
 from hf_ssl.invocation import command_line
 from hf_ssl.methods.base import SSLPreTrainedModel
 from hf_ssl.methods.byol import BYOLConfig, BYOLForPreTraining
 from hf_ssl.settings import check_least, checked
+from hf_ssl.studies.curriculum_results import CurriculumResults, MeasuredRun
 from hf_ssl.studies.curriculum_theory import (
     Moments,
     Rates,
@@ -48,6 +48,7 @@ from hf_ssl.studies.many_runs import (
     StoppedError,
     check_one_process,
     claim_folder,
+    finished_run,
     parts_of_recipe,
     results_to_draw,
 )
@@ -163,7 +164,7 @@ class CurriculumResult:
 def run(settings: CurriculumSettings) -> CurriculumResult:
     """Follow the equations, train what is missing, compare and write."""
     if settings.drawn_from is not None:
-        results = results_to_draw(settings.drawn_from, "curriculum", lambda found: "holds" in found)
+        results = results_to_draw(settings.drawn_from, "curriculum", CurriculumResults)
         make_folder(settings.output_dir, "output_dir")
         return _drawn(results, settings.output_dir, [])
     check_one_process()
@@ -270,7 +271,8 @@ class _Bench:
         folder = self.options.output_dir / target
         result = folder / "result.json"
         if result.exists():
-            return read_json(result)
+            shape = {"steps": len(self.steps), "directions": self.directions.shape[1]}
+            return asdict(finished_run(result, MeasuredRun, **shape))
         # What was measured before a stop is gone with the process: begin anew, in a folder of its own.
         attempt = next(
             folder / f"attempt-{number}" for number in itertools.count() if not (folder / f"attempt-{number}").exists()

@@ -19,6 +19,7 @@ from hf_ssl.studies.augmentation_measures import (
     scores_of,
     spectra_of,
 )
+from hf_ssl.studies.augmentation_report import COLUMNS, text_of
 
 SMALL = ["--dataset", "digits", "--num_steps", "3", "--batch_size", "16", "--num_workers", "0", "--eval_images", "60"]
 SMALL += ["--view_images", "40", "--num_views", "3", "--views", "moco_v2", "randaugment"]
@@ -136,6 +137,62 @@ def test_finished_runs_are_not_made_again_and_a_file_is_drawn_again(finished: Pa
 
 
 @pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"kept": [0.5]}, "result of a run of this study: it lacks `loss`"),
+        ({"kept": "all"}, "`kept` must be a list of numbers, got `all`"),
+        ([], "must hold a JSON object"),
+        (None, "its `directions` is 1, and the folder is of "),
+    ],
+)
+def test_a_result_of_another_form_is_a_sentence(finished: Path, content, message, capsys):
+    result = finished / "randaugment" / "seed0" / "result.json"
+    kept = result.read_text()
+    result.write_text(json.dumps({**json.loads(kept), "kept": [0.5]} if content is None else content))
+    assert main(["study", "augmentation", *SMALL, "--output_dir", str(finished)]) == 2
+    assert message in capsys.readouterr().err
+    result.write_text(kept)
+
+
+def test_a_file_of_another_form_is_not_drawn(finished: Path, tmp_path, capsys):
+    good = json.loads((finished / "augmentation.json").read_text())
+    (one,) = good["seeds"]
+    other = {**one, "runs": {**one["runs"], "moco_v2": {**one["runs"]["moco_v2"], "kept": [0.5]}}}
+    for content, message in (
+        ({**good, "seeds": []}, "`seeds` is empty"),
+        ({**good, "seeds": 3}, "`seeds` must be a list of JSON objects, got 3"),
+        ({**good, "seeds": [{**one, "runs": {}}]}, "must be of the same recipes"),
+        ({**good, "seeds": [{**one, "variances": ["a"]}]}, "`seeds.0.variances` must be a list of numbers"),
+        ({**good, "seeds": [other]}, "every list of a seed must have a number for each"),
+        ({**good, "study": "curriculum"}, "its `study` is 'curriculum'"),
+    ):
+        (tmp_path / "x.json").write_text(json.dumps(content))
+        words = ["--drawn_from", str(tmp_path / "x.json"), "--output_dir", str(tmp_path / "out")]
+        assert main(["study", "augmentation", *words]) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_where_nothing_varies_or_a_layer_diverges_there_is_no_number():
+    said = {name: {"shares": [0.5, 0.6], "lost_by_theorem": 1} for name in ("one", "other")}
+    scores = scores_of([2.0, 1.0], said, {"one": [0.0, 0.0], "other": [0.0, 0.0]})
+    assert scores["by_recipe"]["one"]["share_and_loss"] is None and scores["differences"] == {"one - other": None}
+    assert not scores["claims"]["directions"] and not scores["claims"]["differences"]
+    images, views = made([0.5, 1.0, 2.0], images=40)
+    layer = linear_layer(images * 100, views, two_views=False)  # X is large beside the spread of views
+    assert layer["agree"] is None and layer["rank_correlation"] is None
+    json.dumps(scores | layer, allow_nan=False)
+    one = {"seed": 0, "directions": 2, "predictions": {}, "linear_layer": {"one": {"two_views": layer}}}
+    assert "one, two views: X has 0 negative eigenvalues, training diverged" in text_of(one)
+
+
+def test_every_column_of_the_table_is_explained(finished: Path, capsys):
+    assert main(["study", "augmentation", *SMALL, "--output_dir", str(finished)]) == 0
+    printed = capsys.readouterr().out
+    for name, meaning in COLUMNS.items():
+        assert f"{name:>13}" in printed and f"{name:<12} {meaning}" in printed
+
+
+@pytest.mark.parametrize(
     ("words", "message"),
     [
         (["--view_recipe", "byol"], "`view_recipe` has no place in this study. Name the recipes by `views`."),
@@ -155,7 +212,7 @@ def test_it_needs_images_unless_it_draws(tmp_path, capsys):
 
 def test_only_results_of_the_study_are_drawn(finished: Path, tmp_path, capsys):
     for name, message in (
-        ("predictions.json", "holds none. Name its augmentation.json"),
+        ("predictions.json", "holds none: it lacks `seeds.0.runs`. Name its augmentation.json"),
         ("none.json", "there is no `"),
     ):
         words = ["--drawn_from", str(finished / name), "--output_dir", str(tmp_path / "out")]

@@ -148,10 +148,34 @@ def test_finished_runs_are_read_and_a_file_is_drawn_again(finished: Path, tmp_pa
 
 def test_only_results_of_the_study_are_drawn(finished: Path, tmp_path, capsys):
     for name, message in (
-        ("predictions.json", "holds none. Name its curriculum.json"),
+        ("predictions.json", "holds none: it lacks `targets.none.measured`. Name its curriculum.json"),
         ("none.json", "there is no `"),
     ):
         words = ["--drawn_from", str(finished / name), "--output_dir", str(tmp_path / "out")]
         assert main(["study", "curriculum", *words]) == 2
         assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_results_of_another_form_are_a_sentence(finished: Path, tmp_path, capsys):
+    good = json.loads((finished / "curriculum.json").read_text())
+    for content, message in (
+        ({**good, "targets": {}}, "`targets` must have curves of as many numbers as `steps`"),
+        ({**good, "steps": [0, 2]}, "`targets` must have curves of as many numbers as `steps`"),
+        ({**good, "targets": [1]}, "`targets` must be a JSON object of JSON objects, got [1]"),
+    ):
+        (tmp_path / "x.json").write_text(json.dumps(content))
+        words = ["--drawn_from", str(tmp_path / "x.json"), "--output_dir", str(tmp_path / "out")]
+        assert main(["study", "curriculum", *words]) == 2
+        assert message in capsys.readouterr().err
+    result = finished / "0.9" / "result.json"
+    kept = json.loads(result.read_text())
+    for content, message in (
+        ({"turns": "a"}, "`turns` must be a whole number, got `a`"),
+        ({**kept, "cosine": [0.5]}, "`s` and `cosine` must have a number for each step"),
+        ({**kept, "turning_steps": [2] * 3, "s": [[0.1] * 3] * 3}, "its `directions` is 3, and the folder is of 5"),
+    ):
+        result.write_text(json.dumps(content))
+        assert main(["study", "curriculum", *SMALL, "--output_dir", str(finished)]) == 2
+        assert message in capsys.readouterr().err
+    result.write_text(json.dumps(kept))
