@@ -10,6 +10,7 @@ the batch) trains it under each recipe from equal weights. A direction counts as
 trained features no longer tells it, on held-out images.
 
 `--predict_only` stops after the predictions; `--drawn_from FILE` draws augmentation.json again and trains nothing.
+The figures show seed 0.
 Killed or stopped? The same command continues. Writes predictions.json, augmentation.json,
 augmentation.png and spectra.png.
 """
@@ -27,7 +28,7 @@ from torch import Tensor
 
 from hf_ssl.data.settings import PLACES, DataSettings
 from hf_ssl.data.sources.open import Source
-from hf_ssl.data.views.cpu import find_recipe
+from hf_ssl.data.views.cpu import chosen_recipes
 from hf_ssl.data.views.device import Normalize
 from hf_ssl.diagnostics import alignment, effective_rank, uniformity
 from hf_ssl.diagnostics.augmentation import variance_along
@@ -39,6 +40,7 @@ from hf_ssl.evaluation.knn import knn_accuracy
 from hf_ssl.evaluation.view_features import extract_view_features
 from hf_ssl.invocation import command_line
 from hf_ssl.methods.end_to_end import EndToEndConfig, EndToEndForPreTraining
+from hf_ssl.private import folders_among, public_command, public_name, public_path
 from hf_ssl.settings import check_least, checked
 from hf_ssl.studies.augmentation_measures import (
     CLAIMS,
@@ -89,6 +91,7 @@ class AugmentationSettings(StudySettings):
         dataset: Images to train on; not needed with `drawn_from`.
         output_dir: Folder of the runs, the numbers and the figure.
         views: Recipes of augmentation, at least one.
+        view_recipe: Not of this study; `views` names its recipes.
         start_from: Encoder to start from; fresh weights if not given.
         predict_only: Write the predictions, and train nothing.
         drawn_from: An augmentation.json that is drawn again instead of training.
@@ -119,11 +122,7 @@ class AugmentationSettings(StudySettings):
             raise UserError("`view_recipe` has no place in this study. Name the recipes by `views`.")
         if self.dataset is None and self.drawn_from is None:
             raise UserError("`dataset` is needed: the images to train on, such as `uoft-cs/cifar10`.")
-        self.views = list(dict.fromkeys(self.views))
-        if not self.views:
-            raise UserError("`views` must name at least one recipe, such as `moco_v2`.")
-        for recipe in self.views:
-            find_recipe(recipe)
+        self.views = chosen_recipes(self.views)
 
 
 @dataclass(frozen=True)
@@ -155,7 +154,7 @@ def run(settings: AugmentationSettings) -> AugmentationResult:
     claim_folder(settings.output_dir, settings, _COMMON, bench.source)
     predictions = settings.output_dir / "predictions.json"
     seeds = [bench.predict(seed) for seed in range(settings.seeds)]
-    about = {"study": "augmentation", "command": command_line(), "settings": bench.described(), "claims": CLAIMS}
+    about = {"study": "augmentation", "command": bench.command(), "settings": bench.described(), "claims": CLAIMS}
     if not predictions.exists():
         write_json(predictions, {**about, "seeds": seeds})
     if settings.predict_only:
@@ -211,16 +210,24 @@ class _Bench:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._before: dict[int, tuple[Tensor, Tensor]] = {}
 
+    def command(self) -> str:
+        """The command for the file of results, without paths."""
+        folders = folders_among([] if self.options.start_from is None else [self.options.start_from])
+        return public_command(command_line(), self.source.name, self.source.kind, folders)
+
     def described(self) -> dict[str, Any]:
         """Settings for the file of results, without paths."""
         names = ("views", "num_steps", "eval_images", "view_images", "num_views", "recipe", "seeds")
         values = {name: getattr(self.options, name) for name in names}
         batch, rate = self.training["batch_size"], self.training["base_learning_rate"]
         values |= {"batch_size": batch, "base_learning_rate": rate, "architecture": self.config["architecture"]}
-        return values | {"dataset": Path(self.source.name).name, "starts_from": self._origin()}
+        return values | {"dataset": public_name(self.source.name, self.source.kind), "starts_from": self._origin()}
 
     def _origin(self) -> str:
-        return "fresh weights" if self.options.start_from is None else Path(self.options.start_from).name
+        start = self.options.start_from
+        if start is None:
+            return "fresh weights"
+        return public_path(start) if folders_among([start]) else start
 
     def predict(self, seed: int) -> dict[str, Any]:
         """What theory says of the encoder that all runs of a seed start with."""

@@ -9,6 +9,7 @@ from PIL import Image
 
 from hf_ssl.commands import main
 from hf_ssl.dynamics.dimensional_collapse import contrastive_spreads
+from hf_ssl.invocation import called_as
 from hf_ssl.studies.augmentation_measures import (
     CLAIMS,
     _softmax_weights,
@@ -106,7 +107,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert main(["study", "augmentation", *SMALL, "--output_dir", str(folder), "--predict_only"]) == 0
     assert {path.name for path in folder.iterdir()} == {"predictions.json", "settings.json"}
     said = (folder / "predictions.json").read_bytes()
-    assert main(["study", "augmentation", *SMALL, "--output_dir", str(folder)]) == 0
+    with called_as(f"hf-ssl study augmentation --output_dir {folder}"):
+        assert main(["study", "augmentation", *SMALL, "--output_dir", str(folder)]) == 0
     assert (folder / "predictions.json").read_bytes() == said  # older than the runs, and left as it was
     return folder
 
@@ -120,7 +122,8 @@ def test_runs_are_compared_with_what_was_said_before(finished: Path):
     for measured in one["runs"].values():
         assert len(measured["kept"]) == one["directions"] and 0 <= min(measured["kept"]) <= max(measured["kept"]) <= 1
     assert set(one["scores"]["claims"]) == set(CLAIMS)
-    assert str(finished) not in json.dumps(results["settings"])
+    assert results["command"] == "hf-ssl study augmentation --output_dir FOLDER"
+    assert str(finished.parent) not in json.dumps(results)
 
 
 def test_finished_runs_are_not_made_again_and_a_file_is_drawn_again(finished: Path, tmp_path, capsys):
@@ -196,7 +199,8 @@ def test_every_column_of_the_table_is_explained(finished: Path, capsys):
     ("words", "message"),
     [
         (["--view_recipe", "byol"], "`view_recipe` has no place in this study. Name the recipes by `views`."),
-        (["--views", "moko_v2"], "Did you mean `moco_v2`"),
+        (["--views", "moko_v2"], "`views` must name recipes, got `moko_v2`. Did you mean `moco_v2`"),
+        (["--views", "3"], "`views` must name recipes, got 3. The number of views is `num_views`."),
         (["--num_views", "1"], "`num_views` must be at least 2, got 1"),
     ],
 )
