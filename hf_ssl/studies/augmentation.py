@@ -9,10 +9,8 @@ share of augmentation in each direction of the features that the encoder starts 
 the batch) trains it under each recipe from equal weights. A direction counts as lost as far as a linear map of the
 trained features no longer tells it, on held-out images.
 
-`--predict_only` stops after the predictions; `--drawn_from FILE` draws augmentation.json again and trains nothing.
-The figures show seed 0.
-Killed or stopped? The same command continues. Writes predictions.json, augmentation.json,
-augmentation.png and spectra.png.
+`--predict_only` stops after the predictions; `--drawn_from FILE` draws augmentation.json again. Figures show seed 0.
+Stopped? The same command continues. Writes predictions.json, augmentation.json, augmentation.png, spectra.png.
 """
 
 import itertools
@@ -50,6 +48,7 @@ from hf_ssl.studies.augmentation_measures import (
     retained,
     scores_of,
     spectra_of,
+    warn_of_few,
 )
 from hf_ssl.studies.augmentation_report import draw, text_of
 from hf_ssl.studies.augmentation_results import AugmentationResults, MeasuredRun
@@ -236,6 +235,7 @@ class _Bench:
         plain = self._views(encoder, "crop_and_flip", 1)[:, 0]
         directions = principal_directions(images)
         self._before[seed] = images, directions
+        warn_of_few(len(images), images.shape[1])
         centred = images.double() - images.double().mean(dim=0)
         variances = variance_along(centred.T @ centred / (len(images) - 1), directions)
         said, layers, spectra = {}, {}, {}

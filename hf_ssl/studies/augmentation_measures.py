@@ -5,6 +5,7 @@ larger the share of augmentation in the variance of a direction, the more of it 
 linear map of the trained features still tells of a direction, so that a rotation of the features loses nothing.
 """
 
+import logging
 from collections.abc import Mapping
 from itertools import combinations
 from typing import Any
@@ -15,6 +16,8 @@ from torch import Tensor
 
 from hf_ssl.diagnostics.augmentation import directions_of, theorem_spreads, variance_along, view_spreads
 from hf_ssl.dynamics.dimensional_collapse import weighted_spreads
+
+logger = logging.getLogger(__name__)
 
 LEAST_CORRELATION = 0.5
 LEAST_DIFFERENCE = 0.3
@@ -32,6 +35,7 @@ CLAIMS = {
 _USED = 1e-6  # of the largest variance
 _SMALL = 0.01  # of the linear layer at its start
 _LAYER_STEPS, _LAYER_IMAGES, _LAYER_RATE = 200, 500, 0.02
+_LEAST_A_FEATURE = 4  # images of the fit
 _RIDGE = 1e-6  # of the mean variance: keeps the fit of unused features finite
 
 
@@ -102,6 +106,21 @@ def retained(before: Tensor, after: Tensor, directions: Tensor) -> Tensor:
     fitted = inputs[half:] @ torch.linalg.solve(gram, inputs[:half].T @ targets[:half])
     errors = (targets[half:] - fitted).square().sum(dim=0)
     return (1 - errors / (targets[half:] - targets[half:].mean(dim=0)).square().sum(dim=0)).clamp(min=0)
+
+
+def warn_of_few(images: int, width: int) -> None:
+    """Warn where the linear map of `retained` has so few images that it fits them by heart.
+
+    Args:
+        images: Number of images.
+        width: Of the features.
+    """
+    if images // 2 < _LEAST_A_FEATURE * width:
+        logger.warning(
+            f"A linear map of {width} features is fitted to {images // 2} images, half of those that are measured on: "
+            f"directions look more lost than they are. Measure on {2 * _LEAST_A_FEATURE * width} or more "
+            "(`eval_images`)."
+        )
 
 
 def scores_of(

@@ -38,11 +38,9 @@ def text_of(one: dict[str, Any]) -> str:
     for recipe, layers in one["linear_layer"].items():
         lines += [_text_of_layer(recipe, pair, layer) for pair, layer in layers.items()]
     if "scores" in one:
-        pairs = one["scores"]["differences"].items()
-        lines += [
-            f"Differences, {pair}: rank correlation {_number(value) or 'of nothing that varies'}"
-            for pair, value in pairs
-        ]
+        for pair, value in one["scores"]["differences"].items():
+            told = "none, because one of them does not vary" if value is None else _number(value)
+            lines.append(f"Differences of share and loss, {pair}: rank correlation {told}")
         lines += [f"{'holds' if held else 'FAILS'}: {CLAIMS[name]}" for name, held in one["scores"]["claims"].items()]
     return "\n".join([*lines, ""])
 

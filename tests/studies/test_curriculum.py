@@ -9,7 +9,6 @@ from PIL import Image
 
 from hf_ssl.commands import main
 from hf_ssl.dynamics.eigenmodes import EigenmodeFlow
-from hf_ssl.invocation import called_as
 from hf_ssl.studies.curriculum import CLAIMS, average_of
 from hf_ssl.studies.curriculum_report import COLUMNS, text_of
 from hf_ssl.studies.curriculum_theory import (
@@ -114,8 +113,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert main(["study", "curriculum", *SMALL, "--output_dir", str(folder), "--predict_only"]) == 0
     assert not (folder / "curriculum.json").exists()
     said = (folder / "predictions.json").read_bytes()
-    with called_as(f"hf-ssl study curriculum --output_dir {folder}"):
-        assert main(["study", "curriculum", *SMALL, "--output_dir", str(folder)]) == 0
+    assert main(["study", "curriculum", *SMALL, "--output_dir", str(folder)]) == 0
     assert (folder / "predictions.json").read_bytes() == said
     return folder
 
@@ -186,7 +184,7 @@ def test_results_of_another_form_are_a_sentence(finished: Path, tmp_path, capsys
 
 def test_what_may_be_published_has_no_path(finished: Path, tmp_path, capsys):
     results = json.loads((finished / "curriculum.json").read_text())
-    assert results["command"] == "hf-ssl study curriculum --output_dir FOLDER"
+    assert results["command"].endswith(" --output_dir FOLDER")
     assert str(finished.parent) not in json.dumps(results)
     assert results["settings"]["view_recipe"]  # that of the method's recipe, which was not given
     table = text_of(results)
