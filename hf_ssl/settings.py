@@ -106,7 +106,7 @@ def of_json(kind: type[_T], content: Any, place: str = "") -> _T:
     """A dataclass from what stands in a file, checked by the types of its fields; other names in it are left out.
 
     Args:
-        kind: The dataclass; its fields may be dataclasses too, and lists or tuples of them.
+        kind: The dataclass; its fields may be dataclasses too, and lists, tuples or dicts of them.
         content: What was read.
         place: Where it stands in the file, such as `measured.`; for errors.
 
@@ -123,11 +123,11 @@ def of_json(kind: type[_T], content: Any, place: str = "") -> _T:
                 raise UserError(f"it lacks `{name}`")
             continue
         value, inner = content[field.name], _without_none(annotation)
+        origin, item = get_origin(inner), next((one for one in reversed(get_args(inner)) if one is not ...), None)
         if dataclasses.is_dataclass(inner) and not (value is None and inner is not annotation):
             value = of_json(inner, value, f"{name}.")  # pyright: ignore[reportArgumentType]
-        elif dataclasses.is_dataclass(of := next(iter(get_args(inner)), None)) and isinstance(value, list | tuple):
-            items = [of_json(of, one, f"{name}[{i}].") for i, one in enumerate(value)]  # pyright: ignore[reportArgumentType]
-            value = tuple(items) if get_origin(inner) is tuple else items
+        elif dataclasses.is_dataclass(item) and origin in (list, tuple, dict):
+            value = _several_of_json(item, value, origin, name)  # pyright: ignore[reportArgumentType]
         else:
             value = as_declared(value, annotation)
             try:
@@ -136,6 +136,16 @@ def of_json(kind: type[_T], content: Any, place: str = "") -> _T:
                 raise UserError(wrong_value(name, annotation, value).removesuffix(".")) from None
         values[field.name] = value
     return kind(**values)
+
+
+def _several_of_json(kind: type[_T], content: Any, origin: Any, place: str) -> Any:
+    """A list, a tuple or a dict of dataclasses; see `of_json`."""
+    if not isinstance(content, dict if origin is dict else (list, tuple)):
+        wanted = "JSON object" if origin is dict else "list"
+        raise UserError(f"`{place}` must be a {wanted} of JSON objects, got {content!r:.80}")
+    pairs = content.items() if isinstance(content, dict) else enumerate(content)
+    made: dict[Any, Any] = {key: of_json(kind, one, f"{place}.{key}.") for key, one in pairs}
+    return made if origin is dict else origin(made.values())
 
 
 def is_required(field: dataclasses.Field) -> bool:

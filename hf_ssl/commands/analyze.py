@@ -34,7 +34,7 @@ from hf_ssl.commands.command import Command
 from hf_ssl.commands.encoder_settings import ReadingSettings, goes_on_card, method_of, place_beside, titles_of
 from hf_ssl.data.settings import OF_DATA
 from hf_ssl.data.sources.open import Source
-from hf_ssl.data.views.cpu import find_recipe
+from hf_ssl.data.views.cpu import chosen_recipes
 from hf_ssl.errors import UserError
 from hf_ssl.evaluation.analysis import analyse_features, analyse_predictor
 from hf_ssl.evaluation.augmentation import AS_IT_IS, analyse_augmentation
@@ -76,7 +76,6 @@ class AnalysisSettings(ReadingSettings):
 
     def __post_init__(self) -> None:
         self.encoders = list(dict.fromkeys(self.encoders))
-        self.views = None if self.views is None else list(dict.fromkeys(self.views))
 
     def validate_analysis(self) -> None:
         """Check what can be checked without encoders and data."""
@@ -84,12 +83,8 @@ class AnalysisSettings(ReadingSettings):
         check_least(self, num_views=2, view_images=2, max_images=2)
         if not self.encoders:
             raise UserError("`encoders` must name at least one encoder, such as `runs/first`.")
-        if self.views == []:
-            raise UserError("`views` must name at least one recipe, such as `moco_v2`.")
-        for recipe in self.views or []:
-            if recipe.isdigit():
-                raise UserError(f"`views` must name recipes, got {recipe}. The number of views is `num_views`.")
-            find_recipe(recipe)
+        if self.views is not None:
+            self.views = chosen_recipes(self.views)
 
 
 @dataclass(frozen=True)

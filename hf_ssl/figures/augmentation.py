@@ -74,9 +74,12 @@ def lost_directions(one: Mapping[str, Any]) -> Figure:
     for axis, (recipe, measured) in zip(axes, runs.items(), strict=True):
         said, score = one["predictions"][recipe], one["scores"]["by_recipe"][recipe]
         kept = [max(value, -0.05) for value in measured["kept"]]
-        points = axis.scatter(said["shares"], kept, c=colours, s=16, cmap="viridis", norm="log", lw=0)
+        shares = [min(max(share, 0.0), 1.0) for share in said["shares"]]  # estimates, which may lie beyond
+        points = axis.scatter(shares, kept, c=colours, s=16, cmap="viridis", norm="log", lw=0)
         axis.axvline(0.5, color="0.35", lw=0.9, ls=":")
-        axis.set_title(f"{recipe}: rank correlation {-score['share_and_loss']:.2f}", fontsize=10, loc="left")
+        correlation = score["share_and_loss"]
+        told = "" if correlation is None else f": rank correlation {-correlation:.2f}"
+        axis.set_title(f"{recipe}{told}", fontsize=10, loc="left")
         axis.set_xlabel("share of augmentation, before training")
         axis.set_xlim(0, 1)
         axis.set_ylim(-0.07, 1.03)

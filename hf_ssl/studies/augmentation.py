@@ -9,15 +9,14 @@ share of augmentation in each direction of the features that the encoder starts 
 the batch) trains it under each recipe from equal weights. A direction counts as lost as far as a linear map of the
 trained features no longer tells it, on held-out images.
 
-`--predict_only` stops after the predictions; `--drawn_from FILE` draws augmentation.json again and trains nothing.
-Killed or stopped? The same command continues. Writes predictions.json, augmentation.json,
-augmentation.png and spectra.png.
+`--predict_only` stops after the predictions; `--drawn_from FILE` draws augmentation.json again. Figures show seed 0.
+Stopped? The same command continues. Writes predictions.json, augmentation.json, augmentation.png, spectra.png.
 """
 
 import itertools
 import json
 import logging
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,7 @@ from torch import Tensor
 
 from hf_ssl.data.settings import PLACES, DataSettings
 from hf_ssl.data.sources.open import Source
-from hf_ssl.data.views.cpu import find_recipe
+from hf_ssl.data.views.cpu import chosen_recipes
 from hf_ssl.data.views.device import Normalize
 from hf_ssl.diagnostics import alignment, effective_rank, uniformity
 from hf_ssl.diagnostics.augmentation import variance_along
@@ -36,10 +35,10 @@ from hf_ssl.evaluation.augmentation import AS_IT_IS
 from hf_ssl.evaluation.encoders import Encoder, encoder_of
 from hf_ssl.evaluation.features import extract_features
 from hf_ssl.evaluation.knn import knn_accuracy
-from hf_ssl.evaluation.references import read_json
 from hf_ssl.evaluation.view_features import extract_view_features
 from hf_ssl.invocation import command_line
 from hf_ssl.methods.end_to_end import EndToEndConfig, EndToEndForPreTraining
+from hf_ssl.private import folders_among, public_command, public_name, public_path
 from hf_ssl.settings import check_least, checked
 from hf_ssl.studies.augmentation_measures import (
     CLAIMS,
@@ -49,12 +48,15 @@ from hf_ssl.studies.augmentation_measures import (
     retained,
     scores_of,
     spectra_of,
+    warn_of_few,
 )
 from hf_ssl.studies.augmentation_report import draw, text_of
+from hf_ssl.studies.augmentation_results import AugmentationResults, MeasuredRun
 from hf_ssl.studies.many_runs import (
     StoppedError,
     check_one_process,
     claim_folder,
+    finished_run,
     parts_of_recipe,
     results_to_draw,
 )
@@ -88,6 +90,7 @@ class AugmentationSettings(StudySettings):
         dataset: Images to train on; not needed with `drawn_from`.
         output_dir: Folder of the runs, the numbers and the figure.
         views: Recipes of augmentation, at least one.
+        view_recipe: Not of this study; `views` names its recipes.
         start_from: Encoder to start from; fresh weights if not given.
         predict_only: Write the predictions, and train nothing.
         drawn_from: An augmentation.json that is drawn again instead of training.
@@ -118,11 +121,7 @@ class AugmentationSettings(StudySettings):
             raise UserError("`view_recipe` has no place in this study. Name the recipes by `views`.")
         if self.dataset is None and self.drawn_from is None:
             raise UserError("`dataset` is needed: the images to train on, such as `uoft-cs/cifar10`.")
-        self.views = list(dict.fromkeys(self.views))
-        if not self.views:
-            raise UserError("`views` must name at least one recipe, such as `moco_v2`.")
-        for recipe in self.views:
-            find_recipe(recipe)
+        self.views = chosen_recipes(self.views)
 
 
 @dataclass(frozen=True)
@@ -146,7 +145,7 @@ class AugmentationResult:
 def run(settings: AugmentationSettings) -> AugmentationResult:
     """Predict, train what is missing, compare and write."""
     if settings.drawn_from is not None:
-        results = results_to_draw(settings.drawn_from, "augmentation", lambda found: "scores" in found["seeds"][0])
+        results = results_to_draw(settings.drawn_from, "augmentation", AugmentationResults)
         make_folder(settings.output_dir, "output_dir")
         return _drawn(results, settings.output_dir, [])
     check_one_process()
@@ -154,7 +153,7 @@ def run(settings: AugmentationSettings) -> AugmentationResult:
     claim_folder(settings.output_dir, settings, _COMMON, bench.source)
     predictions = settings.output_dir / "predictions.json"
     seeds = [bench.predict(seed) for seed in range(settings.seeds)]
-    about = {"study": "augmentation", "command": command_line(), "settings": bench.described(), "claims": CLAIMS}
+    about = {"study": "augmentation", "command": bench.command(), "settings": bench.described(), "claims": CLAIMS}
     if not predictions.exists():
         write_json(predictions, {**about, "seeds": seeds})
     if settings.predict_only:
@@ -210,16 +209,24 @@ class _Bench:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._before: dict[int, tuple[Tensor, Tensor]] = {}
 
+    def command(self) -> str:
+        """The command for the file of results, without paths."""
+        folders = folders_among([] if self.options.start_from is None else [self.options.start_from])
+        return public_command(command_line(), self.source.name, self.source.kind, folders)
+
     def described(self) -> dict[str, Any]:
         """Settings for the file of results, without paths."""
         names = ("views", "num_steps", "eval_images", "view_images", "num_views", "recipe", "seeds")
         values = {name: getattr(self.options, name) for name in names}
         batch, rate = self.training["batch_size"], self.training["base_learning_rate"]
         values |= {"batch_size": batch, "base_learning_rate": rate, "architecture": self.config["architecture"]}
-        return values | {"dataset": Path(self.source.name).name, "starts_from": self._origin()}
+        return values | {"dataset": public_name(self.source.name, self.source.kind), "starts_from": self._origin()}
 
     def _origin(self) -> str:
-        return "fresh weights" if self.options.start_from is None else Path(self.options.start_from).name
+        start = self.options.start_from
+        if start is None:
+            return "fresh weights"
+        return public_path(start) if folders_among([start]) else start
 
     def predict(self, seed: int) -> dict[str, Any]:
         """What theory says of the encoder that all runs of a seed start with."""
@@ -228,6 +235,7 @@ class _Bench:
         plain = self._views(encoder, "crop_and_flip", 1)[:, 0]
         directions = principal_directions(images)
         self._before[seed] = images, directions
+        warn_of_few(len(images), images.shape[1])
         centred = images.double() - images.double().mean(dim=0)
         variances = variance_along(centred.T @ centred / (len(images) - 1), directions)
         said, layers, spectra = {}, {}, {}
@@ -256,15 +264,15 @@ class _Bench:
         """
         folder = self.options.output_dir / recipe / f"seed{seed}"
         result = folder / "result.json"
+        before, directions = self._before[seed]
         if result.exists():
-            return read_json(result)
+            return asdict(finished_run(result, MeasuredRun, directions=directions.shape[1]))
         model = self._model(seed)
         ended = train(model, self.source, self._data_of(recipe), self._settings(folder, seed))
         if ended.signal:
             raise StoppedError(ended.signal)
         encoder = self._encoder(model)
         after = self._features(encoder)
-        before, directions = self._before[seed]
         views = self._views(encoder, recipe, 2)
         lines = (folder / "metrics.jsonl").read_text().splitlines()
         measured = {

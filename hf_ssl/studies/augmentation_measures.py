@@ -5,6 +5,7 @@ larger the share of augmentation in the variance of a direction, the more of it 
 linear map of the trained features still tells of a direction, so that a rotation of the features loses nothing.
 """
 
+import logging
 from collections.abc import Mapping
 from itertools import combinations
 from typing import Any
@@ -15,6 +16,8 @@ from torch import Tensor
 
 from hf_ssl.diagnostics.augmentation import directions_of, theorem_spreads, variance_along, view_spreads
 from hf_ssl.dynamics.dimensional_collapse import weighted_spreads
+
+logger = logging.getLogger(__name__)
 
 LEAST_CORRELATION = 0.5
 LEAST_DIFFERENCE = 0.3
@@ -32,6 +35,7 @@ CLAIMS = {
 _USED = 1e-6  # of the largest variance
 _SMALL = 0.01  # of the linear layer at its start
 _LAYER_STEPS, _LAYER_IMAGES, _LAYER_RATE = 200, 500, 0.02
+_LEAST_A_FEATURE = 4  # images of the fit
 _RIDGE = 1e-6  # of the mean variance: keeps the fit of unused features finite
 
 
@@ -104,6 +108,21 @@ def retained(before: Tensor, after: Tensor, directions: Tensor) -> Tensor:
     return (1 - errors / (targets[half:] - targets[half:].mean(dim=0)).square().sum(dim=0)).clamp(min=0)
 
 
+def warn_of_few(images: int, width: int) -> None:
+    """Warn where the linear map of `retained` has so few images that it fits them by heart.
+
+    Args:
+        images: Number of images.
+        width: Of the features.
+    """
+    if images // 2 < _LEAST_A_FEATURE * width:
+        logger.warning(
+            f"A linear map of {width} features is fitted to {images // 2} images, half of those that are measured on: "
+            f"directions look more lost than they are. Measure on {2 * _LEAST_A_FEATURE * width} or more "
+            "(`eval_images`)."
+        )
+
+
 def scores_of(
     variances: list[float], predictions: Mapping[str, Mapping[str, Any]], kept: Mapping[str, list[float]]
 ) -> dict[str, Any]:
@@ -115,7 +134,8 @@ def scores_of(
         kept: From `retained`, by recipe, of those that were trained.
 
     Returns:
-        `by_recipe`: rank correlations of share and loss, and of small variance and loss, and the mean loss;
+        `by_recipe`: rank correlations of share and loss, and of small variance and loss (None where nothing varies),
+        and the mean loss;
         `differences`: by pair of recipes; `claims`: by name, true or false.
     """
     by_recipe, differences = {}, {}
@@ -134,10 +154,11 @@ def scores_of(
     losses = sorted(kept, key=lambda recipe: by_recipe[recipe]["mean_loss"])
     claims = {
         "directions": all(
-            one["share_and_loss"] >= LEAST_CORRELATION and one["share_and_loss"] > one["variance_and_loss"]
+            _at_least(one["share_and_loss"], LEAST_CORRELATION)
+            and one["share_and_loss"] > (one["variance_and_loss"] or 0.0)
             for one in by_recipe.values()
         ),
-        "differences": all(value >= LEAST_DIFFERENCE for value in differences.values()),
+        "differences": all(_at_least(value, LEAST_DIFFERENCE) for value in differences.values()),
         "recipes": counts == losses,
     }
     return {"by_recipe": by_recipe, "differences": differences, "claims": claims}
@@ -147,8 +168,15 @@ def _differences(first: list[float], second: list[float]) -> list[float]:
     return [one - other for one, other in zip(first, second, strict=True)]
 
 
-def _rank_correlation(first: list[float], second: list[float]) -> float:
+def _rank_correlation(first: list[float], second: list[float]) -> float | None:
+    """None where one of them does not vary, so that there are no ranks to compare."""
+    if len(set(first)) < 2 or len(set(second)) < 2:
+        return None
     return round(float(spearmanr(first, second)[0]), 4)  # pyright: ignore[reportArgumentType]
+
+
+def _at_least(value: float | None, least: float) -> bool:
+    return value is not None and value >= least
 
 
 def linear_layer(images: Tensor, views: Tensor, *, two_views: bool, seed: int = 0) -> dict[str, Any]:
@@ -167,7 +195,8 @@ def linear_layer(images: Tensor, views: Tensor, *, two_views: bool, seed: int = 
     Returns:
         `negative`: eigenvalues of X below 0, which for two views are errors of the estimate; `shrunk`: its
         eigenvectors v for which v^T W v has become smaller; `agree`: share of the directions in which the sign is as
-        foretold; `rank_correlation` of eigenvalue and growth.
+        foretold; `rank_correlation` of eigenvalue and growth. All but the first are None where training diverged: with
+        few images some eigenvalues are too large for the steps.
     """
     generator = torch.Generator().manual_seed(seed)
     spreads = view_spreads(views)
@@ -188,9 +217,12 @@ def linear_layer(images: Tensor, views: Tensor, *, two_views: bool, seed: int = 
         first = augmented[rows, chosen[:, 0]] if two_views else x
         weights = _softmax_weights(first @ weight.T, second @ weight.T)
         weight = weight + _LAYER_RATE * weight @ weighted_spreads(weights, first, second).growth
+    negative = int((eigenvalues < 0).sum())
+    if not weight.isfinite().all():
+        return {"negative": negative, "shrunk": None, "agree": None, "rank_correlation": None}
     grown = ((vectors * (weight @ vectors)).sum(dim=0) / _SMALL).clamp(min=1e-12).log()
     return {
-        "negative": int((eigenvalues < 0).sum()),
+        "negative": negative,
         "shrunk": int((grown < 0).sum()),
         "agree": round(float(((grown < 0) == (eigenvalues < 0)).double().mean()), 4),
         "rank_correlation": _rank_correlation(eigenvalues.tolist(), grown.tolist()),

@@ -14,7 +14,7 @@ curriculum.json again. Writes predictions.json, curriculum.json, curriculum.png 
 
 import itertools
 import logging
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +29,14 @@ from hf_ssl.data.views.device import Normalize
 from hf_ssl.diagnostics import alignment, uniformity
 from hf_ssl.diagnostics.predictor import eigenbasis
 from hf_ssl.errors import UserError
-from hf_ssl.evaluation.references import read_json
 from hf_ssl.figures.curriculum import alignment_curves, curriculum_curves
 from hf_ssl.invocation import command_line
 from hf_ssl.methods.base import SSLPreTrainedModel
 from hf_ssl.methods.byol import BYOLConfig, BYOLForPreTraining
+from hf_ssl.private import public_command, public_name
 from hf_ssl.settings import check_least, checked
+from hf_ssl.studies.curriculum_report import CLAIMS, text_of
+from hf_ssl.studies.curriculum_results import CurriculumResults, MeasuredRun
 from hf_ssl.studies.curriculum_theory import (
     Moments,
     Rates,
@@ -48,6 +50,7 @@ from hf_ssl.studies.many_runs import (
     StoppedError,
     check_one_process,
     claim_folder,
+    finished_run,
     parts_of_recipe,
     results_to_draw,
 )
@@ -71,13 +74,6 @@ _OF_RECIPE = {
 _BATCHES = 4  # whose views are looked at, of all runs the same
 _DIGITS = 5
 
-CLAIMS = {
-    "order": "In each run directions turn in the order of the equations: rank correlation of at least 0.5.",
-    "alignment": "The target whose predictor aligns most slowly by the equations does so in the runs: lowest mean "
-    "cosine.",
-}
-"""What the study asks of the theory; a direction turns at the first step where log s is half of the way to its end."""
-
 
 @checked
 class CurriculumSettings(StudySettings):
@@ -89,6 +85,7 @@ class CurriculumSettings(StudySettings):
         targets: Moving averages: `none`, a momentum such as `0.99`, or `0.99-cosine`, which rises from there to 1.
         predict_only: Write what the equations say, and train nothing.
         drawn_from: A curriculum.json that is drawn again instead of training.
+        seeds: Stays 1: all runs share one start.
         num_steps: Optimizer steps of each run, at least 2.
         measurements: Steps at which is measured, at least 2.
         directions: Directions that are followed, at least 2.
@@ -109,6 +106,8 @@ class CurriculumSettings(StudySettings):
         check_recipe(self.recipe, BYOLForPreTraining.recipes, "byol")
         if self.dataset is None and self.drawn_from is None:
             raise UserError("`dataset` is needed: the images to train on, such as `uoft-cs/cifar10`.")
+        if self.seeds != 1:
+            raise UserError(f"`seeds` must be 1 in this study, whose runs share one start, got {self.seeds}.")
         self.targets = list(dict.fromkeys(self.targets))
         if not self.targets:
             raise UserError("`targets` must name at least one moving average, such as `0.99`.")
@@ -149,27 +148,24 @@ class CurriculumResult:
     exit_code: int = 0
 
     def __str__(self) -> str:
-        lines = [f"{'target':>12}{'turns by theory':>18}{'measured':>10}{'rank corr.':>12}{'cosine at end':>15}"]
-        for target, one in self.results["targets"].items():
-            said, found = one["theory"], one.get("measured")
-            cells = ("", "", "") if found is None else (str(found["turns"]), f"{one['order']:.2f}", "")
-            cosine = "" if found is None else f"{found['cosine'][-1]:.2f}"
-            lines.append(f"{target:>12}{said['turns']:>18}{cells[0]:>10}{cells[1]:>12}{cosine:>15}")
-        held = self.results.get("holds", {})
-        lines += [f"{'holds' if value else 'FAILS'}: {CLAIMS[name]}" for name, value in held.items()]
-        return "\n".join([*lines, *map(str, self.files)])
+        return "\n".join([text_of(self.results), *map(str, self.files)])
 
 
 def run(settings: CurriculumSettings) -> CurriculumResult:
     """Follow the equations, train what is missing, compare and write."""
     if settings.drawn_from is not None:
-        results = results_to_draw(settings.drawn_from, "curriculum", lambda found: "holds" in found)
+        results = results_to_draw(settings.drawn_from, "curriculum", CurriculumResults)
         make_folder(settings.output_dir, "output_dir")
         return _drawn(results, settings.output_dir, [])
     check_one_process()
     bench = _Bench(settings)
     claim_folder(settings.output_dir, settings, _COMMON, bench.source)
-    results = {"study": "curriculum", "command": command_line(), "settings": bench.described(), "claims": CLAIMS}
+    results = {
+        "study": "curriculum",
+        "command": public_command(command_line(), bench.source.name, bench.source.kind),
+        "settings": bench.described(),
+        "claims": CLAIMS,
+    }
     results |= {
         "steps": bench.steps,
         "targets": {target: {"theory": bench.expect(target)} for target in settings.targets},
@@ -242,9 +238,11 @@ class _Bench:
     def described(self) -> dict[str, Any]:
         """Settings for the file of results, without paths."""
         rate = self.training["base_learning_rate"] * self.training["batch_size"] / 256
-        values = {name: getattr(self.options, name) for name in ("targets", "num_steps", "recipe", "view_recipe")}
+        values = {name: getattr(self.options, name) for name in ("targets", "num_steps", "recipe")}
         values |= {"batch_size": self.training["batch_size"], "learning_rate": rate, "noise": self.start.noise}
-        return values | {"dataset": Path(self.source.name).name, "architecture": self.config["architecture"]}
+        values["view_recipe"] = self.data.view_recipe or BYOLForPreTraining.view_recipe
+        dataset = public_name(self.source.name, self.source.kind)
+        return values | {"dataset": dataset, "architecture": self.config["architecture"]}
 
     def expect(self, target: str) -> dict[str, Any]:
         """What the equations say of a run."""
@@ -270,7 +268,8 @@ class _Bench:
         folder = self.options.output_dir / target
         result = folder / "result.json"
         if result.exists():
-            return read_json(result)
+            shape = {"steps": len(self.steps), "directions": self.directions.shape[1]}
+            return asdict(finished_run(result, MeasuredRun, **shape))
         # What was measured before a stop is gone with the process: begin anew, in a folder of its own.
         attempt = next(
             folder / f"attempt-{number}" for number in itertools.count() if not (folder / f"attempt-{number}").exists()

@@ -1,7 +1,7 @@
 """The study of dictionaries in lines of text, as a table and as figures."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -100,14 +100,26 @@ def read_results(path: Path) -> tuple[list[Run], Predictions | None]:
     Raises:
         UserError: If it is another file.
     """
-    record = results_to_draw(path, "dictionaries", lambda results: bool(results.get("runs")))
+    record = results_to_draw(path, "dictionaries", _Results)
+    said = record.get("predictions")
     try:
-        said = record["predictions"]
-        return [of_json(Run, one) for one in record["runs"]], said and Predictions.from_record(said)
-    except (KeyError, TypeError, ValueError) as error:
+        return of_json(_Results, record).runs, said and Predictions.from_record(said)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(
-            f"`drawn_from`: `{path}` was changed after a study wrote it: {error}. Name another {RESULTS}."
+            f"`drawn_from`: the predictions in `{path}` were changed after a study wrote them: {error}. Name another "
+            f"{RESULTS}."
         ) from error
+
+
+@dataclass(frozen=True)
+class _Results:
+    """What a results file must hold."""
+
+    runs: list[Run]
+
+    def __post_init__(self) -> None:
+        if not self.runs:
+            raise UserError("`runs` is empty")
 
 
 def rounded(record: Any) -> Any:

@@ -3,7 +3,7 @@
 import os
 import signal
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
@@ -130,13 +130,13 @@ def finished_run(path: Path, kind: type[_Run], **own: Any) -> _Run:
     return found
 
 
-def results_to_draw(path: Path, study: str, has_runs: Callable[[Mapping[str, Any]], bool]) -> dict[str, Any]:
+def results_to_draw(path: Path, study: str, kind: type) -> dict[str, Any]:
     """The results of a study that are to be drawn again.
 
     Args:
         path: The file that it wrote.
         study: Its name.
-        has_runs: Whether results of that study are more than predictions.
+        kind: The dataclass of its results, whose rules raise `UserError`.
 
     Raises:
         UserError: If the file holds no results of that study, or only its predictions.
@@ -144,10 +144,15 @@ def results_to_draw(path: Path, study: str, has_runs: Callable[[Mapping[str, Any
     if not path.is_file():
         raise UserError(f"`drawn_from` must be a file, but there is no `{path}`. Name the {study}.json of a study.")
     results = read_json(path)
-    if results.get("study") != study or not has_runs(results):
+    try:
+        if results.get("study") != study:
+            raise UserError(f"its `study` is {results.get('study')!r:.80}")
+        of_json(kind, results)
+    except UserError as error:
         raise UserError(
-            f"`drawn_from` must be results of `study {study}`, but `{path}` holds none. Name its {study}.json."
-        )
+            f"`drawn_from` must be results of `study {study}`, but `{path}` holds none: {str(error).rstrip('.')}. "
+            f"Name its {study}.json."
+        ) from error
     return results
 
 

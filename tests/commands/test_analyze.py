@@ -136,7 +136,7 @@ def test_from_python_it_returns_what_the_file_holds(runs, tmp_path, capsys):
         (["--num_views", "1"], "`num_views` must be at least 2, got 1"),
         (["--views", "10"], "`views` must name recipes, got 10. The number of views is `num_views`."),
         (["--max_images", "1"], "`max_images` must be at least 2, got 1"),
-        (["--views", "moco_v2", "moko_v2"], "must be the name of a recipe, got `moko_v2`. Did you mean `moco_v2`"),
+        (["--views", "moco_v2", "moko_v2"], "`views` must name recipes, got `moko_v2`. Did you mean `moco_v2`"),
         (["--viewz", "3"], "Unknown flag `--viewz`. Did you mean `--views`"),
     ],
 )

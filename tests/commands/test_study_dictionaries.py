@@ -151,8 +151,8 @@ def test_a_folder_keeps_one_choice_of_settings(finished: Path, capsys: pytest.Ca
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda looks: looks[0].update(step="first"), "`measured.looks[0].step`"),
-        (lambda looks: looks[-1].pop("keys"), "lacks `measured.looks["),
+        (lambda looks: looks[0].update(step="first"), "`runs.1.measured.looks.0.step`"),
+        (lambda looks: looks[-1].pop("keys"), "it lacks `runs.1.measured.looks."),
     ],
 )
 def test_results_that_were_changed_are_named(finished: Path, tmp_path: Path, change, message: str, capsys):

@@ -18,7 +18,9 @@ from hf_ssl.studies.augmentation_measures import (
     retained,
     scores_of,
     spectra_of,
+    warn_of_few,
 )
+from hf_ssl.studies.augmentation_report import COLUMNS, text_of
 
 SMALL = ["--dataset", "digits", "--num_steps", "3", "--batch_size", "16", "--num_workers", "0", "--eval_images", "60"]
 SMALL += ["--view_images", "40", "--num_views", "3", "--views", "moco_v2", "randaugment"]
@@ -39,6 +41,13 @@ def test_a_rotation_keeps_everything_and_a_projection_loses_its_directions():
     assert kept[:4].min() > 0.999 and kept[4:].max() < 0.05
     half = retained(before, before + torch.randn(400, 6, dtype=torch.float64), eye)
     assert half.min() > 0.35 and half.max() < 0.65  # signal and noise of equal variance
+
+
+def test_few_images_for_many_features_are_warned_of(caplog):
+    warn_of_few(images=2048, width=256)
+    assert not caplog.records
+    warn_of_few(images=2047, width=256)
+    assert "A linear map of 256 features is fitted to 1023 images" in caplog.text and "Measure on 2048" in caplog.text
 
 
 def test_directions_are_those_that_are_used_largest_first():
@@ -119,7 +128,8 @@ def test_runs_are_compared_with_what_was_said_before(finished: Path):
     for measured in one["runs"].values():
         assert len(measured["kept"]) == one["directions"] and 0 <= min(measured["kept"]) <= max(measured["kept"]) <= 1
     assert set(one["scores"]["claims"]) == set(CLAIMS)
-    assert str(finished) not in json.dumps(results["settings"])
+    assert results["command"].endswith(" --output_dir FOLDER")
+    assert str(finished.parent) not in json.dumps(results)
 
 
 def test_finished_runs_are_not_made_again_and_a_file_is_drawn_again(finished: Path, tmp_path, capsys):
@@ -136,10 +146,67 @@ def test_finished_runs_are_not_made_again_and_a_file_is_drawn_again(finished: Pa
 
 
 @pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"kept": [0.5]}, "result of a run of this study: it lacks `loss`"),
+        ({"kept": "all"}, "`kept` must be a list of numbers, got `all`"),
+        ([], "must hold a JSON object"),
+        (None, "its `directions` is 1, and the folder is of "),
+    ],
+)
+def test_a_result_of_another_form_is_a_sentence(finished: Path, content, message, capsys):
+    result = finished / "randaugment" / "seed0" / "result.json"
+    kept = result.read_text()
+    result.write_text(json.dumps({**json.loads(kept), "kept": [0.5]} if content is None else content))
+    assert main(["study", "augmentation", *SMALL, "--output_dir", str(finished)]) == 2
+    assert message in capsys.readouterr().err
+    result.write_text(kept)
+
+
+def test_a_file_of_another_form_is_not_drawn(finished: Path, tmp_path, capsys):
+    good = json.loads((finished / "augmentation.json").read_text())
+    (one,) = good["seeds"]
+    other = {**one, "runs": {**one["runs"], "moco_v2": {**one["runs"]["moco_v2"], "kept": [0.5]}}}
+    for content, message in (
+        ({**good, "seeds": []}, "`seeds` is empty"),
+        ({**good, "seeds": 3}, "`seeds` must be a list of JSON objects, got 3"),
+        ({**good, "seeds": [{**one, "runs": {}}]}, "must be of the same recipes"),
+        ({**good, "seeds": [{**one, "variances": ["a"]}]}, "`seeds.0.variances` must be a list of numbers"),
+        ({**good, "seeds": [other]}, "every list of a seed must have a number for each"),
+        ({**good, "study": "curriculum"}, "its `study` is 'curriculum'"),
+    ):
+        (tmp_path / "x.json").write_text(json.dumps(content))
+        words = ["--drawn_from", str(tmp_path / "x.json"), "--output_dir", str(tmp_path / "out")]
+        assert main(["study", "augmentation", *words]) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_where_nothing_varies_or_a_layer_diverges_there_is_no_number():
+    said = {name: {"shares": [0.5, 0.6], "lost_by_theorem": 1} for name in ("one", "other")}
+    scores = scores_of([2.0, 1.0], said, {"one": [0.0, 0.0], "other": [0.0, 0.0]})
+    assert scores["by_recipe"]["one"]["share_and_loss"] is None and scores["differences"] == {"one - other": None}
+    assert not scores["claims"]["directions"] and not scores["claims"]["differences"]
+    images, views = made([0.5, 1.0, 2.0], images=40)
+    layer = linear_layer(images * 100, views, two_views=False)  # X is large beside the spread of views
+    assert layer["agree"] is None and layer["rank_correlation"] is None
+    json.dumps(scores | layer, allow_nan=False)
+    one = {"seed": 0, "directions": 2, "predictions": {}, "linear_layer": {"one": {"two_views": layer}}}
+    assert "one, two views: X has 0 negative eigenvalues, training diverged" in text_of(one)
+
+
+def test_every_column_of_the_table_is_explained(finished: Path, capsys):
+    assert main(["study", "augmentation", *SMALL, "--output_dir", str(finished)]) == 0
+    printed = capsys.readouterr().out
+    for name, meaning in COLUMNS.items():
+        assert f"{name:>13}" in printed and f"{name:<12} {meaning}" in printed
+
+
+@pytest.mark.parametrize(
     ("words", "message"),
     [
         (["--view_recipe", "byol"], "`view_recipe` has no place in this study. Name the recipes by `views`."),
-        (["--views", "moko_v2"], "Did you mean `moco_v2`"),
+        (["--views", "moko_v2"], "`views` must name recipes, got `moko_v2`. Did you mean `moco_v2`"),
+        (["--views", "3"], "`views` must name recipes, got 3. The number of views is `num_views`."),
         (["--num_views", "1"], "`num_views` must be at least 2, got 1"),
     ],
 )
@@ -155,7 +222,7 @@ def test_it_needs_images_unless_it_draws(tmp_path, capsys):
 
 def test_only_results_of_the_study_are_drawn(finished: Path, tmp_path, capsys):
     for name, message in (
-        ("predictions.json", "holds none. Name its augmentation.json"),
+        ("predictions.json", "holds none: it lacks `seeds.0.runs`. Name its augmentation.json"),
         ("none.json", "there is no `"),
     ):
         words = ["--drawn_from", str(finished / name), "--output_dir", str(tmp_path / "out")]

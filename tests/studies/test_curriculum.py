@@ -10,6 +10,7 @@ from PIL import Image
 from hf_ssl.commands import main
 from hf_ssl.dynamics.eigenmodes import EigenmodeFlow
 from hf_ssl.studies.curriculum import CLAIMS, average_of
+from hf_ssl.studies.curriculum_report import COLUMNS, text_of
 from hf_ssl.studies.curriculum_theory import (
     Moments,
     Rates,
@@ -148,10 +149,45 @@ def test_finished_runs_are_read_and_a_file_is_drawn_again(finished: Path, tmp_pa
 
 def test_only_results_of_the_study_are_drawn(finished: Path, tmp_path, capsys):
     for name, message in (
-        ("predictions.json", "holds none. Name its curriculum.json"),
+        ("predictions.json", "holds none: it lacks `targets.none.measured`. Name its curriculum.json"),
         ("none.json", "there is no `"),
     ):
         words = ["--drawn_from", str(finished / name), "--output_dir", str(tmp_path / "out")]
         assert main(["study", "curriculum", *words]) == 2
         assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_results_of_another_form_are_a_sentence(finished: Path, tmp_path, capsys):
+    good = json.loads((finished / "curriculum.json").read_text())
+    for content, message in (
+        ({**good, "targets": {}}, "`targets` must have curves of as many numbers as `steps`"),
+        ({**good, "steps": [0, 2]}, "`targets` must have curves of as many numbers as `steps`"),
+        ({**good, "targets": [1]}, "`targets` must be a JSON object of JSON objects, got [1]"),
+    ):
+        (tmp_path / "x.json").write_text(json.dumps(content))
+        words = ["--drawn_from", str(tmp_path / "x.json"), "--output_dir", str(tmp_path / "out")]
+        assert main(["study", "curriculum", *words]) == 2
+        assert message in capsys.readouterr().err
+    result = finished / "0.9" / "result.json"
+    kept = json.loads(result.read_text())
+    for content, message in (
+        ({"turns": "a"}, "`turns` must be a whole number, got `a`"),
+        ({**kept, "cosine": [0.5]}, "`s` and `cosine` must have a number for each step"),
+        ({**kept, "turning_steps": [2] * 3, "s": [[0.1] * 3] * 3}, "its `directions` is 3, and the folder is of 5"),
+    ):
+        result.write_text(json.dumps(content))
+        assert main(["study", "curriculum", *SMALL, "--output_dir", str(finished)]) == 2
+        assert message in capsys.readouterr().err
+    result.write_text(json.dumps(kept))
+
+
+def test_what_may_be_published_has_no_path(finished: Path, tmp_path, capsys):
+    results = json.loads((finished / "curriculum.json").read_text())
+    assert results["command"].endswith(" --output_dir FOLDER")
+    assert str(finished.parent) not in json.dumps(results)
+    assert results["settings"]["view_recipe"]  # that of the method's recipe, which was not given
+    table = text_of(results)
+    assert all(f"{name:>14}" in table and f"{name:<13} {meaning}" in table for name, meaning in COLUMNS.items())
+    assert main(["study", "curriculum", *SMALL, "--seeds", "2", "--output_dir", str(tmp_path)]) == 2
+    assert "`seeds` must be 1 in this study, whose runs share one start, got 2." in capsys.readouterr().err

@@ -140,11 +140,34 @@ def find_recipe(name: str, view_settings: Mapping[str, Any] | None = None) -> Vi
     Raises:
         UserError: If there is no such recipe (names the nearest, or all) or a parameter cannot be changed so.
     """
+    _check_known(name, "view_recipe")
+    return changed_recipe(VIEW_RECIPES[name], view_settings or {})
+
+
+def chosen_recipes(names: Sequence[str]) -> list[str]:
+    """The recipes that a setting `views` names, each once.
+
+    Args:
+        names: What was given.
+
+    Raises:
+        UserError: If there is none, or one is unknown.
+    """
+    if not names:
+        raise UserError("`views` must name at least one recipe, such as `moco_v2`.")
+    for name in names:
+        if name.isdigit():
+            raise UserError(f"`views` must name recipes, got {name}. The number of views is `num_views`.")
+        _check_known(name, "views")
+    return list(dict.fromkeys(names))
+
+
+def _check_known(name: str, setting: str) -> None:
     if name not in VIEW_RECIPES:
         close = difflib.get_close_matches(name, VIEW_RECIPES, n=1)
         hint = f"Did you mean `{close[0]}`?" if close else f"Known: {', '.join(VIEW_RECIPES)}."
-        raise UserError(f"`view_recipe` must be the name of a recipe, got `{name}`. {hint}")
-    return changed_recipe(VIEW_RECIPES[name], view_settings or {})
+        wanted = "be the name of a recipe" if setting == "view_recipe" else "name recipes"
+        raise UserError(f"`{setting}` must {wanted}, got `{name}`. {hint}")
 
 
 def make_view(picture: Picture, parameters: ViewParameters, row: Sequence[float], image_size: int) -> Picture:
