@@ -17,7 +17,7 @@ from hf_ssl.methods.base import SSLOutput
 from hf_ssl.training.begin import Beginning
 from hf_ssl.training.briefing import SpeedCheck
 from hf_ssl.training.checkpoint import save_checkpoint
-from hf_ssl.training.find import step_of
+from hf_ssl.training.find import complete_checkpoints, step_of
 from hf_ssl.training.plan import UNKNOWN_LENGTH
 from hf_ssl.training.record import Progress
 from hf_ssl.training.task import Task
@@ -141,11 +141,13 @@ class Recorder:
 
     def where_it_stands(self) -> str:
         """What a run that ends now leaves, and how to go on: for a message."""
-        if self.last_checkpoint is None:
+        # A process that waits for the others may not know yet that the checkpoint is written.
+        newest = next(reversed(complete_checkpoints(self.output_dir)), self.last_checkpoint)
+        if newest is None:
             return f"The run stopped after step {self.last_step[0]}, before its first checkpoint."
         return (
-            f"The run stopped after step {self.last_step[0]}; its newest checkpoint is {self.last_checkpoint}. The "
-            "same command with `--resume auto` continues."
+            f"The run stopped after step {self.last_step[0]}; its newest checkpoint is {newest}. The same command "
+            "with `--resume auto` continues."
         )
 
     def _last_words(self) -> str:

@@ -24,7 +24,7 @@ from hf_ssl.data.settings import DataSettings
 from hf_ssl.data.sources.open import open_source
 from hf_ssl.errors import UserError
 from hf_ssl.methods import METHODS
-from hf_ssl.training import batches, pretraining
+from hf_ssl.training import batches, pretraining, recorder
 from hf_ssl.training.arguments import TrainingSettings
 from hf_ssl.training.find import complete_checkpoints, step_of
 from hf_ssl.training.integrity import is_complete
@@ -536,6 +536,27 @@ def test_a_folder_in_use_is_refused(digits, tmp_path: Path):
 def test_knn_needs_labels_that_both_splits_have(digits, tmp_path: Path):
     with pytest.raises(ValueError, match="k-NN needs a label column"):
         train(new_model(), replace(digits, labels={}), DATA, settings(tmp_path, knn_every=1, knn_split="test"))
+
+
+def test_the_last_words_name_a_checkpoint_whose_writer_has_not_returned(
+    digits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    recorders: list[recorder.Recorder] = []
+    said: list[str] = []
+
+    def opening(self, *args, opened=recorder.Recorder.__init__):
+        recorders.append(self)
+        opened(self, *args)
+
+    def saving(*args, saved=recorder.save_checkpoint, **options):
+        path = saved(*args, **options)
+        said.append(recorders[0].where_it_stands())  # as the thread says it that finds another process dead
+        return path
+
+    monkeypatch.setattr(recorder.Recorder, "__init__", opening)
+    monkeypatch.setattr(recorder, "save_checkpoint", saving)
+    train(new_model(), digits, DATA, settings(tmp_path, num_steps=2, checkpoint_every=1))
+    assert [text.partition("step-")[2][:6] for text in said] == ["000001", "000002"]
 
 
 @pytest.mark.parametrize("batches, saved", [(4, 4), (3, 3), (2, 2), (0, None)])
