@@ -34,7 +34,7 @@ PARTS: dict[str, list[str]] = {
     "views": ["data.py", "--dataset", "SMALL", *_VIEWS],
     "views_224": ["data.py", "--dataset", "PHOTOS", "--image_size", "224", *_VIEWS],
     "reader": ["data.py", "--dataset", "SMALL", "--only", "reader", "memory", "start", "resume"],
-    "step": ["step.py", "--batch_size", "128", *_BF16, "--compare", "lightly"],
+    "step": ["step.py", "--batch_size", "128", *_BF16, "--rounds", "5", "--warmup", "1", "--compare", "lightly"],
     "step_224": ["step.py", "--recipe", "paper-imagenet", "--encoder", "resnet50", "--image_size", "224", *_BF16]
     + ["--methods", "moco", "byol", "simsiam", "directpred", "--batch_size", "32", "--rounds", "3", "--warmup", "1"],
     "queue": ["step.py", "--part", "queue", "--queue_sizes", "4096", "16384", "--dims", "128", "--batch_sizes", "512"]

@@ -24,9 +24,9 @@ def views(parts: Parts) -> str:
 def reader(parts: Parts) -> str:
     """What the reader does, line by line as the benchmark names it."""
     lines = ["| one process that reads | |", "|---|---|"]
-    lines += [
-        f"| {row['part']}: {row['what']} | {row['value']:,.4g} {row['unit']} |" for row in _rows(parts["reader"])
-    ]
+    for row in _rows(parts["reader"]):
+        number = f"{row['value']:,.0f}" if row["value"] >= 100 else f"{row['value']:.2f}"
+        lines.append(f"| {row['part']}: {row['what']} | {number} {row['unit']} |")
     return "\n".join([*lines, "", *_commands(parts, "reader")])
 
 

@@ -126,6 +126,10 @@ def test_tables_name_ratios_machine_and_command():
     assert views.count("4 cores (CPU X), torch 9.9, lightly 1.1.") == 1 and views.count("python x.py") == 2
     steps = speed_tables.steps(parts)
     assert "| `moco` | 1.01 | 1.10 | 0.99 |  |" in steps and "| `mochi` | 1.07 |  |  |  |" in steps
+    reading = [
+        {"part": "reader", "what": what, "value": value, "unit": "s"} for what, value in [("a", 1e5), ("b", 0.123)]
+    ]
+    assert "| reader: a | 100,000 s |\n| reader: b | 0.12 s |" in speed_tables.reader({"reader": part(*reading)})
     shared = speed_tables.shared_work(parts)
     assert "| loss against 4,096 keys, batch 128 | its two matrix products | 1.50 | 3.00 |" in shared
     assert "| `byol`, step of 2 processes | the same step of each alone | 1.75 | |" in shared
