@@ -33,7 +33,7 @@ _OF_RUNS |= {field.name for method in METHODS.values() for field in fields(metho
 
 
 def _of_study(run: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """The same, but an error of a run that advises a setting which the study does not have says so."""
+    """The same function, whose errors name each setting that they advise and the study lacks."""
 
     @functools.wraps(run)
     def call(settings: Any) -> Any:

@@ -59,6 +59,7 @@ from hf_ssl.studies.many_runs import (
     finished_run,
     parts_of_recipe,
     results_to_draw,
+    written_text,
 )
 from hf_ssl.studies.settings import StudySettings, check_recipe
 from hf_ssl.training.arguments import TrainingSettings
@@ -139,7 +140,7 @@ class AugmentationResult:
     exit_code: int = 0
 
     def __str__(self) -> str:
-        return "\n".join([*map(text_of, self.results["seeds"]), *map(str, self.files)])
+        return "\n".join([*map(text_of, self.results["seeds"]), *written_text(self.files)])
 
 
 def run(settings: AugmentationSettings) -> AugmentationResult:
@@ -147,7 +148,7 @@ def run(settings: AugmentationSettings) -> AugmentationResult:
     if settings.drawn_from is not None:
         results = results_to_draw(settings.drawn_from, "augmentation", AugmentationResults)
         make_folder(settings.output_dir, "output_dir")
-        return _drawn(results, settings.output_dir, [])
+        return AugmentationResult(results, draw(results, settings.output_dir))
     check_one_process()
     bench = _Bench(settings)
     claim_folder(settings.output_dir, settings, _COMMON, bench.source)
@@ -172,11 +173,7 @@ def run(settings: AugmentationSettings) -> AugmentationResult:
     results = {**about, "seeds": seeds}
     numbers = settings.output_dir / "augmentation.json"
     write_json(numbers, results)
-    return _drawn(results, settings.output_dir, [predictions, numbers])
-
-
-def _drawn(results: dict[str, Any], folder: Path, files: list[Path]) -> AugmentationResult:
-    return AugmentationResult(results, [*files, *draw(results, folder)])
+    return AugmentationResult(results, [predictions, numbers, *draw(results, settings.output_dir)])
 
 
 def _rounded(values: Tensor) -> list[float]:

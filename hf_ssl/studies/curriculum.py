@@ -53,6 +53,7 @@ from hf_ssl.studies.many_runs import (
     finished_run,
     parts_of_recipe,
     results_to_draw,
+    written_text,
 )
 from hf_ssl.studies.settings import StudySettings, check_recipe
 from hf_ssl.training.arguments import TrainingSettings
@@ -148,7 +149,7 @@ class CurriculumResult:
     exit_code: int = 0
 
     def __str__(self) -> str:
-        return "\n".join([text_of(self.results), *map(str, self.files)])
+        return "\n".join([text_of(self.results), *written_text(self.files)])
 
 
 def run(settings: CurriculumSettings) -> CurriculumResult:
@@ -179,7 +180,7 @@ def run(settings: CurriculumSettings) -> CurriculumResult:
         for target, one in results["targets"].items():
             one["measured"] = bench.run(target)
             found = spearmanr(one["theory"]["turning_steps"], one["measured"]["turning_steps"])[0]
-            # Where all turn at the same step there is no order to be right about.
+            # Directions that all turn at one step have no order.
             one["order"] = 0.0 if found != found else round(float(found), 4)  # pyright: ignore[reportArgumentType]
     except StoppedError as stopped:
         logger.warning(
