@@ -220,7 +220,9 @@ def rule_of(annotation: Any) -> str:
     if origin in (list, tuple) and get_origin(_without_none(arguments[0])) is Literal:
         return f"a list of words, each {rule_of(_without_none(arguments[0]))}"
     if origin in (list, tuple):
-        return f"a list of {rule_of(arguments[0]).removeprefix('a ')}s"
+        inner = _without_none(arguments[0])
+        missing = "" if inner is arguments[0] else " or none values"
+        return f"a list of {rule_of(inner).removeprefix('a ')}s{missing}"
     names = {bool: "true or false", int: "a whole number", float: "a number", str: "text", Path: "a path"}
     names |= {dict: "a JSON object", types.NoneType: "none"}
     kind = origin or annotation

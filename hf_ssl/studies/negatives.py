@@ -29,7 +29,6 @@ from torch import nn
 from hf_ssl.data.settings import PLACES
 from hf_ssl.data.sources.open import Source
 from hf_ssl.data.sources.subset import class_names
-from hf_ssl.errors import UserError
 from hf_ssl.evaluation.encoders import Encoder, WithProjection, encoder_of
 from hf_ssl.fine_tuning.classifier import check_classes
 from hf_ssl.methods.mochi import MoCHiConfig, MoCHiForPreTraining
@@ -54,7 +53,7 @@ from hf_ssl.studies.negatives_measures import (
     share_of_own_class,
 )
 from hf_ssl.studies.negatives_report import HEAD, folder_of, line_of, write_report
-from hf_ssl.studies.settings import StudySettings, check_recipe, chosen_names
+from hf_ssl.studies.settings import StudySettings, check_recipe, check_splits, chosen_names
 from hf_ssl.studies.supervised import train_supervised
 from hf_ssl.training.arguments import TrainingSettings
 from hf_ssl.training.files import write_json
@@ -118,11 +117,7 @@ class NegativesSettings(StudySettings):
         check_least(self, num_steps=1, eval_images=2)
         check_positive(self, "supervised_learning_rate")
         check_recipe(self.recipe, MoCHiForPreTraining.recipes, "mochi")
-        if self.split == self.test_split:
-            raise UserError(
-                f"`split` and `test_split` are both `{self.split}`: measure on other images than those that are "
-                "trained on."
-            )
+        check_splits(self)
         if self.start_step is None:
             self.start_step = self.num_steps // 10
 

@@ -33,7 +33,7 @@ def finished(few_pairs: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def again(finished: Path, *arguments: str) -> list[str]:
-    return [*GRID, *SMALL, "--knn_split", "train", "--knn_images", "100", "--output_dir", str(finished), *arguments]
+    return [*GRID, *SMALL, "--knn_split", "test", "--knn_images", "100", "--output_dir", str(finished), *arguments]
 
 
 def test_two_cells_are_trained_measured_and_compared(finished: Path):
@@ -167,6 +167,10 @@ def test_theory_alone_trains_and_writes_nothing(
         (["--dataset", "digits"], "`output_dir` is needed"),
         (["--drawn_from", "ablation.json", "--theory_only"], "`output_dir` is needed"),
         (["--theory_only"], "`dataset` is needed"),
+        (
+            ["--dataset", "digits", "--output_dir", "x", "--knn_split", "train"],
+            "`split` and `knn_split` are both `train`",
+        ),
         (["--dataset", "digits", "--theory_only", "--seed", "2"], "Unknown flag `--seed`. Did you mean `--seeds`?"),
         (["--dataset", "digits", "--theory_only", "--num_steps", "0"], "`num_steps` must be at least 1, got 0"),
         (
