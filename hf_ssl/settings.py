@@ -194,6 +194,9 @@ def as_declared(value: Any, annotation: Any) -> Any:
         return Path(value)
     if isinstance(value, Path) and str in classes and Path not in classes:
         return str(value)
+    if isinstance(value, dict) and get_origin(_without_none(annotation)) is dict:
+        inner = get_args(_without_none(annotation))[1]
+        return {name: as_declared(item, inner) for name, item in value.items()}
     if isinstance(value, list | tuple) and get_origin(_without_none(annotation)) in (list, tuple):
         inner = get_args(_without_none(annotation))[0]
         items = [as_declared(item, inner) for item in value]
