@@ -194,6 +194,9 @@ def as_declared(value: Any, annotation: Any) -> Any:
         return Path(value)
     if isinstance(value, Path) and str in classes and Path not in classes:
         return str(value)
+    if isinstance(value, dict) and get_origin(_without_none(annotation)) is dict:
+        inner = get_args(_without_none(annotation))[1]
+        return {name: as_declared(item, inner) for name, item in value.items()}
     if isinstance(value, list | tuple) and get_origin(_without_none(annotation)) in (list, tuple):
         inner = get_args(_without_none(annotation))[0]
         items = [as_declared(item, inner) for item in value]
@@ -220,7 +223,9 @@ def rule_of(annotation: Any) -> str:
     if origin in (list, tuple) and get_origin(_without_none(arguments[0])) is Literal:
         return f"a list of words, each {rule_of(_without_none(arguments[0]))}"
     if origin in (list, tuple):
-        return f"a list of {rule_of(arguments[0]).removeprefix('a ')}s"
+        inner = _without_none(arguments[0])
+        missing = "" if inner is arguments[0] else " or none values"
+        return f"a list of {rule_of(inner).removeprefix('a ')}s{missing}"
     names = {bool: "true or false", int: "a whole number", float: "a number", str: "text", Path: "a path"}
     names |= {dict: "a JSON object", types.NoneType: "none"}
     kind = origin or annotation

@@ -1,5 +1,6 @@
 """Augmentation beside data, direction by direction: numbers in, figures out."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -73,7 +74,7 @@ def lost_directions(one: Mapping[str, Any]) -> Figure:
     colours = [max(value / largest, _FLOOR) for value in one["variances"]]
     for axis, (recipe, measured) in zip(axes, runs.items(), strict=True):
         said, score = one["predictions"][recipe], one["scores"]["by_recipe"][recipe]
-        kept = [max(value, -0.05) for value in measured["kept"]]
+        kept = [math.nan if value is None else max(value, -0.05) for value in measured["kept"]]
         shares = [min(max(share, 0.0), 1.0) for share in said["shares"]]  # estimates, which may lie beyond
         points = axis.scatter(shares, kept, c=colours, s=16, cmap="viridis", norm="log", lw=0)
         axis.axvline(0.5, color="0.35", lw=0.9, ls=":")

@@ -1,6 +1,7 @@
 """Directions over a training, by the equations and as measured: numbers in, figures out."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib
@@ -58,8 +59,8 @@ def alignment_curves(results: Mapping[str, Any]) -> Figure:
     for place, (target, one) in enumerate(results["targets"].items()):
         colour = COLOURS[place % len(COLOURS)]
         title = "no moving average" if target == "none" else f"m = {target.replace('-cosine', ' to 1')}"
-        left.plot(results["steps"], one["theory"]["cosine"], color=colour, lw=1.4)
-        left.plot(results["steps"], one["measured"]["cosine"], "o", color=colour, ms=4, label=title)
+        left.plot(results["steps"], _numbers(one["theory"]["cosine"]), color=colour, lw=1.4)
+        left.plot(results["steps"], _numbers(one["measured"]["cosine"]), "o", color=colour, ms=4, label=title)
         x = [max(-value, _FLOOR) for value in one["measured"]["uniformity"]]
         y = [max(value, _FLOOR) for value in one["measured"]["alignment"]]
         right.plot(x, y, "-o", color=colour, lw=1.0, ms=3, label=title)
@@ -77,3 +78,8 @@ def alignment_curves(results: Mapping[str, Any]) -> Figure:
         axis.grid(alpha=0.3, lw=0.6)
     right.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
+
+
+def _numbers(values: Sequence[float | None]) -> list[float]:
+    """Values to draw: a gap where there is none."""
+    return [math.nan if value is None else value for value in values]

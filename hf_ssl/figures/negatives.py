@@ -19,7 +19,7 @@ _ACCURACIES = {
 }
 _SHARE = "false_negative_share"
 _SMALLEST = 1e-9  # of a probability that is drawn; keys that are left out have none
-_MOMENTS = (0.03, 0.1, 0.25, 0.5, 1.0)  # ends of what is averaged, as fractions of a run
+MOMENTS = (0.03, 0.1, 0.25, 0.5, 1.0)  # ends of what is averaged, as fractions of a run
 _MOMENT = 0.03  # its length: some log lines, of which each is of one batch
 
 
@@ -75,14 +75,14 @@ def negative_curves(metrics_path: Path) -> Figure | None:
     return figure
 
 
-def matching_curves(logs: Mapping[str, Sequence[Path]], queue_size: int) -> Figure:
+def matching_curves(logs: Mapping[str, Sequence[list[dict[str, Any]]]], queue_size: int) -> Figure:
     """Draw the softmax probability of the hardest negatives against their rank at several moments, early to late.
 
     Early in training the curve is nearly flat; late a few negatives hold what the positive leaves (the case that MoCHi
     makes for mixing them).
 
     Args:
-        logs: `metrics.jsonl` of the runs of each method, with `match_probability_rank_R`; one panel a method, the mean
+        logs: Lines of the logs of each method's runs, with `match_probability_rank_R`; one panel a method, the mean
             over its runs.
         queue_size: Keys in the queue, at least 1; with the positive they make the level at which all are equal.
 
@@ -92,14 +92,13 @@ def matching_curves(logs: Mapping[str, Sequence[Path]], queue_size: int) -> Figu
     figure = Figure(figsize=(4.6 * len(logs) + 1.2, 4.0), dpi=150, layout="constrained")
     colours = matplotlib.colormaps["viridis"]
     axes = figure.subplots(1, len(logs), squeeze=False, sharey=True)[0]
-    for axis, (method, paths) in zip(axes, logs.items(), strict=True):
-        lines = [read_metrics(path) for path in paths]
-        for number, moment in enumerate(_MOMENTS):
-            last, probabilities = _at_moment(lines, moment)
+    for axis, (method, lines) in zip(axes, logs.items(), strict=True):
+        for number, moment in enumerate(MOMENTS):
+            last, probabilities = probabilities_at(lines, moment)
             axis.plot(
                 list(probabilities),
                 [max(value, _SMALLEST) for value in probabilities.values()],
-                color=colours(0.9 * number / (len(_MOMENTS) - 1)),
+                color=colours(0.9 * number / (len(MOMENTS) - 1)),
                 lw=1.6,
                 marker="o",
                 markersize=4,
@@ -119,8 +118,13 @@ def matching_curves(logs: Mapping[str, Sequence[Path]], queue_size: int) -> Figu
     return figure
 
 
-def _at_moment(runs: Sequence[list[dict[str, Any]]], moment: float) -> tuple[int, dict[int, float]]:
-    """Last step of a moment, and mean probability by rank over its log lines and over runs."""
+def probabilities_at(runs: Sequence[list[dict[str, Any]]], moment: float) -> tuple[int, dict[int, float]]:
+    """Last step of a moment, and mean probability by rank over its log lines and over runs.
+
+    Args:
+        runs: Lines of their logs.
+        moment: Its end, as a fraction of the run.
+    """
     curves: dict[int, list[float]] = {}
     last = 0
     for lines in runs:

@@ -2,15 +2,15 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from statistics import mean
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from hf_ssl.figures.metrics_log import curve_of, marker_of, over_steps, read_metrics
+from hf_ssl.figures.metrics_log import curve_of, marker_of, over_steps
 
 # Okabe and Ito: told apart with any colour vision; marks differ in shape too.
 _STYLES = {
@@ -43,12 +43,12 @@ class StudyRow:
         numbers: Values of its runs by name, of which are drawn `linear`, `knn`, `view_alignment_h`,
             `class_alignment_h`, `uniformity_h`, `view_alignment_z`, `uniformity_z`; empty or missing where there are
             none.
-        logs: `metrics.jsonl` of each run, if it is contrastive.
+        logs: Lines of the log of each run, if it is contrastive.
     """
 
     title: str
     numbers: Mapping[str, Sequence[float]]
-    logs: Sequence[Path] = field(default_factory=list)
+    logs: Sequence[list[dict[str, Any]]] = field(default_factory=list)
 
 
 def plane(rows: Sequence[StudyRow]) -> Figure:
@@ -154,9 +154,9 @@ def study_chart(rows: Sequence[StudyRow], chance: float) -> Figure:
     return figure
 
 
-def _mean_curve(logs: Sequence[Path], name: str) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+def _mean_curve(logs: Sequence[list[dict[str, Any]]], name: str) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """Steps and mean over the runs of a logged number, smoothed; both empty if it is in no log."""
-    curves = [curve_of(read_metrics(path), name) for path in logs]
+    curves = [curve_of(lines, name) for lines in logs]
     shortest = min((len(steps) for steps, _ in curves), default=0)
     if shortest == 0:
         return np.zeros(0, dtype=np.int64), np.zeros(0)

@@ -14,9 +14,11 @@ projections (beside it the forecast's) and representations. A spread near 0 is c
 projections that is a small part of the fresh network's is dimensional collapse. The limits are those of pretraining's
 alarm.
 
-All forecasts are written to predictions.json before the first run starts, and never changed.
+All forecasts are written to predictions.json before the first run starts, and never changed. Runs are scored one by
+one, and by cell: the kind of collapse that most of its seeds show, and the mean of their ranks.
 
 Killed or stopped? The same command continues. Writes ablation.json, ablation.md and ablation.png beside the runs.
+`--drawn_from FILE...` makes table and figure again from such an ablation.json, and of several one score over all.
 """
 
 import json
@@ -25,12 +27,10 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
 
 import torch
 from accelerate.utils import set_seed
 
-from hf_ssl.data.settings import PLACES
 from hf_ssl.data.sources.open import Source
 from hf_ssl.dynamics.last_layers import LastLayers
 from hf_ssl.errors import UserError
@@ -39,7 +39,7 @@ from hf_ssl.figures.metrics_log import read_metrics
 from hf_ssl.methods.base import SSLPreTrainedModel
 from hf_ssl.methods.byol import BYOLConfig, BYOLForPreTraining
 from hf_ssl.private import public_name
-from hf_ssl.settings import check_least, checked
+from hf_ssl.settings import of_json
 from hf_ssl.studies.ablation_forecast import (
     ALL,
     LOOKS,
@@ -50,9 +50,10 @@ from hf_ssl.studies.ablation_forecast import (
     forecast,
     measure_layers,
 )
-from hf_ssl.studies.ablation_grid import AXES, GRIDS, Cell, cells_of
-from hf_ssl.studies.ablation_predictions import Predictions
-from hf_ssl.studies.ablation_report import HEAD, line_of, summary, write_report
+from hf_ssl.studies.ablation_grid import Cell, cells_of
+from hf_ssl.studies.ablation_predictions import AblationResults, Forecasts, Part, joined
+from hf_ssl.studies.ablation_report import HEAD, draw, line_of, scores_text, summary, write_results
+from hf_ssl.studies.ablation_settings import COMMON, AblationSettings
 from hf_ssl.studies.ablation_theory import Measured, Run, Start, measure_start, theory_of
 from hf_ssl.studies.many_runs import (
     StoppedError,
@@ -61,21 +62,18 @@ from hf_ssl.studies.many_runs import (
     finished_run,
     parts_of_recipe,
     public_settings,
+    results_to_draw,
     written_text,
 )
-from hf_ssl.studies.settings import StudySettings, check_recipe
 from hf_ssl.training.arguments import TrainingSettings
 from hf_ssl.training.files import write_json
 from hf_ssl.training.loop import train
 from hf_ssl.training.optimizers import scaled_learning_rate
+from hf_ssl.training.output import make_folder
 from hf_ssl.training.watch.knn import KNN, open_knn
 
 logger = logging.getLogger(__name__)
 
-# Settings that change the numbers of a cell: one folder holds results of one choice of them.
-_COMMON = ("dataset", *PLACES, "split", "knn_split")
-_COMMON += ("knn_images", "recipe", "view_recipe", "encoder", "num_steps", "batch_size", "learning_rate")
-_COMMON += ("ema_momentum", "mixed_precision")
 _OF_RECIPE = {
     "encoder": "architecture",
     "ema_momentum": "ema_momentum",
@@ -84,56 +82,6 @@ _OF_RECIPE = {
     "mixed_precision": "mixed_precision",
 }
 _RESULT = "result.json"
-
-
-@checked
-class AblationSettings(StudySettings):
-    """Which cells are trained, and how.
-
-    Args:
-        output_dir: Folder of the runs.
-        theory_only: Train nothing: show what theory expects and why, and write the forecasts if there is a folder.
-        grid: A named grid; `core` if no axis is given.
-        ema: Axis: a moving average as the target, or not.
-        predictor_lr: Axis: learning rate of the predictor relative to the network's, positive.
-        weight_decay: Axis: weight decay of network and predictor, at least 0.
-        stop_gradient: Axis: no gradient to the target, or one.
-        predictor: Axis: form of the predictor.
-        symmetrize: Axis: a linear predictor that is symmetric at all times, or not.
-        num_steps: Optimizer steps of each run, at least 1.
-        ema_momentum: Fraction of the target that a step keeps, in [0, 1); the recipe's if not given.
-        knn_split: Labelled split that k-NN classifies; none for no k-NN.
-        knn_images: Images of either split for k-NN, at least 1.
-    """
-
-    output_dir: Path | None = None
-    theory_only: bool = False
-    grid: Literal["core", "symmetry", "decay", "full"] | None = None
-    ema: list[bool] | None = None
-    predictor_lr: list[float] | None = None
-    weight_decay: list[float] | None = None
-    stop_gradient: list[bool] | None = None
-    predictor: list[Literal["linear", "mlp", "none"]] | None = None
-    symmetrize: list[bool] | None = None
-    num_steps: int = 300
-    ema_momentum: float | None = None
-    knn_split: str | None = "test"
-    knn_images: int = 5000
-
-    def validate_ablation(self) -> None:
-        """Check what can be checked without data."""
-        if self.output_dir is None and not self.theory_only:
-            raise UserError("`output_dir` is needed: the folder of the runs, such as `runs/ablation`.")
-        check_least(self, num_steps=1, knn_images=1)
-        check_recipe(self.recipe, BYOLForPreTraining.recipes, "byol")
-        axis = next((axis for axis in AXES if getattr(self, axis) is not None), None)
-        if axis is not None and self.grid is not None:
-            raise UserError(f"`grid` and `{axis}` exclude each other. Give one of them.")
-
-    def products(self) -> list[dict[str, Sequence[Any]]]:
-        """The grid, as `cells_of` takes it."""
-        axes = {axis: getattr(self, axis) for axis in AXES if getattr(self, axis) is not None}
-        return [axes] if axes else GRIDS[self.grid or "core"]
 
 
 @dataclass(frozen=True)
@@ -150,19 +98,45 @@ class AblationResult:
 
     runs: list[Run]
     num_runs: int
-    predictions: Predictions
+    predictions: Forecasts
     files: list[Path] = field(default_factory=list)
     exit_code: int = 0
 
     def __str__(self) -> str:
         lines = [HEAD, *(line_of(run, self.predictions.of(run)) for run in self.runs)]
         if self.exit_code == 0:
-            lines.append(summary(self.runs, self.predictions))
+            lines.append(summary(Part(self.runs, self.predictions)))
         return "\n".join([*lines, *written_text(self.files)])
 
 
-def run(settings: AblationSettings) -> AblationResult:
+@dataclass(frozen=True)
+class AblationScores:
+    """Runs of one or more studies beside their forecasts, and the scores over all of them.
+
+    Args:
+        parts: The studies.
+        files: What was written.
+    """
+
+    parts: list[Part]
+    files: list[Path]
+    exit_code: int = 0
+
+    def __str__(self) -> str:
+        lines: list[str] = []
+        for part in self.parts:
+            lines += [f"{part.title}:", HEAD, *(line_of(run, part.predictions.of(run)) for run in part.runs), ""]
+        return "\n".join([*lines, *scores_text(self.parts), *written_text(self.files)])
+
+
+def run(settings: AblationSettings) -> AblationResult | AblationScores:
     """Train what is missing, compare and write."""
+    if settings.drawn_from is not None:
+        read = [results_to_draw(path, "ablation", AblationResults) for path in settings.drawn_from]
+        parts = joined(of_json(AblationResults, one).part() for one in read)
+        assert settings.output_dir is not None
+        make_folder(settings.output_dir, "output_dir")
+        return AblationScores(parts, draw(settings.output_dir, parts))
     check_one_process()
     cells, left_out = cells_of(settings.products())
     for reason, count in left_out.items():
@@ -170,12 +144,12 @@ def run(settings: AblationSettings) -> AblationResult:
     bench = _Bench(settings)
     wanted = [(cell, seed) for seed in range(settings.seeds) for cell in cells]
     if settings.output_dir is not None:
-        claim_folder(settings.output_dir, settings, _COMMON, bench.source)
-    names = [name for name in _COMMON if name != "dataset"]
+        claim_folder(settings.output_dir, settings, COMMON, bench.source)
+    names = [name for name in COMMON if name != "dataset"]
     common = public_settings(settings, names, bench.source) | {
         "dataset": public_name(bench.source.name, bench.source.kind)
     }
-    predictions = Predictions(settings.output_dir, common)
+    predictions = Forecasts(settings.output_dir, common)
     bench.predict(wanted, predictions, [ALL] if settings.output_dir is None else VARIANTS)
     if settings.theory_only:
         return AblationResult([bench.expect(cell, seed) for cell, seed in wanted], len(wanted), predictions)
@@ -189,7 +163,9 @@ def run(settings: AblationSettings) -> AblationResult:
     except StoppedError as stopped:
         logger.warning(stopped.message(len(runs), len(wanted)))
         return AblationResult(runs, len(wanted), predictions, exit_code=stopped.exit_code)
-    return AblationResult(runs, len(wanted), predictions, write_report(bench.folder, runs, predictions))
+    part = Part(runs, predictions)
+    files = [write_results(bench.folder, part), *draw(bench.folder, [part])]
+    return AblationResult(runs, len(wanted), predictions, files)
 
 
 class _Bench:
@@ -251,14 +227,13 @@ class _Bench:
         start = self.start(cell, seed)
         return {name: forecast(self._layers[key], how, start, VARIANTS[name]) for name in names}
 
-    def predict(self, wanted: Sequence[tuple[Cell, int]], predictions: Predictions, names: Iterable[str]) -> None:
+    def predict(self, wanted: Sequence[tuple[Cell, int]], predictions: Forecasts, names: Iterable[str]) -> None:
         """Add the forecasts of all runs that have none."""
         for cell, seed in wanted:
             if predictions.has(cell.title, seed):
                 continue
-            finished = (Path(self._settings(cell, seed).output_dir) / _RESULT).exists()
-            predictions.add(cell.title, seed, self.forecasts(cell, seed, names), before_run=not finished)
-            predictions.write()
+            begun = Path(self._settings(cell, seed).output_dir).exists()
+            predictions.forecast(cell.title, seed, self.forecasts(cell, seed, names), before_run=not begun)
             logger.info("Predicted %s, seed %d.", cell.title, seed)
 
     def run(self, cell: Cell, seed: int) -> Run:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from hf_ssl.figures.ablation import AblationRow, ablation_chart
 from hf_ssl.studies.ablation_forecast import Forecast
-from hf_ssl.studies.ablation_predictions import Predictions, score_table
+from hf_ssl.studies.ablation_predictions import SCORES, Forecasts, Part, score_table
 from hf_ssl.studies.ablation_theory import Measured, Run, by_cell
 from hf_ssl.studies.many_runs import mean_text
 from hf_ssl.training.files import write_json
@@ -45,8 +45,9 @@ def line_of(run: Run, forecast: Forecast | None = None) -> str:
     return _line(title, expected, foretold, OUTCOMES[run.collapse or "no"], accuracy, *figures) + mark
 
 
-def summary(runs: list[Run], predictions: Predictions) -> str:
+def summary(part: Part) -> str:
     """What agreed, and each disagreement with the reason that theory gave."""
+    runs = part.runs
     start = runs[0].start
     lines = [
         "",
@@ -73,55 +74,71 @@ def summary(runs: list[Run], predictions: Predictions) -> str:
             by_reason.setdefault(f"{OUTCOMES[run.theory.expected]}. {run.theory.reason}", []).append(found)
     for reason, found in by_reason.items():
         lines += [f"- Not as expected: {'; '.join(found)}.", f"  Theory: {reason}"]
-    lines += ["", "What was called, by what the forecast takes into account:", *score_table(predictions, runs)]
-    late = predictions.made_late(runs)
-    if late:
-        lines.append(f"{late} of these runs were finished before they were predicted.")
-    return "\n".join(lines)
+    return "\n".join([*lines, "", *scores_text([part])])
 
 
-def write_report(folder: Path, runs: list[Run], predictions: Predictions) -> list[Path]:
-    """Write numbers, table and figure, one row a cell.
+def scores_text(parts: Sequence[Part]) -> list[str]:
+    """Lines of what was called in some studies, and what the columns say."""
+    late = [line for part in parts for line in part.predictions.late(part.runs)]
+    explained = [f"{name:<26}{meaning}" for name, meaning in SCORES.items()]
+    return ["What was called, by what the forecast takes into account:", *score_table(parts), "", *explained, *late]
+
+
+def write_results(folder: Path, part: Part) -> Path:
+    """Write what `drawn_from` reads, ablation.json, into a folder."""
+    record = {"study": "ablation", "runs": [run.record() for run in part.runs]}
+    write_json(folder / "ablation.json", record | {"predictions": part.predictions.record()})
+    return folder / "ablation.json"
+
+
+def draw(folder: Path, parts: Sequence[Part]) -> list[Path]:
+    """Write a table and a figure for each study, one row a cell, and the scores over all.
 
     Args:
-        folder: Where to; ablation.json, ablation.md and ablation.png.
-        runs: The finished runs.
-        predictions: Their forecasts.
+        folder: Where to; ablation.md, and ablation.png or, of several studies, ablation-1.png and so on.
+        parts: Finished runs and their forecasts.
 
     Returns:
         The files.
     """
-    groups = list(by_cell(runs))
-    files = [folder / "ablation.json", folder / "ablation.md", folder / "ablation.png"]
-    write_json(files[0], {"runs": [run.record() for run in runs]})
-    files[1].write_text("\n".join([*_table(groups, predictions), "", *score_table(predictions, runs)]) + "\n")
-    forecasts = [[one for one in map(predictions.of, group) if one is not None] for group in groups]
-    rows = [
-        AblationRow(
-            title=group[0].cell.title,
-            expected=OUTCOMES[group[0].theory.expected],
-            forecast=[OUTCOMES[one.expected] for one in foretold],
-            found=[OUTCOMES[run.collapse or "no"] for run in group],
-            agrees=[one.expected for one in foretold] == [run.collapse for run in group],
-            knn=_values(group, lambda measured: measured.knn),
-            projection_rank=_values(group, lambda measured: measured.projection_rank),
-            forecast_rank=[one.rank for one in foretold],
-            representation_rank=_values(group, lambda measured: measured.representation_rank),
+    names = ["ablation.png"] if len(parts) == 1 else [f"ablation-{place + 1}.png" for place in range(len(parts))]
+    table, files = folder / "ablation.md", [folder / name for name in names]
+    lines = []
+    for part, path in zip(parts, files, strict=True):
+        groups = list(by_cell(part.runs))
+        lines += [
+            *([f"## {part.title}, {path.name}", ""] if len(parts) > 1 else []),
+            *_table(groups, part.predictions),
+        ]
+        lines.append("")
+        random = _values(part.runs, lambda measured: measured.knn_random)
+        start = part.runs[0].start
+        figure = ablation_chart(
+            [_row(group, part.predictions) for group in groups],
+            random_knn=statistics.mean(random) if random else None,
+            ranks_at_start=(start.projection_rank, start.representation_rank),
         )
-        for group, foretold in zip(groups, forecasts, strict=True)
-    ]
-    random = _values(runs, lambda measured: measured.knn_random)
-    start = runs[0].start
-    figure = ablation_chart(
-        rows,
-        random_knn=statistics.mean(random) if random else None,
-        ranks_at_start=(start.projection_rank, start.representation_rank),
+        figure.savefig(path)
+    table.write_text("\n".join([*lines, *score_table(parts)]) + "\n")
+    return [table, *files]
+
+
+def _row(group: list[Run], predictions: Forecasts) -> AblationRow:
+    foretold = [one for one in map(predictions.of, group) if one is not None]
+    return AblationRow(
+        title=group[0].cell.title,
+        expected=OUTCOMES[group[0].theory.expected],
+        forecast=[OUTCOMES[one.expected] for one in foretold],
+        found=[OUTCOMES[run.collapse or "no"] for run in group],
+        agrees=[one.expected for one in foretold] == [run.collapse for run in group],
+        knn=_values(group, lambda measured: measured.knn),
+        projection_rank=_values(group, lambda measured: measured.projection_rank),
+        forecast_rank=[one.rank for one in foretold],
+        representation_rank=_values(group, lambda measured: measured.representation_rank),
     )
-    figure.savefig(files[2])
-    return files
 
 
-def _table(groups: list[list[Run]], predictions: Predictions) -> list[str]:
+def _table(groups: list[list[Run]], predictions: Forecasts) -> list[str]:
     head = "| cell | theory | forecast | measured | k-NN (%) | spread | rank z | forecast z | rank h |"
     lines = [head, "|---|---|---|---|---|---|---|---|---|"]
     random = [100 * value for value in _values(groups[0], lambda measured: measured.knn_random)]
@@ -145,7 +162,7 @@ def _table(groups: list[list[Run]], predictions: Predictions) -> list[str]:
             mean_text(_values(group, lambda measured: measured.representation_rank), 1),
         )
         kinds = [OUTCOMES[one.expected] for one in foretold]
-        expected = OUTCOMES[group[0].theory.expected]
+        expected = _most([OUTCOMES[run.theory.expected] for run in group])
         lines.append(
             f"| {group[0].cell.title} | {expected} | {_most(kinds)} | {_most(found)} | {' | '.join(figures)} |"
         )

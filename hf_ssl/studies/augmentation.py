@@ -10,12 +10,14 @@ the batch) trains it under each recipe from equal weights. A direction counts as
 trained features no longer tells it, on held-out images.
 
 `--predict_only` stops after the predictions; `--drawn_from FILE` draws augmentation.json again. Figures show seed 0.
-Stopped? The same command continues. Writes predictions.json, augmentation.json, augmentation.png, spectra.png.
+Stopped? The same command continues. One with more `--views` or `--seeds` adds its predictions to the file, before it
+trains; those that stand there stay. Writes predictions.json, augmentation.json, augmentation.png, spectra.png.
 """
 
 import itertools
 import json
 import logging
+import math
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -24,9 +26,8 @@ import torch
 from accelerate.utils import set_seed
 from torch import Tensor
 
-from hf_ssl.data.settings import PLACES, DataSettings
+from hf_ssl.data.settings import DataSettings
 from hf_ssl.data.sources.open import Source
-from hf_ssl.data.views.cpu import chosen_recipes
 from hf_ssl.data.views.device import Normalize
 from hf_ssl.diagnostics import alignment, effective_rank, uniformity
 from hf_ssl.diagnostics.augmentation import variance_along
@@ -39,7 +40,6 @@ from hf_ssl.evaluation.view_features import extract_view_features
 from hf_ssl.invocation import command_line
 from hf_ssl.methods.end_to_end import EndToEndConfig, EndToEndForPreTraining
 from hf_ssl.private import folders_among, public_command, public_name, public_path
-from hf_ssl.settings import check_least, checked
 from hf_ssl.studies.augmentation_measures import (
     CLAIMS,
     linear_layer,
@@ -51,7 +51,8 @@ from hf_ssl.studies.augmentation_measures import (
     warn_of_few,
 )
 from hf_ssl.studies.augmentation_report import draw, text_of
-from hf_ssl.studies.augmentation_results import AugmentationResults, MeasuredRun
+from hf_ssl.studies.augmentation_results import AugmentationResults, MeasuredRun, SaidEntry
+from hf_ssl.studies.augmentation_settings import COMMON, AugmentationSettings
 from hf_ssl.studies.many_runs import (
     StoppedError,
     check_one_process,
@@ -61,7 +62,7 @@ from hf_ssl.studies.many_runs import (
     results_to_draw,
     written_text,
 )
-from hf_ssl.studies.settings import StudySettings, check_recipe
+from hf_ssl.studies.predictions import FILE, Predictions
 from hf_ssl.training.arguments import TrainingSettings
 from hf_ssl.training.batches import inputs_of, open_stream
 from hf_ssl.training.files import write_json
@@ -71,8 +72,6 @@ from hf_ssl.training.start import EncoderStart, find_encoder
 
 logger = logging.getLogger(__name__)
 
-_COMMON = ("dataset", *PLACES, "split", "test_split", "recipe", "encoder", "start_from", "num_steps", "batch_size")
-_COMMON += ("learning_rate", "mixed_precision", "eval_images", "view_images", "num_views")
 _OF_RECIPE = {
     "encoder": "architecture",
     "batch_size": "batch_size",
@@ -83,64 +82,24 @@ _WARM_UP = 20  # batches that settle the BatchNorm statistics of fresh weights
 _NEIGHBOURS = 20
 
 
-@checked
-class AugmentationSettings(StudySettings):
-    """Which recipes are compared, and how.
-
-    Args:
-        dataset: Images to train on; not needed with `drawn_from`.
-        output_dir: Folder of the runs, the numbers and the figure.
-        views: Recipes of augmentation, at least one.
-        view_recipe: Not of this study; `views` names its recipes.
-        start_from: Encoder to start from; fresh weights if not given.
-        predict_only: Write the predictions, and train nothing.
-        drawn_from: An augmentation.json that is drawn again instead of training.
-        test_split: Split to measure on.
-        num_steps: Optimizer steps of each run, at least 1.
-        eval_images: Images to measure on at most, at least 4.
-        view_images: Images of which views are made, at least 2.
-        num_views: Views of an image, at least 2.
-    """
-
-    dataset: Any = None
-    output_dir: Path
-    views: list[str] = field(default_factory=lambda: ["moco_v2", "autoaugment", "randaugment"])
-    start_from: str | None = None
-    predict_only: bool = False
-    drawn_from: Path | None = None
-    test_split: str = "test"
-    num_steps: int = 400
-    eval_images: int = 5000
-    view_images: int = 2000
-    num_views: int = 6
-
-    def validate_augmentation(self) -> None:
-        """Check what can be checked without data."""
-        check_least(self, num_steps=1, eval_images=4, view_images=2, num_views=2)
-        check_recipe(self.recipe, EndToEndForPreTraining.recipes, "end_to_end")
-        if self.view_recipe is not None:
-            raise UserError("`view_recipe` has no place in this study. Name the recipes by `views`.")
-        if self.dataset is None and self.drawn_from is None:
-            raise UserError("`dataset` is needed: the images to train on, such as `uoft-cs/cifar10`.")
-        self.views = chosen_recipes(self.views)
-
-
 @dataclass(frozen=True)
 class AugmentationResult:
     """Predictions and, if runs were trained, what they lost.
 
     Args:
         results: What augmentation.json holds; with `predict_only` what predictions.json holds.
+        late: A line about predictions that came after their runs had begun.
         files: What was written.
         exit_code: 0, or 128 plus the number of the signal that stopped the study.
     """
 
     results: dict[str, Any]
+    late: list[str] = field(default_factory=list)
     files: list[Path] = field(default_factory=list)
     exit_code: int = 0
 
     def __str__(self) -> str:
-        return "\n".join([*map(text_of, self.results["seeds"]), *written_text(self.files)])
+        return "\n".join([*map(text_of, self.results["seeds"]), *self.late, *written_text(self.files)])
 
 
 def run(settings: AugmentationSettings) -> AugmentationResult:
@@ -148,17 +107,18 @@ def run(settings: AugmentationSettings) -> AugmentationResult:
     if settings.drawn_from is not None:
         results = results_to_draw(settings.drawn_from, "augmentation", AugmentationResults)
         make_folder(settings.output_dir, "output_dir")
-        return AugmentationResult(results, draw(results, settings.output_dir))
+        return AugmentationResult(results, files=draw(results, settings.output_dir))
     check_one_process()
     bench = _Bench(settings)
-    claim_folder(settings.output_dir, settings, _COMMON, bench.source)
-    predictions = settings.output_dir / "predictions.json"
-    seeds = [bench.predict(seed) for seed in range(settings.seeds)]
-    about = {"study": "augmentation", "command": bench.command(), "settings": bench.described(), "claims": CLAIMS}
-    if not predictions.exists():
-        write_json(predictions, {**about, "seeds": seeds})
+    claim_folder(settings.output_dir, settings, COMMON, bench.source)
+    about = {"study": "augmentation", "command": bench.command(), "claims": CLAIMS}
+    predictions = Predictions(settings.output_dir, {**about, "settings": bench.described()}, SaidEntry)
+    seeds = [bench.predict(seed, predictions) for seed in range(settings.seeds)]
+    about["settings"] = bench.described() | {"views": settings.views, "seeds": settings.seeds}
+    late = predictions.late_text((recipe, one["seed"]) for one in seeds for recipe in settings.views)
+    written = settings.output_dir / FILE
     if settings.predict_only:
-        return AugmentationResult({**about, "seeds": seeds}, [predictions])
+        return AugmentationResult({**about, "seeds": seeds}, late, [written])
     try:
         for one in seeds:
             one["runs"] = {}
@@ -169,11 +129,11 @@ def run(settings: AugmentationSettings) -> AugmentationResult:
     except StoppedError as stopped:
         done = sum(len(one.get("runs", {})) for one in seeds)
         logger.warning(stopped.message(done, len(seeds) * len(settings.views)))
-        return AugmentationResult({**about, "seeds": []}, exit_code=stopped.exit_code)
+        return AugmentationResult({**about, "seeds": []}, late, exit_code=stopped.exit_code)
     results = {**about, "seeds": seeds}
     numbers = settings.output_dir / "augmentation.json"
     write_json(numbers, results)
-    return AugmentationResult(results, [predictions, numbers, *draw(results, settings.output_dir)])
+    return AugmentationResult(results, late, [written, numbers, *draw(results, settings.output_dir)])
 
 
 def _rounded(values: Tensor) -> list[float]:
@@ -212,8 +172,8 @@ class _Bench:
         return public_command(command_line(), self.source.name, self.source.kind, folders)
 
     def described(self) -> dict[str, Any]:
-        """Settings for the file of results, without paths."""
-        names = ("views", "num_steps", "eval_images", "view_images", "num_views", "recipe", "seeds")
+        """Settings that all runs have in common, for the files, without paths."""
+        names = ("num_steps", "eval_images", "view_images", "num_views", "recipe")
         values = {name: getattr(self.options, name) for name in names}
         batch, rate = self.training["batch_size"], self.training["base_learning_rate"]
         values |= {"batch_size": batch, "base_learning_rate": rate, "architecture": self.config["architecture"]}
@@ -225,33 +185,50 @@ class _Bench:
             return "fresh weights"
         return public_path(start) if folders_among([start]) else start
 
-    def predict(self, seed: int) -> dict[str, Any]:
-        """What theory says of the encoder that all runs of a seed start with."""
+    def predict(self, seed: int, predictions: Predictions) -> dict[str, Any]:
+        """What theory says of the encoder that all runs of a seed start with; adds what the file does not have."""
         encoder = self._encoder(self._model(seed, settled=True))
         images = self._features(encoder)
-        plain = self._views(encoder, "crop_and_flip", 1)[:, 0]
         directions = principal_directions(images)
         self._before[seed] = images, directions
         warn_of_few(len(images), images.shape[1])
-        centred = images.double() - images.double().mean(dim=0)
-        variances = variance_along(centred.T @ centred / (len(images) - 1), directions)
-        said, layers, spectra = {}, {}, {}
-        for recipe in self.options.views:
+        missing = [recipe for recipe in self.options.views if not predictions.has(recipe, seed)]
+        if missing:
+            centred = images.double() - images.double().mean(dim=0)
+            variances = _rounded(variance_along(centred.T @ centred / (len(images) - 1), directions))
+            plain = self._views(encoder, "crop_and_flip", 1)[:, 0]
+        for recipe in missing:
             views = self._views(encoder, recipe, self.options.num_views)
-            said[recipe] = predict(plain, views, directions)
-            spectra[recipe] = {name: _rounded(values) for name, values in spectra_of(plain, views, directions).items()}
-            layers[recipe] = {
-                name: linear_layer(plain, views, two_views=name == "two_views")
-                for name in ("image_and_view", "two_views")
+            spectra = spectra_of(plain, views, directions)
+            said = {
+                "directions": directions.shape[1],
+                "variances": variances,
+                "prediction": predict(plain, views, directions),
+                "spectra": {name: _rounded(values) for name, values in spectra.items()},
+                "linear_layer": {
+                    name: linear_layer(plain, views, two_views=name == "two_views")
+                    for name in ("image_and_view", "two_views")
+                },
             }
-        return {
-            "seed": seed,
-            "directions": directions.shape[1],
-            "variances": _rounded(variances),
-            "predictions": said,
-            "spectra": spectra,
-            "linear_layer": layers,
-        }
+            predictions.add(recipe, seed, said, before_run=not self._folder(recipe, seed).exists())
+        return self._said(seed, predictions, directions.shape[1])
+
+    def _said(self, seed: int, predictions: Predictions, directions: int) -> dict[str, Any]:
+        """The predictions of a seed as augmentation.json has them."""
+        entries = {recipe: predictions.said(recipe, seed) or {} for recipe in self.options.views}
+        for recipe, entry in entries.items():
+            if entry["directions"] != directions:
+                raise UserError(
+                    f"The prediction of `{recipe}`, seed {seed}, is about {entry['directions']} directions, but the "
+                    f"encoder has {directions}: data or software are others than they were. Give another `output_dir`."
+                )
+        told = {"predictions": "prediction", "spectra": "spectra", "linear_layer": "linear_layer"}
+        by_recipe = {name: {recipe: entry[one] for recipe, entry in entries.items()} for name, one in told.items()}
+        first = entries[self.options.views[0]]
+        return {"seed": seed, "directions": directions, "variances": first["variances"], **by_recipe}
+
+    def _folder(self, recipe: str, seed: int) -> Path:
+        return self.options.output_dir / recipe / f"seed{seed}"
 
     def run(self, recipe: str, seed: int) -> dict[str, Any]:
         """The finished run of a recipe: read, gone on with, or made.
@@ -259,7 +236,7 @@ class _Bench:
         Raises:
             StoppedError: If a signal ended it.
         """
-        folder = self.options.output_dir / recipe / f"seed{seed}"
+        folder = self._folder(recipe, seed)
         result = folder / "result.json"
         before, directions = self._before[seed]
         if result.exists():
@@ -273,7 +250,10 @@ class _Bench:
         views = self._views(encoder, recipe, 2)
         lines = (folder / "metrics.jsonl").read_text().splitlines()
         measured = {
-            "kept": [round(value, 5) for value in retained(before, after, directions).tolist()],
+            "kept": [
+                None if math.isnan(value) else round(value, 5)
+                for value in retained(before, after, directions).tolist()
+            ],
             "loss": json.loads(lines[-1])["loss"],
             "knn": self._knn(after),
             "effective_rank": round(float(effective_rank(after)), 3),

@@ -6,7 +6,7 @@ linear map of the trained features still tells of a direction, so that a rotatio
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
@@ -36,6 +36,7 @@ _USED = 1e-6  # of the largest variance
 _SMALL = 0.01  # of the linear layer at its start
 _LAYER_STEPS, _LAYER_IMAGES, _LAYER_RATE = 200, 500, 0.02
 _LEAST_A_FEATURE = 4  # images of the fit
+_CONSTANT = 1e-12  # of the largest: rounding
 _RIDGE = 1e-6  # of the mean variance: keeps the fit of unused features finite
 
 
@@ -96,7 +97,8 @@ def retained(before: Tensor, after: Tensor, directions: Tensor) -> Tensor:
         directions: Of the features before, as columns, (dim, directions).
 
     Returns:
-        (directions,), from 1 for what is kept to 0 for what is lost; a fit worse than the mean counts as 0.
+        (directions,), from 1 for what is kept to 0 for what is lost; a fit worse than the mean counts as 0. NaN for a
+        direction in which the second half does not vary: there is nothing to tell.
     """
     half = len(before) // 2
     targets, inputs = before.double() @ directions, after.double()
@@ -105,7 +107,9 @@ def retained(before: Tensor, after: Tensor, directions: Tensor) -> Tensor:
     gram.diagonal().add_(_RIDGE * gram.diagonal().mean() + torch.finfo(gram.dtype).tiny)
     fitted = inputs[half:] @ torch.linalg.solve(gram, inputs[:half].T @ targets[:half])
     errors = (targets[half:] - fitted).square().sum(dim=0)
-    return (1 - errors / (targets[half:] - targets[half:].mean(dim=0)).square().sum(dim=0)).clamp(min=0)
+    spread = (targets[half:] - targets[half:].mean(dim=0)).square().sum(dim=0)
+    kept = (1 - errors / spread).clamp(min=0)
+    return kept.where(spread > _CONSTANT * spread.max(), torch.nan)
 
 
 def warn_of_few(images: int, width: int) -> None:
@@ -124,14 +128,15 @@ def warn_of_few(images: int, width: int) -> None:
 
 
 def scores_of(
-    variances: list[float], predictions: Mapping[str, Mapping[str, Any]], kept: Mapping[str, list[float]]
+    variances: list[float], predictions: Mapping[str, Mapping[str, Any]], kept: Mapping[str, Sequence[float | None]]
 ) -> dict[str, Any]:
     """Predictions beside what was kept, and whether the claims hold.
 
     Args:
         variances: Of the directions before training.
         predictions: From `predict`, by recipe.
-        kept: From `retained`, by recipe, of those that were trained.
+        kept: From `retained`, by recipe, of those that were trained. A direction that is None in one of them counts in
+            none.
 
     Returns:
         `by_recipe`: rank correlations of share and loss, and of small variance and loss (None where nothing varies),
@@ -139,19 +144,22 @@ def scores_of(
         `differences`: by pair of recipes; `claims`: by name, true or false.
     """
     by_recipe, differences = {}, {}
-    small = [-value for value in variances]
-    for recipe, values in kept.items():
+    known = _known(kept, kept)
+    shares = _known({recipe: predictions[recipe]["shares"] for recipe in kept}, kept)
+    (small,) = _known({"": [-value for value in variances]}, kept).values()
+    for recipe, values in known.items():
         loss = [-value for value in values]
         by_recipe[recipe] = {
-            "share_and_loss": _rank_correlation(predictions[recipe]["shares"], loss),
+            "share_and_loss": _rank_correlation(shares[recipe], loss),
             "variance_and_loss": _rank_correlation(small, loss),
-            "mean_loss": 1 - sum(values) / len(values),
+            "mean_loss": 1 - sum(values) / len(values) if values else None,
         }
     for first, second in combinations(kept, 2):
-        shares = _differences(predictions[first]["shares"], predictions[second]["shares"])
-        differences[f"{first} - {second}"] = _rank_correlation(shares, _differences(kept[second], kept[first]))
+        differences[f"{first} - {second}"] = _rank_correlation(
+            _differences(shares[first], shares[second]), _differences(known[second], known[first])
+        )
     counts = sorted(kept, key=lambda recipe: predictions[recipe]["lost_by_theorem"])
-    losses = sorted(kept, key=lambda recipe: by_recipe[recipe]["mean_loss"])
+    losses = sorted(kept, key=lambda recipe: by_recipe[recipe]["mean_loss"] or 0.0)
     claims = {
         "directions": all(
             _at_least(one["share_and_loss"], LEAST_CORRELATION)
@@ -162,6 +170,17 @@ def scores_of(
         "recipes": counts == losses,
     }
     return {"by_recipe": by_recipe, "differences": differences, "claims": claims}
+
+
+def _known(
+    values: Mapping[str, Sequence[float | None]], kept: Mapping[str, Sequence[float | None]]
+) -> dict[str, list[float]]:
+    """Values by direction, of the directions whose loss every run tells."""
+    told = [None not in row for row in zip(*kept.values(), strict=True)]
+    return {
+        name: [value for value, known in zip(row, told, strict=True) if known and value is not None]
+        for name, row in values.items()
+    }
 
 
 def _differences(first: list[float], second: list[float]) -> list[float]:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from hf_ssl.errors import UserError
 from hf_ssl.studies.augmentation_measures import CLAIMS
+from hf_ssl.studies.predictions import Entry
 
 
 @dataclass(frozen=True)
@@ -11,7 +12,7 @@ class MeasuredRun:
     """What was measured of a run; its result.json.
 
     Args:
-        kept: R squared of each direction, as `retained` gives it.
+        kept: R squared of each direction, as `retained` gives it; None where there was nothing to tell.
         loss: Training loss at the end.
         knn: Accuracy of k-NN; None without labels.
         effective_rank: Of the features of images.
@@ -19,7 +20,7 @@ class MeasuredRun:
         uniformity: Of the features of images.
     """
 
-    kept: list[float]
+    kept: list[float | None]
     loss: float
     knn: float | None
     effective_rank: float
@@ -69,12 +70,34 @@ class Layers:
 
 
 @dataclass(frozen=True)
+class SaidEntry(Entry):
+    """What predictions.json says of a run."""
+
+    directions: int
+    variances: list[float]
+    prediction: Said
+    spectra: Spectra
+    linear_layer: Layers
+
+    def __post_init__(self) -> None:
+        lists = (
+            self.variances,
+            self.prediction.shares,
+            self.spectra.images,
+            self.spectra.between,
+            self.spectra.within,
+        )
+        if {len(values) for values in lists} != {self.directions}:
+            raise UserError(f"every list must have a number for each of its {self.directions} directions")
+
+
+@dataclass(frozen=True)
 class Score:
     """Prediction and loss of a recipe; see `scores_of`."""
 
     share_and_loss: float | None
     variance_and_loss: float | None
-    mean_loss: float
+    mean_loss: float | None
 
 
 @dataclass(frozen=True)

@@ -9,34 +9,35 @@ target alone (`none` is SimSiam, `cosine` rises to 1 as in BYOL). At each measur
 directions, beside the equations started at the fresh network; so is the cosine of predictor and correlation.
 
 `--predict_only` writes predictions.json, what the equations say, and trains nothing; `--drawn_from FILE` draws
-curriculum.json again. Writes predictions.json, curriculum.json, curriculum.png and alignment.png.
+curriculum.json again. Killed or stopped? The same command continues. One with more `--targets` adds its predictions to
+the file before it trains. Writes predictions.json, curriculum.json, curriculum.png and alignment.png.
 """
 
 import itertools
 import logging
+import shutil
+from collections.abc import Container, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate.utils import set_seed
-from scipy.stats import spearmanr
 from torch import Tensor
 
-from hf_ssl.data.settings import PLACES
 from hf_ssl.data.sources.open import Source
 from hf_ssl.data.views.device import Normalize
 from hf_ssl.diagnostics import alignment, uniformity
 from hf_ssl.diagnostics.predictor import eigenbasis
-from hf_ssl.errors import UserError
+from hf_ssl.evaluation.references import read_json
 from hf_ssl.figures.curriculum import alignment_curves, curriculum_curves
 from hf_ssl.invocation import command_line
 from hf_ssl.methods.base import SSLPreTrainedModel
 from hf_ssl.methods.byol import BYOLConfig, BYOLForPreTraining
 from hf_ssl.private import public_command, public_name
-from hf_ssl.settings import check_least, checked
-from hf_ssl.studies.curriculum_report import CLAIMS, text_of
-from hf_ssl.studies.curriculum_results import CurriculumResults, MeasuredRun
+from hf_ssl.studies.curriculum_report import CLAIMS, claims_of, order_of, text_of
+from hf_ssl.studies.curriculum_results import CurriculumResults, MeasuredRun, SaidEntry
+from hf_ssl.studies.curriculum_settings import COMMON, CurriculumSettings, average_of
 from hf_ssl.studies.curriculum_theory import (
     Moments,
     Rates,
@@ -55,83 +56,28 @@ from hf_ssl.studies.many_runs import (
     results_to_draw,
     written_text,
 )
-from hf_ssl.studies.settings import StudySettings, check_recipe
+from hf_ssl.studies.predictions import FILE, Predictions
 from hf_ssl.training.arguments import TrainingSettings
 from hf_ssl.training.batches import inputs_of, open_stream
 from hf_ssl.training.files import write_json
+from hf_ssl.training.find import complete_checkpoints, step_of
 from hf_ssl.training.loop import train
 from hf_ssl.training.output import make_folder
 
 logger = logging.getLogger(__name__)
 
-_COMMON = ("dataset", *PLACES, "split", "recipe", "view_recipe", "encoder", "num_steps", "measurements", "batch_size")
-_COMMON += ("learning_rate", "mixed_precision", "directions")
 _OF_RECIPE = {
     "encoder": "architecture",
     "batch_size": "batch_size",
     "learning_rate": "base_learning_rate",
     "mixed_precision": "mixed_precision",
 }
+SEED = 0
+"""Of all runs, which share one start."""
+LOOKS = "looks.json"
+"""What was measured of a run that has not ended yet."""
 _BATCHES = 4  # whose views are looked at, of all runs the same
 _DIGITS = 5
-
-
-@checked
-class CurriculumSettings(StudySettings):
-    """Which moving averages are compared, and how.
-
-    Args:
-        dataset: Images to train on; not needed with `drawn_from`.
-        output_dir: Folder of the runs, the numbers and the figures.
-        targets: Moving averages: `none`, a momentum such as `0.99`, or `0.99-cosine`, which rises from there to 1.
-        predict_only: Write what the equations say, and train nothing.
-        drawn_from: A curriculum.json that is drawn again instead of training.
-        seeds: Stays 1: all runs share one start.
-        num_steps: Optimizer steps of each run, at least 2.
-        measurements: Steps at which is measured, at least 2.
-        directions: Directions that are followed, at least 2.
-    """
-
-    dataset: Any = None
-    output_dir: Path
-    targets: list[str] = field(default_factory=lambda: ["none", "0.9", "0.99", "0.9-cosine"])
-    predict_only: bool = False
-    drawn_from: Path | None = None
-    num_steps: int = 240
-    measurements: int = 24
-    directions: int = 12
-
-    def validate_curriculum(self) -> None:
-        """Check what can be checked without data."""
-        check_least(self, num_steps=2, measurements=2, directions=2)
-        check_recipe(self.recipe, BYOLForPreTraining.recipes, "byol")
-        if self.dataset is None and self.drawn_from is None:
-            raise UserError("`dataset` is needed: the images to train on, such as `uoft-cs/cifar10`.")
-        if self.seeds != 1:
-            raise UserError(f"`seeds` must be 1 in this study, whose runs share one start, got {self.seeds}.")
-        self.targets = list(dict.fromkeys(self.targets))
-        if not self.targets:
-            raise UserError("`targets` must name at least one moving average, such as `0.99`.")
-        for target in self.targets:
-            average_of(target)
-
-
-def average_of(target: str) -> tuple[float | None, bool]:
-    """Momentum of a target, None for none, and whether it rises.
-
-    Raises:
-        UserError: If the text names no moving average.
-    """
-    if target == "none":
-        return None, False
-    number, _, schedule = target.partition("-")
-    try:
-        momentum = float(number)
-    except ValueError:
-        momentum = -1.0
-    if not 0 <= momentum < 1 or schedule not in ("", "cosine"):
-        raise UserError(f"`targets` must be `none`, a momentum in [0, 1), or one with `-cosine`, got `{target}`.")
-    return momentum, schedule == "cosine"
 
 
 @dataclass(frozen=True)
@@ -139,17 +85,19 @@ class CurriculumResult:
     """The equations and, if runs were trained, the measurements.
 
     Args:
-        results: What curriculum.json holds; with `predict_only` what predictions.json holds.
+        results: What curriculum.json holds; without `measured` for targets whose run is missing.
+        late: A line about predictions that came after their runs had begun.
         files: What was written.
         exit_code: 0, or 128 plus the number of the signal that stopped the study.
     """
 
     results: dict[str, Any]
+    late: list[str] = field(default_factory=list)
     files: list[Path] = field(default_factory=list)
     exit_code: int = 0
 
     def __str__(self) -> str:
-        return "\n".join([text_of(self.results), *written_text(self.files)])
+        return "\n".join([text_of(self.results), *self.late, *written_text(self.files)])
 
 
 def run(settings: CurriculumSettings) -> CurriculumResult:
@@ -157,53 +105,61 @@ def run(settings: CurriculumSettings) -> CurriculumResult:
     if settings.drawn_from is not None:
         results = results_to_draw(settings.drawn_from, "curriculum", CurriculumResults)
         make_folder(settings.output_dir, "output_dir")
-        return _drawn(results, settings.output_dir, [])
+        return CurriculumResult(results, files=_draw(results, settings.output_dir))
     check_one_process()
     bench = _Bench(settings)
-    claim_folder(settings.output_dir, settings, _COMMON, bench.source)
-    results = {
-        "study": "curriculum",
-        "command": public_command(command_line(), bench.source.name, bench.source.kind),
-        "settings": bench.described(),
-        "claims": CLAIMS,
-    }
-    results |= {
-        "steps": bench.steps,
-        "targets": {target: {"theory": bench.expect(target)} for target in settings.targets},
-    }
-    predictions, numbers = (settings.output_dir / name for name in ("predictions.json", "curriculum.json"))
-    if not predictions.exists():
-        write_json(predictions, results)
+    claim_folder(settings.output_dir, settings, COMMON, bench.source)
+    about = {"study": "curriculum", "command": public_command(command_line(), bench.source.name, bench.source.kind)}
+    about |= {"claims": CLAIMS, "steps": bench.steps}
+    predictions = Predictions(settings.output_dir, {**about, "settings": bench.described()}, SaidEntry)
+    bench.predict(predictions)
+    late = predictions.late_text((target, SEED) for target in settings.targets)
+    results: dict[str, Any] = {**about, "settings": bench.described() | {"targets": settings.targets}}
+    said = {target: predictions.said(target, SEED) or {} for target in settings.targets}
+    targets = results["targets"] = {target: {"theory": one["theory"]} for target, one in said.items()}
+    written, numbers = settings.output_dir / FILE, settings.output_dir / "curriculum.json"
     if settings.predict_only:
-        return CurriculumResult(results, [predictions])
+        return CurriculumResult(results, late, [written])
     try:
-        for target, one in results["targets"].items():
+        for target, one in targets.items():
             one["measured"] = bench.run(target)
-            found = spearmanr(one["theory"]["turning_steps"], one["measured"]["turning_steps"])[0]
-            # Directions that all turn at one step have no order.
-            one["order"] = 0.0 if found != found else round(float(found), 4)  # pyright: ignore[reportArgumentType]
+            one["order"] = order_of(one["theory"]["turning_steps"], one["measured"]["turning_steps"])
     except StoppedError as stopped:
-        logger.warning(
-            stopped.message(sum("measured" in one for one in results["targets"].values()), len(settings.targets))
-        )
-        return CurriculumResult(results, exit_code=stopped.exit_code)
-    slowest = [
-        min(results["targets"], key=lambda target: sum(results["targets"][target][kind]["cosine"]))
-        for kind in ("theory", "measured")
-    ]
-    results["holds"] = {
-        "order": all(one["order"] >= 0.5 for one in results["targets"].values()),
-        "alignment": slowest[0] == slowest[1],
-    }
+        done = sum("measured" in one for one in targets.values())
+        logger.warning(stopped.message(done, len(targets)))
+        return CurriculumResult(results, late, exit_code=stopped.exit_code)
+    results["holds"] = claims_of(targets)
     write_json(numbers, results)
-    return _drawn(results, settings.output_dir, [predictions, numbers])
+    return CurriculumResult(results, late, [written, numbers, *_draw(results, settings.output_dir)])
 
 
-def _drawn(results: dict[str, Any], folder: Path, files: list[Path]) -> CurriculumResult:
+def _draw(results: dict[str, Any], folder: Path) -> list[Path]:
     figures = {"curriculum.png": curriculum_curves(results), "alignment.png": alignment_curves(results)}
     for name, figure in figures.items():
         figure.savefig(folder / name)
-    return CurriculumResult(results, [*files, *(folder / name for name in figures)])
+    return [folder / name for name in figures]
+
+
+def newest_measured(folder: Path, steps: Sequence[int], looks: Container[int]) -> str | None:
+    """The newest checkpoint of a run up to which nothing is missing; None without one.
+
+    A look comes after its checkpoint, so that a process that is killed between them leaves one without the other.
+
+    Args:
+        folder: Of the run.
+        steps: At which is measured.
+        looks: Steps that were measured.
+    """
+    usable = [
+        path.name
+        for path in complete_checkpoints(folder)
+        if all(step in looks for step in steps if step <= step_of(path))
+    ]
+    return usable[-1] if usable else None
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, _DIGITS)
 
 
 class _Bench:
@@ -220,7 +176,7 @@ class _Bench:
         self.every = max(1, options.num_steps // options.measurements)
         # In the theory nothing but the target changes with time.
         self.training |= {"num_epochs": None, "warmup_epochs": None, "lr_schedule": "constant", "optimizer": "sgd"}
-        self.training |= {"num_steps": options.num_steps, "diagnostics_every": 0, "keep_checkpoints": 1}
+        self.training |= {"num_steps": options.num_steps, "diagnostics_every": 0, "keep_checkpoints": 2}
         self.training["checkpoint_every"] = self.every
         self.steps = [*range(0, options.num_steps, self.every), options.num_steps]
         self.data = options.data_of(recipe)
@@ -237,9 +193,9 @@ class _Bench:
         self.first = self._measure(fresh)
 
     def described(self) -> dict[str, Any]:
-        """Settings for the file of results, without paths."""
+        """Settings that all runs have in common, for the files, without paths."""
         rate = self.training["base_learning_rate"] * self.training["batch_size"] / 256
-        values = {name: getattr(self.options, name) for name in ("targets", "num_steps", "recipe")}
+        values = {name: getattr(self.options, name) for name in ("num_steps", "recipe")}
         values |= {"batch_size": self.training["batch_size"], "learning_rate": rate, "noise": self.start.noise}
         values["view_recipe"] = self.data.view_recipe or BYOLForPreTraining.view_recipe
         dataset = public_name(self.source.name, self.source.kind)
@@ -258,10 +214,17 @@ class _Bench:
         )
         curves = follow_modes(self.start, self.directions, rates, self.steps)
         cosines = follow_alignment(self.start, rates, self.steps)
-        return {**self._turns(curves), "cosine": [round(value, _DIGITS) for value in cosines]}
+        return {**self._turns(curves), "cosine": [_rounded(value) for value in cosines]}
+
+    def predict(self, predictions: Predictions) -> None:
+        """Add what the equations say of targets that have no prediction."""
+        for target in self.options.targets:
+            if not predictions.has(target, SEED):
+                begun = (self.options.output_dir / target).exists()
+                predictions.add(target, SEED, {"theory": self.expect(target)}, before_run=not begun)
 
     def run(self, target: str) -> dict[str, Any]:
-        """The measurements of a run: read, or made from the beginning, as they are kept when it has ended.
+        """The measurements of a run: read, gone on with, or made.
 
         Raises:
             StoppedError: If a signal ended it.
@@ -271,17 +234,22 @@ class _Bench:
         if result.exists():
             shape = {"steps": len(self.steps), "directions": self.directions.shape[1]}
             return asdict(finished_run(result, MeasuredRun, **shape))
-        # What was measured before a stop is gone with the process: begin anew, in a folder of its own.
-        attempt = next(
-            folder / f"attempt-{number}" for number in itertools.count() if not (folder / f"attempt-{number}").exists()
-        )
+        kept, looks, newest = folder / LOOKS, {0: self.first}, None
+        if kept.exists():
+            looks |= {int(step): one for step, one in read_json(kept).items()}
+            newest = newest_measured(folder / "run", self.steps, looks)
+        if newest is None and (folder / "run").exists():
+            shutil.rmtree(folder / "run")
         model = self._model(target)
-        looks = {0: self.first}
+        folder.mkdir(exist_ok=True)
 
         def look(step: int, trained: SSLPreTrainedModel) -> None:
-            looks[step] = self._measure(trained)
+            if step in self.steps:  # a signal makes a checkpoint between them
+                looks[step] = self._measure(trained)
+                write_json(kept, {str(step): one for step, one in looks.items()})
 
-        ended = train(model, self.source, self.data, self._settings(attempt), on_checkpoint=look)
+        settings = self._settings(folder / "run", resume=newest)
+        ended = train(model, self.source, self.data, settings, on_checkpoint=look)
         if ended.signal:
             raise StoppedError(ended.signal)
         look(self.options.num_steps, model)
@@ -305,7 +273,7 @@ class _Bench:
         z = self.projections(model)
         return {
             "s": along.tolist(),
-            "cosine": round(moments.cosine(), _DIGITS),
+            "cosine": _rounded(moments.cosine()),
             "alignment": round(float(alignment(z[:, 0], z[:, 1])), _DIGITS),
             "uniformity": round(float(uniformity(z[:, 0])), _DIGITS),
         }
@@ -344,5 +312,5 @@ class _Bench:
         config = BYOLConfig(**{**self.config, **average, "predictor": "linear"})
         return BYOLForPreTraining(config).to(self.device)  # pyright: ignore[reportArgumentType]
 
-    def _settings(self, folder: Path, seed: int = 0) -> TrainingSettings:
-        return TrainingSettings(**{**self.training, "output_dir": str(folder), "seed": seed})
+    def _settings(self, folder: Path, seed: int = SEED, resume: str | None = None) -> TrainingSettings:
+        return TrainingSettings(**{**self.training, "output_dir": str(folder), "seed": seed, "resume": resume})

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from hf_ssl.errors import UserError
+from hf_ssl.studies.predictions import Entry
 
 
 @dataclass(frozen=True)
@@ -13,13 +14,13 @@ class Curves:
         turns: Step at which the middle one of its directions turns.
         turning_steps: That of each direction.
         s: Along each direction, by step.
-        cosine: Of predictor and correlation, by step.
+        cosine: Of predictor and correlation, by step; None where all directions have collapsed.
     """
 
     turns: int
     turning_steps: list[int]
     s: list[list[float]]
-    cosine: list[float]
+    cosine: list[float | None]
 
     @property
     def steps(self) -> int:
@@ -34,6 +35,13 @@ class Curves:
     def __post_init__(self) -> None:
         if len(self.cosine) != self.steps or any(len(line) != self.directions for line in self.s):
             raise UserError("`s` and `cosine` must have a number for each step, and `s` one for each direction")
+
+
+@dataclass(frozen=True)
+class SaidEntry(Entry):
+    """What predictions.json says of a run."""
+
+    theory: Curves
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ the paper: unit vectors make the loss four times that of the theory, and project
 mean squared length at the start, by which the normalised loss divides the gradient there.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -42,8 +41,11 @@ class Moments:
         """sigma^2 of the theory: variance that augmentation adds, relative to what two views share."""
         return float(self.within.trace() / self.between.trace())
 
-    def cosine(self) -> float:
-        """Cosine of F's eigenvectors and what the predictor makes of them, mean weighted by the eigenvalues."""
+    def cosine(self) -> float | None:
+        """Cosine of F's eigenvectors and what the predictor makes of them, mean weighted by the eigenvalues.
+
+        None where F has no positive eigenvalue: all directions have collapsed, and there is nothing to align with.
+        """
         return _weighted_cosine(self.between, self.predictor)
 
 
@@ -135,7 +137,7 @@ def follow_modes(start: Moments, vectors: Tensor, rates: Rates, steps: Sequence[
     return torch.stack(found)
 
 
-def follow_alignment(start: Moments, rates: Rates, steps: Sequence[int]) -> list[float]:
+def follow_alignment(start: Moments, rates: Rates, steps: Sequence[int]) -> list[float | None]:
     """Weighted cosine of predictor and correlation at some steps, by the equations of the matrices.
 
     With white inputs W is any root of F; the target begins as a copy.
@@ -159,11 +161,11 @@ def follow_alignment(start: Moments, rates: Rates, steps: Sequence[int]) -> list
     return found
 
 
-def _weighted_cosine(correlation: Tensor, predictor: Tensor) -> float:
+def _weighted_cosine(correlation: Tensor, predictor: Tensor) -> float | None:
     values, vectors = eigenbasis(correlation)
     weight = values.sum()
     if not weight > 0:
-        return math.nan
+        return None
     return float((values * eigenvector_cosines(vectors, predictor)).sum() / weight)
 
 

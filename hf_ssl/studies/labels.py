@@ -37,6 +37,7 @@ from hf_ssl.studies.many_runs import (
     public_settings,
     written_text,
 )
+from hf_ssl.studies.settings import check_splits
 from hf_ssl.training.files import write_json
 from hf_ssl.training.record import RunRecord
 
@@ -88,11 +89,7 @@ class LabelsSettings(PlaceSettings):
             raise UserError(f"`fractions` must be above 0 and at most 1, such as 0.01 0.1 1, got {self.fractions}.")
         check_least(self, seeds=1, num_steps=1, batch_size=1, num_workers=0)
         check_positive(self, "learning_rate")
-        if self.split == self.test_split:
-            raise UserError(
-                f"`split` and `test_split` are both `{self.split}`: score on other images than those that are "
-                "trained on."
-            )
+        check_splits(self)
 
 
 @dataclass(frozen=True)

@@ -60,7 +60,7 @@ from hf_ssl.studies.methods_report import (
     table_of,
     write_report,
 )
-from hf_ssl.studies.settings import StudySettings, check_recipe, chosen_names
+from hf_ssl.studies.settings import StudySettings, check_recipe, check_splits, chosen_names
 from hf_ssl.studies.supervised import train_supervised
 from hf_ssl.training.arguments import TrainingSettings
 from hf_ssl.training.files import write_json
@@ -134,11 +134,7 @@ class MethodsSettings(StudySettings):
             raise UserError("`num_epochs` and `num_steps` exclude each other. Give one of them.")
         if self.num_epochs is None and self.num_steps is None:
             self.num_epochs = _EPOCHS
-        if self.split == self.test_split:
-            raise UserError(
-                f"`split` and `test_split` are both `{self.split}`: measure on other images than those that are "
-                "trained on."
-            )
+        check_splits(self)
 
     def trained_without_labels(self) -> list[str]:
         """The chosen methods but for `supervised`."""

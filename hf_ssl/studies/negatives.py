@@ -13,11 +13,12 @@ training); of held-out images the squared distance of two views and of two image
 representations h and projections z. Lower is closer together, and more even. Whether the alignment of the paper is
 that of views or of classes is UNVERIFIED: both are given.
 
-Killed or stopped? The same command continues. Writes study.json, study.md, plane.png, study.png and matching.png
-beside the runs.
+Killed or stopped? The same command continues. Writes negatives.json, negatives.md, plane.png, study.png and
+matching.png beside the runs; `--drawn_from` makes table and figures again from such a negatives.json.
 """
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,14 +33,18 @@ from hf_ssl.data.sources.subset import class_names
 from hf_ssl.errors import UserError
 from hf_ssl.evaluation.encoders import Encoder, WithProjection, encoder_of
 from hf_ssl.fine_tuning.classifier import check_classes
+from hf_ssl.invocation import command_line
 from hf_ssl.methods.mochi import MoCHiConfig, MoCHiForPreTraining
-from hf_ssl.settings import check_least, check_positive, checked
+from hf_ssl.private import public_command, public_name
+from hf_ssl.settings import check_least, check_positive, checked, of_json
 from hf_ssl.studies.many_runs import (
     StoppedError,
     check_one_process,
     claim_folder,
     finished_run,
     parts_of_recipe,
+    public_settings,
+    results_to_draw,
     written_text,
 )
 from hf_ssl.studies.negatives_measures import (
@@ -53,12 +58,14 @@ from hf_ssl.studies.negatives_measures import (
     measure_encoder,
     share_of_own_class,
 )
-from hf_ssl.studies.negatives_report import HEAD, folder_of, line_of, write_report
-from hf_ssl.studies.settings import StudySettings, check_recipe, chosen_names
+from hf_ssl.studies.negatives_report import HEAD, draw, folder_of, line_of, write_results
+from hf_ssl.studies.negatives_results import LoggedRun, NegativesResults, read_log
+from hf_ssl.studies.settings import StudySettings, check_recipe, check_splits, chosen_names
 from hf_ssl.studies.supervised import train_supervised
 from hf_ssl.training.arguments import TrainingSettings
 from hf_ssl.training.files import write_json
 from hf_ssl.training.loop import train
+from hf_ssl.training.output import make_folder
 
 logger = logging.getLogger(__name__)
 
@@ -86,6 +93,7 @@ class NegativesSettings(StudySettings):
     """Which methods are trained, and how.
 
     Args:
+        dataset: Images to train on; not needed with `drawn_from`.
         output_dir: Folder of the runs.
         methods: Of `moco_v2`, `mochi`, `moco_v2-oracle`, `mochi-oracle` and `supervised`.
         split: Labelled split to train on.
@@ -98,8 +106,10 @@ class NegativesSettings(StudySettings):
         num_mixed_negatives: Mixtures of two of them for each query (s).
         num_mixed_queries: Mixtures of one of them and the query (s').
         start_step: Steps before mixing starts; a tenth of them if not given.
+        drawn_from: A negatives.json of which table and figures are made again; nothing is read or trained.
     """
 
+    dataset: Any = None
     output_dir: Path
     methods: list[str] = field(default_factory=lambda: list(METHODS))
     test_split: str = "test"
@@ -111,18 +121,17 @@ class NegativesSettings(StudySettings):
     num_mixed_negatives: int | None = None
     num_mixed_queries: int | None = None
     start_step: int | None = None
+    drawn_from: Path | None = None
 
     def validate_negatives(self) -> None:
         """Check what can be checked without data; without `start_step` it becomes a tenth of the steps."""
         self.methods = chosen_names(self.methods, METHODS, "method")
+        if self.dataset is None and self.drawn_from is None:
+            raise UserError("`dataset` is needed: the images to train on, such as `uoft-cs/cifar10`.")
         check_least(self, num_steps=1, eval_images=2)
         check_positive(self, "supervised_learning_rate")
         check_recipe(self.recipe, MoCHiForPreTraining.recipes, "mochi")
-        if self.split == self.test_split:
-            raise UserError(
-                f"`split` and `test_split` are both `{self.split}`: measure on other images than those that are "
-                "trained on."
-            )
+        check_splits(self)
         if self.start_step is None:
             self.start_step = self.num_steps // 10
 
@@ -154,6 +163,11 @@ class NegativesResult:
 
 def run(settings: NegativesSettings) -> NegativesResult:
     """Train what is missing, measure and write."""
+    if settings.drawn_from is not None:
+        read = of_json(NegativesResults, results_to_draw(settings.drawn_from, "negatives", NegativesResults))
+        make_folder(settings.output_dir, "output_dir")
+        said, files = draw(settings.output_dir, read)
+        return NegativesResult([*read.runs], len(read.runs), said, files)
     check_one_process()
     bench = _Bench(settings)
     claim_folder(settings.output_dir, settings, _COMMON, bench.source)
@@ -166,9 +180,10 @@ def run(settings: NegativesSettings) -> NegativesResult:
     except StoppedError as stopped:
         logger.warning(stopped.message(len(runs), len(wanted)))
         return NegativesResult(runs, len(wanted), exit_code=stopped.exit_code)
-    chance = share_of_own_class(bench.source)
-    said, files = write_report(settings.output_dir, runs, chance, bench.configs["mochi"].queue_size)
-    return NegativesResult(runs, len(wanted), said, files)
+    results = bench.results(runs)
+    written = write_results(settings.output_dir, bench.about(), results)
+    said, files = draw(settings.output_dir, results)
+    return NegativesResult(runs, len(wanted), said, [written, *files])
 
 
 class _Bench:
@@ -213,6 +228,28 @@ class _Bench:
         folder.mkdir(parents=True, exist_ok=True)
         write_json(result, run.record())
         return run
+
+    def about(self) -> dict[str, str]:
+        """What the file of results says of itself, without paths."""
+        return {"study": "negatives", "command": public_command(command_line(), self.source.name, self.source.kind)}
+
+    def results(self, runs: Sequence[Run]) -> NegativesResults:
+        """Runs with their logs."""
+        logged = [
+            LoggedRun(
+                **vars(run),
+                log=read_log(self.folder(run.method, run.seed) / "metrics.jsonl") if run.method in CONTRASTIVE else {},
+            )
+            for run in runs
+        ]
+        names = [name for name in _COMMON if name != "dataset"]
+        common = public_settings(self.options, names, self.source)
+        return NegativesResults(
+            runs=logged,
+            chance=share_of_own_class(self.source),
+            queue_size=self.configs["mochi"].queue_size,
+            settings=common | {"dataset": public_name(self.source.name, self.source.kind)},
+        )
 
     def folder(self, method: str, seed: int) -> Path:
         """Where a run lies."""

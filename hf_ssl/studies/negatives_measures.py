@@ -8,7 +8,7 @@ of views or of classes, are UNVERIFIED: both are measured here.
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -193,6 +193,9 @@ def share_of_own_class(source: Source) -> float:
     return float(np.square(np.bincount(labels) / len(labels)).sum())
 
 
+AnyRun = TypeVar("AnyRun", bound=Run)
+
+
 @dataclass(frozen=True)
 class Claim:
     """A claim of the paper, and whether the runs show it.
@@ -293,9 +296,9 @@ def claims_of(runs: Iterable[Run], chance: float) -> list[Claim]:
     return claims
 
 
-def by_method(runs: Iterable[Run]) -> dict[str, list[Run]]:
+def by_method(runs: Iterable[AnyRun]) -> dict[str, list[AnyRun]]:
     """Runs of the same method together, in the order in which methods come first."""
-    together: dict[str, list[Run]] = {}
+    together: dict[str, list[AnyRun]] = {}
     for run in runs:
         together.setdefault(run.method, []).append(run)
     return together

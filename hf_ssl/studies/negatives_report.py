@@ -1,12 +1,15 @@
 """The study of negatives in lines of text, as a table and as figures."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from hf_ssl.figures.negatives import matching_curves
 from hf_ssl.figures.oracle_study import StudyRow, plane, study_chart
 from hf_ssl.studies.many_runs import mean_text
-from hf_ssl.studies.negatives_measures import CONTRASTIVE, Measured, Run, by_method, claims_of, values_of
+from hf_ssl.studies.negatives_measures import Measured, Run, by_method, claims_of, values_of
+from hf_ssl.studies.negatives_results import NegativesResults
 from hf_ssl.training.files import write_json
 
 _COLUMNS = {
@@ -50,53 +53,58 @@ def folder_of(folder: Path, method: str, seed: int) -> Path:
     return folder / method / f"seed{seed}"
 
 
-def write_report(folder: Path, runs: Sequence[Run], chance: float, queue_size: int) -> tuple[list[str], list[Path]]:
-    """Write numbers, table, claims and figures.
+RESULTS = "negatives.json"
+
+
+def write_results(folder: Path, about: Mapping[str, Any], results: NegativesResults) -> Path:
+    """Write what `drawn_from` reads, with the claims.
 
     Args:
         folder: Of the study.
-        runs: The finished runs.
-        chance: From `share_of_own_class`.
-        queue_size: Keys in the queue.
+        about: What the file says of itself.
+        results: The finished runs.
+    """
+    claims = [{"text": claim.text, "holds": claim.holds} for claim in claims_of(results.runs, results.chance)]
+    write_json(folder / RESULTS, {**about, **asdict(results), "claims": claims})
+    return folder / RESULTS
+
+
+def draw(folder: Path, results: NegativesResults) -> tuple[list[str], list[Path]]:
+    """Write table, claims and figures.
+
+    Args:
+        folder: Where to.
+        results: The finished runs.
 
     Returns:
         What the runs say, and the files.
     """
-    claims = claims_of(runs, chance)
-    groups = by_method(runs)
+    groups = by_method(results.runs)
     said = [
-        f"Chance for `own class`, computed from all labels of the training split: {100 * chance:.1f} %.",
-        *(f"- Claim: {claim}." for claim in claims),
+        f"Chance for `own class`, computed from all labels of the training split: {100 * results.chance:.1f} %.",
+        *(f"- Claim: {claim}." for claim in claims_of(results.runs, results.chance)),
     ]
-    record = {"chance": chance, "runs": [run.record() for run in runs]}
-    record |= {"claims": [{"text": claim.text, "holds": claim.holds} for claim in claims]}
-    write_json(folder / "study.json", record)
-    (folder / "study.md").write_text(f"{_table(groups)}\n" + "\n".join(said) + "\n")
-    logs = {
-        method: [folder_of(folder, method, run.seed) / "metrics.jsonl" for run in group]
-        for method, group in groups.items()
-        if method in CONTRASTIVE
-    }
+    (folder / "negatives.md").write_text(f"{_table(groups)}\n" + "\n".join(said) + "\n")
+    logs = {method: [run.lines for run in group if run.log] for method, group in groups.items()}
     rows = [
         StudyRow(
             title=method,
             numbers={name: values_of(group, name) for name in Measured.__dataclass_fields__},
-            logs=logs.get(method, []),
+            logs=logs[method],
         )
         for method, group in groups.items()
     ]
-    figures = {"plane.png": plane(rows), "study.png": study_chart(rows, chance)}
-    if logs:
-        figures["matching.png"] = matching_curves(
-            {method: logs[method] for method in logs if "oracle" not in method} or logs,
-            queue_size,
-        )
+    figures = {"plane.png": plane(rows), "study.png": study_chart(rows, results.chance)}
+    logged = {method: lines for method, lines in logs.items() if lines}
+    if logged:
+        plain = {method: lines for method, lines in logged.items() if "oracle" not in method}
+        figures["matching.png"] = matching_curves(plain or logged, results.queue_size)
     for name, figure in figures.items():
         figure.savefig(folder / name)
-    return said, [folder / name for name in ("study.json", "study.md", *figures)]
+    return said, [folder / name for name in ("negatives.md", *figures)]
 
 
-def _table(groups: dict[str, list[Run]]) -> str:
+def _table(groups: Mapping[str, Sequence[Run]]) -> str:
     headings = [f"{heading} (%)" if factor == 100 else heading for heading, factor, _ in _COLUMNS.values()]
     lines = [f"| method | {' | '.join(headings)} |", "|---" * (len(headings) + 1) + "|"]
     for method, group in groups.items():

@@ -112,6 +112,14 @@ class ReproduceSettings(PlaceSettings):
         self.runs = [*found.rows] if self.runs is None else chosen_names(self.runs, [*found.rows], "run")
         if self.list:
             return
+        test = self.test_split or found.test_split
+        learnt = [self.split or found.split, self.probe_split or found.probe_split]
+        # A clustering has no probe, and is measured on whatever it was trained on.
+        if learnt[1] is not None and test in learnt:
+            raise UserError(
+                f"`test_split` is `{test}`, from which encoder or probe learn (`split` {learnt[0]}, `probe_split` "
+                f"{learnt[1]}): measure on other images."
+            )
         if self.dataset is None:
             raise UserError(
                 f"`dataset` is needed: where {found.data} is, such as `--dataset {found.place}`. `--list` shows the "

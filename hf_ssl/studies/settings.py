@@ -68,6 +68,22 @@ class StudySettings(PlaceSettings):
         return {name: value for name, value in values.items() if value is not None}
 
 
+def check_splits(settings: Any) -> None:
+    """Refuse to measure on the images that are trained on.
+
+    Args:
+        settings: A settings object with `split` and `test_split`.
+
+    Raises:
+        UserError: If both are the same split.
+    """
+    if settings.split == settings.test_split:
+        raise UserError(
+            f"`split` and `test_split` are both `{settings.split}`: measure on other images than those that are "
+            "trained on."
+        )
+
+
 def check_recipe(recipe: str, recipes: Mapping[str, Any], method: str) -> None:
     """Refuse a recipe that a method does not have.
 

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import math
 import os
 import re
 import zlib
@@ -24,11 +25,22 @@ _CHUNK = 1 << 22
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a JSON file that is always either the old or the new one."""
+    """Write a JSON file that is always either the old or the new one.
+
+    JSON has no NaN and no infinity, and strict readers refuse a file with them: such a number becomes null.
+    """
     partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(content, indent=2) + "\n")
+    partial.write_text(json.dumps(_finite(content), indent=2, allow_nan=False) + "\n")
     flush(partial)
     os.replace(partial, path)
+
+
+def _finite(content: Any) -> Any:
+    if isinstance(content, Mapping):
+        return {name: _finite(value) for name, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_finite(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
 def flush(path: Path) -> None:

@@ -33,7 +33,7 @@ def finished(few_pairs: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def again(finished: Path, *arguments: str) -> list[str]:
-    return [*GRID, *SMALL, "--knn_split", "train", "--knn_images", "100", "--output_dir", str(finished), *arguments]
+    return [*GRID, *SMALL, "--knn_split", "test", "--knn_images", "100", "--output_dir", str(finished), *arguments]
 
 
 def test_two_cells_are_trained_measured_and_compared(finished: Path):
@@ -86,8 +86,31 @@ def test_forecasts_that_come_after_a_run_say_so(finished: Path, tmp_path: Path, 
     shutil.copytree(finished, folder)
     (folder / "predictions.json").unlink()
     assert run(*again(folder)) == 0
-    assert "2 of these runs were finished before they were predicted." in capsys.readouterr().out
+    assert "2 of these runs had begun before they were predicted." in capsys.readouterr().out
     assert not any(entry["before_run"] for entry in json.loads((folder / "predictions.json").read_text())["runs"])
+
+
+def test_results_are_drawn_again_and_scored_together(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+    file, copy = finished / "ablation.json", tmp_path / "copy.json"
+    assert run("--drawn_from", str(file), "--output_dir", str(tmp_path / "one")) == 0
+    assert capsys.readouterr().out.startswith("digits:")
+    assert (tmp_path / "one" / "ablation.md").read_text() == (finished / "ablation.md").read_text()
+    assert (tmp_path / "one" / "ablation.png").stat().st_size > 10_000
+    assert run("--drawn_from", str(file), str(file), "--output_dir", str(tmp_path / "two")) == 2
+    assert "both have the run `linear, no EMA, decay 0.0004` of `digits` with seed 0" in capsys.readouterr().err
+    other = json.loads(file.read_text())
+    other["predictions"]["settings"]["num_steps"] = 5
+    copy.write_text(json.dumps(other))
+    assert run("--drawn_from", str(file), str(copy), "--output_dir", str(tmp_path / "two")) == 0
+    assert "| the paper's theory | " in (text := capsys.readouterr().out) and " of 4 | " in text
+    names = {path.name for path in (tmp_path / "two").iterdir()}
+    assert names == {"ablation.md", "ablation-1.png", "ablation-2.png"}
+    assert run("--drawn_from", str(finished / "predictions.json"), "--output_dir", str(tmp_path / "none")) == 2
+    assert "must be results of `study ablation`" in capsys.readouterr().err and not (tmp_path / "none").exists()
+    del other["predictions"]
+    copy.write_text(json.dumps(other))
+    assert run("--drawn_from", str(copy), "--output_dir", str(tmp_path / "none")) == 2
+    assert "it lacks `predictions`. Name its ablation.json." in capsys.readouterr().err
 
 
 def test_a_finished_cell_is_not_run_again(
@@ -142,6 +165,12 @@ def test_theory_alone_trains_and_writes_nothing(
     ("arguments", "message"),
     [
         (["--dataset", "digits"], "`output_dir` is needed"),
+        (["--drawn_from", "ablation.json", "--theory_only"], "`output_dir` is needed"),
+        (["--theory_only"], "`dataset` is needed"),
+        (
+            ["--dataset", "digits", "--output_dir", "x", "--knn_split", "train"],
+            "`split` and `knn_split` are both `train`",
+        ),
         (["--dataset", "digits", "--theory_only", "--seed", "2"], "Unknown flag `--seed`. Did you mean `--seeds`?"),
         (["--dataset", "digits", "--theory_only", "--num_steps", "0"], "`num_steps` must be at least 1, got 0"),
         (

@@ -31,7 +31,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def measured_in(folder: Path) -> dict[str, dict]:
-    return {one["method"]: one["measured"] for one in json.loads((folder / "study.json").read_text())["runs"]}
+    return {one["method"]: one["measured"] for one in json.loads((folder / "negatives.json").read_text())["runs"]}
 
 
 def test_all_methods_are_trained_measured_and_drawn(finished: Path):
@@ -45,16 +45,51 @@ def test_all_methods_are_trained_measured_and_drawn(finished: Path):
         assert (numbers["contrast_accuracy_with_mixed"] is None) == (not method.startswith("mochi"))
     # Each has trained something else; mixing starts with the second of four steps.
     assert len({numbers["class_alignment_h"] for numbers in measured.values()}) == 6
-    record = json.loads((finished / "study.json").read_text())
+    record = json.loads((finished / "negatives.json").read_text())
     assert record["chance"] == pytest.approx(0.1, abs=2e-3)
     assert len(record["claims"]) == 12 and all(len(claim["holds"]) == 1 for claim in record["claims"])
-    table = (finished / "study.md").read_text().splitlines()
+    table = (finished / "negatives.md").read_text().splitlines()
     assert [line.split("|")[1].strip() for line in table[2:8]] == ["fresh", *METHODS]
     assert all(line.count("|") == 12 for line in table[:8])
     assert "Chance for `own class`" in table[9] and table[10].startswith("- Claim: the oracle raises MoCo v2's")
     for name in ("plane.png", "study.png", "matching.png"):
         with Image.open(finished / name) as image:
             assert min(image.size) > 400
+
+
+def test_results_are_drawn_again(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+    results = json.loads((finished / "negatives.json").read_text())
+    logged = {one["method"]: one["log"] for one in results["runs"]}
+    assert logged["fresh"] == logged["supervised"] == {} and logged["mochi"]["step"] == [1, 2, 3, 4]
+    line = json.loads((finished / "mochi" / "seed0" / "metrics.jsonl").read_text().splitlines()[2])
+    for name in ("match_probability_rank_1", "match_probability_rank_64", "contrast_accuracy_with_mixed"):
+        assert logged["mochi"][name][2] == pytest.approx(line[name], rel=1e-3)
+    assert results["command"].endswith(" --output_dir FOLDER") and str(finished.parent) not in json.dumps(results)
+    words = ["study", "negatives", "--output_dir", str(tmp_path / "out"), "--drawn_from"]
+    assert main([*words, str(finished / "negatives.json")]) == 0
+    assert (tmp_path / "out" / "negatives.md").read_text() == (finished / "negatives.md").read_text()
+    assert "- Claim: the oracle raises MoCo v2's linear accuracy" in capsys.readouterr().out
+    for name in ("plane.png", "study.png", "matching.png"):
+        assert (tmp_path / "out" / name).read_bytes() == (finished / name).read_bytes()
+    first = results["runs"][0]
+    for content, message in (
+        ({**results, "study": "methods"}, "its `study` is 'methods'"),
+        ({**results, "runs": []}, "`runs` is empty"),
+        ({**results, "runs": [{**first, "method": "moko"}]}, "has a method `moko`, which the study does not know"),
+        (
+            {**results, "runs": [{**first, "log": {"step": [1, 2], "loss": [1.0]}}]},
+            "must have a number for each `step`",
+        ),
+        ({**results, "runs": [{"method": "fresh"}]}, "it lacks `runs.0.seed`. Name its negatives.json."),
+    ):
+        (tmp_path / "x.json").write_text(json.dumps(content))
+        assert main([*words, str(tmp_path / "x.json")]) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_it_needs_images_unless_it_draws(tmp_path: Path, capsys: pytest.CaptureFixture):
+    assert main(["study", "negatives", "--output_dir", str(tmp_path)]) == 2
+    assert "`dataset` is needed" in capsys.readouterr().err
 
 
 def test_methods_share_their_settings_but_for_oracle_and_mixtures(finished: Path):
@@ -79,7 +114,7 @@ def test_a_finished_study_trains_nothing_and_says_the_same(
 
     monkeypatch.setattr(study, "train", refuse)
     monkeypatch.setattr(supervised, "fine_tune", refuse)
-    before = {name: (finished / name).read_text() for name in ("study.json", "study.md")}
+    before = {name: (finished / name).read_text() for name in ("negatives.json", "negatives.md")}
     assert run(finished) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines[:7]] == ["method", "fresh", *METHODS]

@@ -155,6 +155,10 @@ def test_clusters_are_those_of_the_method(tmp_path: Path):
             "is for linear-sgd and linear-byol, not for li",
         ),
         (["mochi", "--dataset", "digits", "--output_dir", "x"], "has no split `validation`"),
+        (
+            ["mochi", "--dataset", "digits", "--output_dir", "x", "--test_split", "train"],
+            "`test_split` is `train`, from which encoder or probe learn",
+        ),
         (["mochi", "--dataset", "nothing/here/at-all", "--output_dir", "x"], "nothing/here/at-all"),
     ],
 )

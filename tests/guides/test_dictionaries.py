@@ -6,6 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from hf_ssl.studies.dictionaries_report import read_results
+from hf_ssl.studies.dictionaries_theory import predict
+
 ROOT = Path(__file__).parents[2]
 GUIDE = (ROOT / "scripts" / "guides" / "dictionaries.md").read_text(encoding="utf-8")
 RESULTS = ROOT / "model_cards" / "results"
@@ -78,6 +81,31 @@ def test_scores_are_those_of_the_results(name: str, kinds: tuple[str, ...]):
         assert f"{score[kind]:.3f}" in GUIDE, (name, kind)
     best, choice = (f"{100 * results('grid')['score'][which]:.1f} %" for which in ("best_knn", "choice_knn"))
     assert best in GUIDE and choice in GUIDE
+
+
+def test_the_law_without_slowing_gives_what_the_guide_says():
+    fitted, _ = read_results(RESULTS / "dictionaries-fit.json")
+    grid, _ = read_results(RESULTS / "dictionaries-grid.json")
+    first = [run for run in grid if run.seed == 0 and run.cell.method == "moco"]
+    made = predict([run.cell for run in first], fitted, until=200, num_steps=300, look_every=50, bound=0.9)
+    assert not any(law.slowing for law in made.drifts.values())
+
+    def squared(runs) -> str:
+        said = {one.cell: one.keys for one in made.foretold}
+        late = [[look for look in run.measured.looks if look.step >= 150] for run in runs]
+        pairs = []
+        for run, looks in zip(runs, late, strict=True):
+            for age, foretold in said[run.cell].items():
+                found = [look.keys[look.ages.index(age)] for look in looks if age in look.ages]
+                pairs += [(foretold, sum(found) / len(found))] if found else []
+        mean = sum(found for _, found in pairs) / len(pairs)
+        errors = sum((found - foretold) ** 2 for foretold, found in pairs)
+        return f"{1 - errors / sum((found - mean) ** 2 for _, found in pairs):.3f}"
+
+    text = " ".join(GUIDE.split())
+    assert len(first) == 25 and f"Without that power R^2 is {squared(first)} (first seed)" in text
+    thousand = [run for run in first if run.cell.queue_size == 1024]
+    assert len(thousand) == 5 and f"the law without slowing has R^2 {squared(thousand)};" in text
 
 
 def test_the_settings_were_foretold_before_their_runs_too():

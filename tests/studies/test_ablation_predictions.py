@@ -1,13 +1,14 @@
 """Forecasts of ablations: when a direction dies, what the file keeps, how runs are scored."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from hf_ssl.studies.ablation_forecast import ALL, Forecast, deaths_of
 from hf_ssl.studies.ablation_grid import Cell
-from hf_ssl.studies.ablation_predictions import Predictions, death_errors, score, score_table
+from hf_ssl.studies.ablation_predictions import Forecasts, Part, death_errors, joined, score, score_table
 from hf_ssl.studies.ablation_theory import Measured, Run, Start, theory_of
 
 START = Start(
@@ -37,18 +38,34 @@ def test_a_direction_dies_where_it_carries_less_than_a_hundredth_for_good():
 
 
 def test_what_was_predicted_stays(tmp_path: Path):
-    file = Predictions(tmp_path, {"num_steps": 4})
-    file.add("a", 0, {ALL: forecast("no", 3.0, [None])}, before_run=True)
-    file.write()
+    file = Forecasts(tmp_path, {"num_steps": 4})
+    file.forecast("a", 0, {ALL: forecast("no", 3.0, [None])}, before_run=True)
     before = json.loads((tmp_path / "predictions.json").read_text())
-    again = Predictions(tmp_path, {"num_steps": 4})
+    again = Forecasts(tmp_path, {"num_steps": 4})
     assert again.has("a", 0) and not again.has("a", 1)
-    again.add("a", 1, {ALL: forecast("complete", 1.0, [5])}, before_run=False)
-    again.write()
+    again.forecast("a", 1, {ALL: forecast("complete", 1.0, [5])}, before_run=False)
     after = json.loads((tmp_path / "predictions.json").read_text())
     assert after["runs"][:1] == before["runs"] and len(after["runs"]) == 2
     with pytest.raises(ValueError, match="were made for `num_steps` 4, got 5. Predictions are not changed"):
-        Predictions(tmp_path, {"num_steps": 5})
+        Forecasts(tmp_path, {"num_steps": 5})
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"runs": []}, "it must have an object `settings` and a list `runs`"),
+        (
+            {"settings": {"num_steps": 4}, "runs": [{"title": "a", "seed": 0, "before_run": True}]},
+            "`runs.0.forecasts`",
+        ),
+        ({"settings": {"num_steps": 4}, "runs": ["a"]}, "`runs.0` must be a JSON object"),
+    ],
+)
+def test_a_file_of_another_form_is_a_sentence(tmp_path: Path, content: dict, message: str):
+    (tmp_path / "predictions.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=message) as refused:
+        Forecasts(tmp_path, {"num_steps": 4})
+    assert str(refused.value).endswith("Put the file back, or give another `output_dir`.")
 
 
 def test_runs_are_scored_by_kind_rank_and_deaths():
@@ -59,15 +76,42 @@ def test_runs_are_scored_by_kind_rank_and_deaths():
         finished(cells[2], spread=0.01, rank=0.0),  # complete
         finished(cells[3], spread=0.5, rank=9.0),  # no collapse
     ]
-    file = Predictions(None, {})
+    file = Forecasts(None, {})
     kinds = [("no", 10.0, [None, 20]), ("dimensional", 4.0, []), ("complete", 1.1, []), ("complete", 9.0, [])]
     for cell, values in zip(cells, kinds, strict=True):
-        file.add(cell.title, 0, {ALL: forecast(*values)}, before_run=cell is cells[0])
-    one = score(file, found)
-    assert (one.called, one.num_runs) == (3, 4)
+        file.forecast(cell.title, 0, {ALL: forecast(*values)}, before_run=cell is cells[0])
+    part = Part(found, file)
+    one = score([part])
+    assert (one.called, one.num_runs) == (one.cells_called, one.num_cells) == (3, 4)
     assert (one.close, one.num_ranks) == (2, 3)  # 0.8, 0.5 and 1; the third is one point
     assert one.ratio == pytest.approx(0.8) and one.late == 10
-    assert file.made_late(found) == 3
-    table = score_table(file, found)
-    assert table[3] == "| all | 3 of 4 | 2 of 3 | 0.80 | 10 |" and len(table) == 4
-    assert table[2].startswith("| the paper's theory | 2 of 4 |")
+    assert file.late(found) == ["3 of these runs had begun before they were predicted."]
+    table = score_table([part])
+    assert table[3] == "| all | 3 of 4 | 3 of 4 | 2 of 3 | 0.80 | 10 |" and len(table) == 4
+    assert table[2].startswith("| the paper's theory | 2 of 4 | 2 of 4 |")
+
+
+def test_seeds_of_a_cell_count_once_and_files_of_one_study_come_together():
+    def part(dataset: str, seeds: list[int], ranks: list[float], kinds: list[str], expected: list[float]) -> Part:
+        file = Forecasts(None, {"dataset": dataset})
+        runs = []
+        for seed, rank, kind, told in zip(seeds, ranks, kinds, expected, strict=True):
+            run = finished(Cell(), spread=0.01 if rank == 0 else 0.5, rank=rank)
+            runs.append(replace(run, seed=seed))
+            file.forecast(Cell().title, seed, {ALL: forecast(kind, told, [])}, before_run=True)
+        return Part(runs, file)
+
+    # By cell: 2 of 3 seeds are called, and the mean rank 5 is 1.25 times the mean 4, though 8 is twice its own 4.
+    three = part("a", [0, 1, 2], [8.0, 0.0, 2.0], ["no", "complete", "no"], [4.0, 1.1, 4.0])
+    one = score([three])
+    assert (one.called, one.num_runs, one.cells_called, one.num_cells) == (2, 3, 1, 1)
+    assert (one.close, one.num_ranks) == (1, 1) and one.ratio == pytest.approx(1.25)
+    # One of two is not most.
+    half = part("b", [0, 1], [8.0, 9.0], ["no", "complete"], [8.0, 9.0])
+    both = score([three, half])
+    assert (both.called, both.num_runs, both.cells_called, both.num_cells) == (3, 5, 1, 2)
+    first, rest = part("a", [0], [8.0], ["no"], [4.0]), part("a", [1, 2], [0.0, 2.0], ["complete", "no"], [1.1, 4.0])
+    assert score(joined([first, half, rest])) == both
+    assert [len(one.runs) for one in joined([first, half, rest])] == [3, 2]
+    with pytest.raises(ValueError, match="both have the run `linear, EMA, decay 0.0004` of `a` with seed 0"):
+        joined([three, first])

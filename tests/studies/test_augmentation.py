@@ -1,6 +1,8 @@
 """The study of augmentation: what it measures and scores, the theorem in its own setting, and all of it tiny."""
 
 import json
+import math
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,7 @@ from PIL import Image
 
 from hf_ssl.commands import main
 from hf_ssl.dynamics.dimensional_collapse import contrastive_spreads
+from hf_ssl.studies import augmentation
 from hf_ssl.studies.augmentation_measures import (
     CLAIMS,
     _softmax_weights,
@@ -21,6 +24,8 @@ from hf_ssl.studies.augmentation_measures import (
     warn_of_few,
 )
 from hf_ssl.studies.augmentation_report import COLUMNS, text_of
+from hf_ssl.studies.predictions import FILE
+from hf_ssl.training.loop import train
 
 SMALL = ["--dataset", "digits", "--num_steps", "3", "--batch_size", "16", "--num_workers", "0", "--eval_images", "60"]
 SMALL += ["--view_images", "40", "--num_views", "3", "--views", "moco_v2", "randaugment"]
@@ -123,13 +128,89 @@ def test_runs_are_compared_with_what_was_said_before(finished: Path):
     results = json.loads((finished / "augmentation.json").read_text())
     said = json.loads((finished / "predictions.json").read_text())
     (one,) = results["seeds"]
-    assert one["predictions"] == said["seeds"][0]["predictions"]
+    assert one["predictions"] == {entry["title"]: entry["prediction"] for entry in said["runs"]}
+    assert all(entry["before_run"] and entry["variances"] == one["variances"] for entry in said["runs"])
     assert list(one["runs"]) == ["moco_v2", "randaugment"]
     for measured in one["runs"].values():
         assert len(measured["kept"]) == one["directions"] and 0 <= min(measured["kept"]) <= max(measured["kept"]) <= 1
     assert set(one["scores"]["claims"]) == set(CLAIMS)
     assert results["command"].endswith(" --output_dir FOLDER")
     assert str(finished.parent) not in json.dumps(results)
+
+
+def test_new_recipes_and_seeds_are_predicted_before_they_are_trained(finished: Path, tmp_path, monkeypatch, capsys):
+    folder = tmp_path / "study"
+    shutil.copytree(finished, folder)
+    text = (folder / "predictions.json").read_text()
+    before, trained = json.loads(text), []
+    known = text[: text.rindex("\n  ]")]  # byte for byte, up to the end of the list
+
+    def look(*arguments):
+        trained.append([(one["title"], one["seed"]) for one in json.loads((folder / FILE).read_text())["runs"]])
+        return train(*arguments)
+
+    monkeypatch.setattr(augmentation, "train", look)
+    words = ["study", "augmentation", *SMALL[:-2], "byol", "moco_v2", "--output_dir", str(folder)]
+    assert main([*words, "--seeds", "2"]) == 0
+    new = [("byol", 0), ("byol", 1), ("moco_v2", 1)]
+    assert trained == [[("moco_v2", 0), ("randaugment", 0), *new]] * 3
+    assert (folder / FILE).read_text().startswith(known)
+    after = json.loads((folder / FILE).read_text())
+    assert all(one["before_run"] for one in after["runs"]) and after["command"] == before["command"]
+    results = json.loads((folder / "augmentation.json").read_text())
+    assert [list(one["predictions"]) for one in results["seeds"]] == [["byol", "moco_v2"]] * 2
+    assert results["seeds"][0]["predictions"]["moco_v2"] == before["runs"][0]["prediction"]
+    (folder / FILE).unlink()
+    capsys.readouterr()
+    assert main([*words, "--predict_only"]) == 0  # and what comes late says so
+    assert "2 of these runs had begun before they were predicted." in capsys.readouterr().out
+
+
+def test_a_prediction_of_another_start_is_refused(finished: Path, tmp_path, capsys):
+    for change, message in (
+        (lambda one: one.update(seed="a"), "`runs.0.seed` must be a whole number"),
+        (lambda one: one.update(variances=[1.0]), "every list must have a number for each of its"),
+        (lambda one: one.update(_short(one)), "is about 2 directions, but the encoder has"),
+    ):
+        folder = tmp_path / message[:8].strip("`")
+        shutil.copytree(finished, folder)
+        said = json.loads((folder / FILE).read_text())
+        change(said["runs"][0])
+        (folder / FILE).write_text(json.dumps(said))
+        assert main(["study", "augmentation", *SMALL, "--output_dir", str(folder)]) == 2
+        assert message in capsys.readouterr().err
+
+
+def _short(one: dict) -> dict:
+    spectra = {name: values[:2] for name, values in one["spectra"].items()}
+    prediction = {**one["prediction"], "shares": one["prediction"]["shares"][:2]}
+    return {"directions": 2, "variances": one["variances"][:2], "spectra": spectra, "prediction": prediction}
+
+
+def test_a_direction_in_which_nothing_varies_has_no_number(finished: Path, tmp_path, monkeypatch):
+    before = torch.randn(40, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    before[20:, 2] = 5.0  # the half that judges
+    kept = retained(before, before, torch.eye(3, dtype=torch.float64)).tolist()
+    assert kept[:2] == pytest.approx([1, 1], abs=1e-4) and kept[2] != kept[2]
+    said = {name: {"shares": [0.1, 0.2, 0.9], "lost_by_theorem": 1} for name in ("one", "other")}
+    scores = scores_of([3.0, 2.0, 1.0], said, {"one": [0.9, 0.5, None], "other": [0.8, 0.2, 0.1]})
+    assert scores["by_recipe"]["one"] == {
+        "share_and_loss": 1.0,
+        "variance_and_loss": 1.0,
+        "mean_loss": pytest.approx(0.3),
+    }
+    assert scores["by_recipe"]["other"]["mean_loss"] == pytest.approx(0.5)  # of the two directions that both tell
+    # In the file it is null, which is read and drawn.
+    folder = tmp_path / "study"
+    shutil.copytree(finished, folder)
+    (folder / "moco_v2" / "seed0" / "result.json").unlink()
+    one = json.loads((finished / "augmentation.json").read_text())["seeds"][0]["runs"]["moco_v2"]["kept"]
+    values = torch.tensor([math.nan, *one[1:]])
+    monkeypatch.setattr(augmentation, "retained", lambda *arguments: values)
+    for _ in range(2):
+        assert main(["study", "augmentation", *SMALL, "--output_dir", str(folder)]) == 0
+    results = json.loads((folder / "augmentation.json").read_text(), parse_constant=pytest.fail)
+    assert results["seeds"][0]["runs"]["moco_v2"]["kept"][0] is None
 
 
 def test_finished_runs_are_not_made_again_and_a_file_is_drawn_again(finished: Path, tmp_path, capsys):
@@ -149,7 +230,7 @@ def test_finished_runs_are_not_made_again_and_a_file_is_drawn_again(finished: Pa
     ("content", "message"),
     [
         ({"kept": [0.5]}, "result of a run of this study: it lacks `loss`"),
-        ({"kept": "all"}, "`kept` must be a list of numbers, got `all`"),
+        ({"kept": "all"}, "`kept` must be a list of numbers or none values, got `all`"),
         ([], "must hold a JSON object"),
         (None, "its `directions` is 1, and the folder is of "),
     ],
@@ -208,6 +289,7 @@ def test_every_column_of_the_table_is_explained(finished: Path, capsys):
         (["--views", "moko_v2"], "`views` must name recipes, got `moko_v2`. Did you mean `moco_v2`"),
         (["--views", "3"], "`views` must name recipes, got 3. The number of views is `num_views`."),
         (["--num_views", "1"], "`num_views` must be at least 2, got 1"),
+        (["--test_split", "train"], "`split` and `test_split` are both `train`"),
     ],
 )
 def test_wrong_words_are_a_sentence(words, message, tmp_path, capsys):
@@ -222,7 +304,7 @@ def test_it_needs_images_unless_it_draws(tmp_path, capsys):
 
 def test_only_results_of_the_study_are_drawn(finished: Path, tmp_path, capsys):
     for name, message in (
-        ("predictions.json", "holds none: it lacks `seeds.0.runs`. Name its augmentation.json"),
+        ("predictions.json", "holds none: it lacks `seeds`. Name its augmentation.json"),
         ("none.json", "there is no `"),
     ):
         words = ["--drawn_from", str(finished / name), "--output_dir", str(tmp_path / "out")]

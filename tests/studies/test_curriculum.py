@@ -1,6 +1,9 @@
 """The study of the curriculum: equations against integration and the paper's golden values, and all of it tiny."""
 
 import json
+import os
+import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -9,8 +12,10 @@ from PIL import Image
 
 from hf_ssl.commands import main
 from hf_ssl.dynamics.eigenmodes import EigenmodeFlow
-from hf_ssl.studies.curriculum import CLAIMS, average_of
-from hf_ssl.studies.curriculum_report import COLUMNS, text_of
+from hf_ssl.methods.byol import BYOLForPreTraining
+from hf_ssl.studies import curriculum
+from hf_ssl.studies.curriculum_report import CLAIMS, COLUMNS, claims_of, order_of, text_of
+from hf_ssl.studies.curriculum_settings import average_of, same_average
 from hf_ssl.studies.curriculum_theory import (
     Moments,
     Rates,
@@ -20,6 +25,8 @@ from hf_ssl.studies.curriculum_theory import (
     scaled,
     turning_steps,
 )
+from hf_ssl.studies.predictions import FILE
+from hf_ssl.training.loop import train
 
 SMALL = ["--dataset", "digits", "--num_steps", "4", "--measurements", "2", "--batch_size", "16", "--num_workers", "0"]
 SMALL += ["--targets", "none", "0.9", "0.5-cosine", "--directions", "5"]
@@ -102,9 +109,14 @@ def test_a_direction_turns_half_of_the_way_on_a_logarithmic_scale():
 
 def test_names_of_targets():
     assert average_of("none") == (None, False) and average_of("0.99-cosine") == (0.99, True)
-    for wrong in ("1", "0.9-linear", "slow", "-cosine"):
+    wrong_ones = ["1", "1.5", "nan", "inf", "-0.5", " 0.9", "1_0", "9e-1", "\u0660.\u0669", "", "slow", "-", "0.99-"]
+    wrong_ones += ["-cosine", "cosine", "cosine-", "none-cosine", "0.9-linear", "0.9-1-2", "0.9-cosine-cosine"]
+    for wrong in wrong_ones:
         with pytest.raises(ValueError, match="`targets` must be `none`, a momentum"):
             average_of(wrong)
+    assert same_average(["0.9", "none", "0.9"]) == ["0.9", "none"]
+    with pytest.raises(ValueError, match="has one moving average twice, as `0.9` and `0.90`. Leave one out."):
+        same_average(["0.9", "0.90"])
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +136,8 @@ def test_runs_share_their_start_and_stand_beside_the_equations(finished: Path):
     assert results["steps"] == [0, 2, 4] and set(results["holds"]) == set(CLAIMS)
     first = set()
     for target, one in results["targets"].items():
-        assert one["theory"] == said["targets"][target]["theory"]
+        (entry,) = [entry for entry in said["runs"] if entry["title"] == target]
+        assert one["theory"] == entry["theory"] and entry["before_run"]
         measured = one["measured"]
         # The equations start where the network does.
         assert measured["s"][0] == pytest.approx(one["theory"]["s"][0], rel=1e-3)
@@ -138,7 +151,6 @@ def test_finished_runs_are_read_and_a_file_is_drawn_again(finished: Path, tmp_pa
     before = json.loads((finished / "curriculum.json").read_text())["targets"]
     assert main(["study", "curriculum", *SMALL, "--output_dir", str(finished)]) == 0
     assert json.loads((finished / "curriculum.json").read_text())["targets"] == before
-    assert [path.name for path in (finished / "0.9").iterdir() if path.is_dir()] == ["attempt-0"]
     words = ["--drawn_from", str(finished / "curriculum.json"), "--output_dir", str(tmp_path)]
     assert main(["study", "curriculum", *words]) == 0
     for name in ("curriculum.png", "alignment.png"):
@@ -147,9 +159,85 @@ def test_finished_runs_are_read_and_a_file_is_drawn_again(finished: Path, tmp_pa
     assert "0.5-cosine" in capsys.readouterr().out
 
 
+def test_a_new_target_is_predicted_before_it_is_trained(finished: Path, tmp_path, monkeypatch):
+    folder = tmp_path / "study"
+    shutil.copytree(finished, folder)
+    text = (folder / FILE).read_text()
+    known = text[: text.rindex("\n  ]")]
+
+    def look(*arguments, **options):
+        assert [one["title"] for one in json.loads((folder / FILE).read_text())["runs"]][3:] == ["0.7"]
+        return train(*arguments, **options)
+
+    monkeypatch.setattr(curriculum, "train", look)
+    words = ["study", "curriculum", *SMALL, "--output_dir", str(folder), "--targets", "0.7", "0.9"]
+    assert main(words) == 0
+    assert (folder / FILE).read_text().startswith(known)
+    results = json.loads((folder / "curriculum.json").read_text())
+    assert list(results["targets"]) == results["settings"]["targets"] == ["0.7", "0.9"]
+
+
+@pytest.mark.parametrize("how", ["signal", "killed before its look"])
+def test_a_run_that_was_cut_short_goes_on_to_the_same_numbers(finished: Path, tmp_path, monkeypatch, capsys, how):
+    before = json.loads((finished / "curriculum.json").read_text())["targets"]["0.9"]["measured"]
+    original, steps = BYOLForPreTraining.after_optimizer_step, []
+
+    def count(model, step: int, num_steps: int):
+        original(model, step, num_steps)
+        steps.append(step)
+        if how == "signal" and steps == [1, 2, 3]:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    class KilledError(BaseException):
+        pass
+
+    def killed(step, looks):
+        raise KilledError
+
+    monkeypatch.setattr(BYOLForPreTraining, "after_optimizer_step", count)
+    words = ["study", "curriculum", *SMALL, "--output_dir", str(tmp_path), "--targets", "0.9", "none"]
+    if how == "signal":
+        assert main(words) == 128 + signal.SIGTERM
+        out, err = capsys.readouterr()
+        assert "Stopped by SIGTERM after 0 of 2 runs. The same command continues." in err
+        assert "turns (eq.)" in out and "not run" not in out and "holds" not in out and "FAILS" not in out
+    else:
+        with monkeypatch.context() as patched:
+            patched.setattr(curriculum, "write_json", killed)
+            with pytest.raises(KilledError):
+                main(words)
+        assert steps == [1, 2]
+    assert main(words) == 0
+    assert steps[:4] == ([1, 2, 3, 4] if how == "signal" else [1, 2, 1, 2])
+    assert json.loads((tmp_path / "0.9" / "result.json").read_text()) == before
+
+
+def test_a_study_that_was_stopped_says_what_is_missing():
+    one = {"theory": {"turns": 2, "cosine": [0.1, 0.5]}, "order": 0.5}
+    targets = {"none": {**one, "measured": {"turns": 4, "cosine": [0.1, None]}}, "0.9": {"theory": one["theory"]}}
+    lines = text_of({"targets": targets}).splitlines()
+    assert lines[1].split() == ["none", "2", "0.50", "4", "0.50", "none"]
+    assert lines[2].split() == ["0.9", "2", "0.50", *["not", "run"] * 3]
+    assert not any("holds" in line or "FAILS" in line for line in lines)
+
+
+def test_where_all_directions_have_collapsed_there_is_no_cosine():
+    empty = Moments(between=-torch.eye(3).double(), within=torch.eye(3).double(), predictor=torch.eye(3).double())
+    assert empty.cosine() is None
+    slow = {"turning_steps": [0, 1], "cosine": [0.2, None]}
+    fast = {"turning_steps": [0, 1], "cosine": [0.1, 0.5]}
+    gone = {"turning_steps": [0, 1], "cosine": [None, None]}
+    curves = {"a": slow, "b": fast, "c": gone}
+    targets = {name: {"theory": one, "measured": one, "order": 1.0} for name, one in curves.items()}
+    assert claims_of(targets) == {"order": True, "alignment": True}
+    targets["a"]["measured"] = gone  # which is not the slowest, though it has nothing
+    assert not claims_of(targets)["alignment"]
+    assert order_of([1, 2, 3], [5, 5, 5]) == 0 and order_of([1, 2, 3], [3, 5, 9]) == 1
+
+
 def test_only_results_of_the_study_are_drawn(finished: Path, tmp_path, capsys):
     for name, message in (
-        ("predictions.json", "holds none: it lacks `targets.none.measured`. Name its curriculum.json"),
+        ("predictions.json", "holds none: it lacks `targets`. Name its curriculum.json"),
         ("none.json", "there is no `"),
     ):
         words = ["--drawn_from", str(finished / name), "--output_dir", str(tmp_path / "out")]

@@ -96,10 +96,15 @@ def open_knn(source: Source, data: DataSettings, settings: TrainingSettings) -> 
         None without `knn_split`.
 
     Raises:
-        UserError: If that split cannot be opened or has no label.
+        UserError: If that split cannot be opened or has no label, or is the one that is trained on.
     """
     if settings.knn_split is None:
         return None
+    if settings.knn_split == source.split:
+        raise UserError(
+            f"`split` and `knn_split` are both `{source.split}`: k-NN would find each image among those "
+            "that it knows. Classify another split, or none."
+        )
     return KNN(
         source,
         data.open(settings.knn_split),
