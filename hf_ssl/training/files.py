@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_ssl.errors import UserError
+from hf_ssl.writing import replacing
 
 RUN_FILE = "run.json"
 """Name of the record in the folder of a run, and in the folders that are exported from it; see `RunRecord`."""
@@ -25,10 +26,9 @@ _CHUNK = 1 << 22
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write a JSON file that is always either the old or the new one."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(content, indent=2) + "\n")
-    flush(partial)
-    os.replace(partial, path)
+    with replacing(path) as partial:
+        partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        flush(partial)
 
 
 def flush(path: Path) -> None:
