@@ -10,7 +10,7 @@ import inspect
 import math
 import re
 import types
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, dataclass_transform, get_args, get_origin
 
@@ -164,6 +164,22 @@ def refuse_unknown(values: Mapping[str, Any], known: Mapping[str, Any], sentence
     for name in values:
         if name not in known:
             raise UserError(f"{sentence} `{name}`.{near_name(name, known) or ' Leave it out.'}")
+
+
+def refuse_unused(kind: type, given: Mapping[str, Any], used: Collection[str], reason: str) -> None:
+    """Raise `UserError` for settings that were given and would not be used.
+
+    Args:
+        kind: The settings class; names that it does not have are not looked at.
+        given: What was given, by name, also where it equals the default.
+        used: Names that are used.
+        reason: What to say before the names.
+    """
+    unused = [field.name for field in dataclasses.fields(kind) if field.name in given and field.name not in used]
+    if unused:
+        names = " and ".join(f"`{name}`" for name in unused)
+        it = "it" if len(unused) == 1 else "them"
+        raise UserError(f"{reason}, so {names} would not be used. Leave {it} out.")
 
 
 def descriptions_of(kind: type) -> dict[str, str]:

@@ -12,7 +12,7 @@ from hf_ssl.methods import METHODS
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "hf_ssl"
-LOWEST = {"answers", "errors", "tokens", "settings", "invocation", "distributed", "private"}
+LOWEST = {"answers", "errors", "tokens", "settings", "invocation", "distributed", "private", "writing"}
 FLOORS = [
     {"diagnostics", "data", "figures", "modules", "dynamics"},
     {"methods"},
@@ -26,9 +26,9 @@ FLOORS = [
 """Rooms from the ground up; a room imports those below its floor, and what the next dictionary adds or takes away."""
 BESIDE = {"fine_tuning": {"features"}, "studies": {"fine_tuning"}}
 NEVER = {
-    "diagnostics": {"settings", "invocation", "tokens", "distributed"},  # tensor -> number
-    "figures": {"settings", "invocation", "tokens", "distributed"},  # numbers -> picture
-    "dynamics": {"settings", "invocation", "tokens", "distributed"},  # theory
+    "diagnostics": {"settings", "invocation", "tokens", "distributed", "writing"},  # tensor -> number
+    "figures": {"settings", "invocation", "tokens", "distributed", "writing"},  # numbers -> picture
+    "dynamics": {"settings", "invocation", "tokens", "distributed", "writing"},  # theory
     "methods": {"data", "figures", "dynamics"},
     "evaluation": {"methods"},
 }

@@ -48,6 +48,7 @@ from hf_ssl.private import public_name
 from hf_ssl.settings import check_least, checked
 from hf_ssl.training.output import make_folder
 from hf_ssl.training.record import RunRecord
+from hf_ssl.writing import write_whole
 
 _RECIPE = "moco_v2"  # of encoders that no run of this package made
 
@@ -299,7 +300,7 @@ def _keep(
         "seed": settings.seed,
         "encoders": found,
     }
-    (folder / "analysis.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    write_whole(folder / "analysis.json", json.dumps(content, indent=2) + "\n")
     paths = []
     for name, figure in drawn.items():
         paths.append(figures / name.replace("/", "-"))

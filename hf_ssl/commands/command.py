@@ -61,7 +61,20 @@ class Command:
             words=self.words,
             first=self.first,
         )
-        return self.settings(**values)
+        return self.settings_of(values)
+
+    def settings_of(self, given: Mapping[str, Any]) -> Any:
+        """The settings that were given, by whichever door, with the defaults of the others.
+
+        Settings that depend on which others were given, also with the value of their default, have `check_given`.
+
+        Raises:
+            UserError: If a value is refused, or would not be used beside another.
+        """
+        check = getattr(self.settings, "check_given", None)
+        if check is not None:
+            check(given)
+        return self.settings(**given)
 
     def main(self, arguments: Sequence[str]) -> int:
         """Run the command line, print the result on the first process, return the exit code."""
@@ -91,7 +104,7 @@ def python_function(command: Command) -> Callable[..., Any]:
             raise TypeError(f"`{name}` got `{twice[0]}` by position and by name.")
         show_log(in_python=True)
         with as_user_errors(), called_as(call_text(function, bound, *kind)):
-            return command.run(command.settings(**bound))
+            return command.run(command.settings_of(bound))
 
     call.__name__ = call.__qualname__ = name
     call.__module__ = "hf_ssl"

@@ -1,6 +1,7 @@
 """The settings of `hf-ssl evaluate`, and which of them go together."""
 
-from dataclasses import field, fields
+from collections.abc import Mapping
+from dataclasses import field
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,10 @@ from hf_ssl.data.settings import OF_DATA
 from hf_ssl.errors import UserError, near_name
 from hf_ssl.evaluation.comparison import BASELINES
 from hf_ssl.evaluation.protocols import AUGMENTED, PROTOCOLS, check_protocol
-from hf_ssl.settings import check_least, checked
+from hf_ssl.settings import check_least, checked, refuse_unused
 
 _USUAL = ("knn", "linear")  # protocols
-_OF_VERIFY = {"verify", "encoder", "dataset", "device", "batch_size", "num_workers", "show_loading", *OF_DATA}
+_OF_VERIFY = {"verify", "encoder", "dataset", "device", "batch_size", "num_workers", *OF_DATA}
 _OF_VERIFY -= {"label_column"}
 
 
@@ -117,19 +118,12 @@ class EvaluationSettings(ReadingSettings):
         if self.gallery and (self.output or self.card is False):
             raise UserError("`gallery` shows images on the model card, which stays as it is here. Leave it out.")
 
-    def validate_verify(self) -> None:
+    @classmethod
+    def check_given(cls, given: Mapping[str, Any]) -> None:
         """Refuse what verifying does not use: each number has its own settings."""
-        if not self.verify:
-            return
-        defaults = {field.name: getattr(type(self), field.name, None) for field in fields(self)}  # pyright: ignore[reportArgumentType]
-        defaults |= {"protocols": list(_USUAL), "baselines": []}
-        unused = [name for name in defaults if name not in _OF_VERIFY and getattr(self, name) != defaults[name]]
-        if unused:
-            names = " and ".join(f"`{name}`" for name in unused)
-            raise UserError(
-                f"`verify` measures all numbers of the results, each by the settings that stand beside it, so {names} "
-                f"would not be used. Leave {'it' if len(unused) == 1 else 'them'} out."
-            )
+        if given.get("verify"):
+            reason = "`verify` measures all numbers of the results, each by the settings that stand beside it"
+            refuse_unused(cls, given, _OF_VERIFY, reason)
 
     def only_clusters(self) -> bool:
         """Whether nothing is learnt from labels, so that the training split is not needed."""

@@ -5,7 +5,6 @@ Clusters have no names, so every score is the same whatever number a cluster has
 scikit-learn is imported where it is used: it takes a second, and every script imports this module.
 """
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +15,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from hf_ssl.errors import UserError
+from hf_ssl.writing import replacing
 
 K_MEANS = {"algorithm": "k-means", "init": "k-means++", "n_init": 10}
 
@@ -99,9 +99,5 @@ def write_assignments(path: Path, row_ids: Tensor, probabilities: Tensor, about:
     columns = {"row_id": row_ids.cpu(), "cluster": cluster, "confidence": confidence}
     table = pa.table({name: pa.array(values.numpy()) for name, values in columns.items()})
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        pq.write_table(table.replace_schema_metadata(about), temporary)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as partial:
+        pq.write_table(table.replace_schema_metadata(about), partial)

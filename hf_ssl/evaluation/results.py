@@ -1,10 +1,7 @@
 """Results as a table to read, and as the file that lies beside an encoder and that its model card shows."""
 
 import json
-import logging
-import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,13 +16,7 @@ from hf_ssl.figures.accuracy import accuracy_bars
 from hf_ssl.private import public_path
 from hf_ssl.settings import of_json
 from hf_ssl.tokens import record_without_tokens
-
-try:
-    import fcntl
-except ImportError:  # Windows has no such locks
-    fcntl = None
-
-logger = logging.getLogger(__name__)
+from hf_ssl.writing import alone_in, write_whole
 
 Table = dict[str, dict[str, dict[str, float]]]
 """Measurement -> name of the encoder -> label column -> value, 1 at best."""
@@ -102,7 +93,7 @@ def update_results(path: Path, entries: Sequence[Mapping[str, Any]]) -> None:
         UserError: If the file exists and holds no results.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with _locked(path.parent):
+    with alone_in(path.parent):
         results = results_in(path)
         for entry in record_without_tokens(list(entries)):  # a command may name an address with a password
             places = [place for place, old in enumerate(results) if _is_of(old, entry)]
@@ -110,26 +101,7 @@ def update_results(path: Path, entries: Sequence[Mapping[str, Any]]) -> None:
                 results[places[0]] = dict(entry)
             else:
                 results.append(dict(entry))
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        temporary.write_text(json.dumps({"results": results}, indent=2) + "\n", encoding="utf-8")
-        temporary.replace(path)
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Wait for others that write into a folder; the lock is on the folder, so that no file is left in it."""
-    if fcntl is None:
-        yield
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        except OSError as error:  # some network file systems cannot lock a folder
-            logger.warning("`%s` cannot be locked (%s): evaluate one at a time there.", folder, error.strerror)
-        yield
-    finally:
-        os.close(descriptor)
+        write_whole(path, json.dumps({"results": results}, indent=2) + "\n")
 
 
 def heading_of(comparison: Comparison, dataset: str, split: str, train_split: str) -> str:

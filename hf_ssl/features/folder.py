@@ -11,10 +11,8 @@ left of a run that was killed is the shards that are missing.
 import json
 import os
 import shutil
-import uuid
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -31,13 +29,13 @@ from hf_ssl.evaluation.features import RowFeatures
 from hf_ssl.evaluation.references import read_json
 from hf_ssl.tokens import record_without_tokens
 from hf_ssl.training.output import make_folder
+from hf_ssl.writing import replacing, write_whole
 
 RECORD = "features.json"
 DTYPES = ("float32", "float16")
 
 _ROWS_PER_GROUP = 4096
 _METADATA_KEY = b"hf_ssl"
-_PART = ".part"
 
 
 @dataclass(frozen=True)
@@ -125,8 +123,7 @@ def _is_record(record: Mapping[str, Any]) -> bool:
 
 def write_record(folder: Path, record: Mapping[str, Any]) -> None:
     """Write the record; at any time the folder holds the former one or this one."""
-    with _replacing(folder / RECORD) as part:
-        part.write_text(json.dumps(record_without_tokens(record), indent=2) + "\n", encoding="utf-8")
+    write_whole(folder / RECORD, json.dumps(record_without_tokens(record), indent=2) + "\n")
 
 
 def begin_split(folder: Path, description: Mapping[str, Any], source: Source, *, overwrite: bool = False) -> set[int]:
@@ -219,7 +216,7 @@ def write_shard(path: Path, parts: Iterable[RowFeatures], features: datasets.Fea
     table = pa.Table.from_batches([_record_batch(part, schema) for part in parts], schema=schema)
     # Numbers without pattern: neither a dictionary nor compression makes them smaller, and both take time.
     columns = [name for name in features if name != "embedding"]
-    with _replacing(path) as part, part.open("wb") as file:
+    with replacing(path) as part, part.open("wb") as file:
         with pq.ParquetWriter(
             file,
             schema,
@@ -316,7 +313,7 @@ def finish_split(folder: Path, split: str, num_rows: int | None) -> dict[str, An
         raise UserError(f"Split `{split}` of `{name}` has no usable image ({reasons or 'it is empty'}).")
     record["splits"][split] |= {"num_rows": covered, "shards": rows, "skipped": dict(sorted(skipped.items()))}
     write_record(folder, record)
-    for left in (folder / "data").glob(f".{split}-*{_PART}"):  # of processes that were killed
+    for left in (folder / "data").glob(f".{split}-*.part*"):  # of processes that were killed
         left.unlink(missing_ok=True)
     return record
 
@@ -334,14 +331,3 @@ def _shards(folder: Path, split: str) -> dict[int, Path]:
         if name == split and number.isdigit():
             found[int(number)] = path
     return found
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """A name to write to; what was written takes the place of a file if nothing fails."""
-    part = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}{_PART}")
-    try:
-        yield part
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)

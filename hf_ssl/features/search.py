@@ -19,6 +19,7 @@ from hf_ssl.errors import UserError
 from hf_ssl.evaluation.encoders import Encoder
 from hf_ssl.evaluation.finite import check_finite
 from hf_ssl.features.folder import RECORD, has_paths, is_complete, read_record, shard_path, write_record
+from hf_ssl.writing import replacing
 
 _TRAINING_ROWS = 262_144  # features that an index learns its cells from at the most
 _ROWS_AT_ONCE = 16_384
@@ -300,9 +301,8 @@ def build_index(folder: Path, split: str, factory: str = "Flat", *, progress: bo
         index.add(embeddings_of(saved, number))
     path = folder / _index_name(split)
     path.parent.mkdir(exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
-    faiss.write_index(index, str(part))
-    part.replace(path)
+    with replacing(path) as partial:
+        faiss.write_index(index, str(partial))
     saved.record["splits"][split]["index"] = factory
     write_record(folder, saved.record)
     return path

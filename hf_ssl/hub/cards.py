@@ -31,6 +31,7 @@ from hf_ssl.hub.public import public_results
 from hf_ssl.private import public_path, public_place, without_paths
 from hf_ssl.training.origin import sha256_of
 from hf_ssl.training.record import RunRecord
+from hf_ssl.writing import write_whole
 
 BEST_EPOCH = "-best"
 """Ending of protocols whose epoch was chosen on the split that they are scored on."""
@@ -99,7 +100,7 @@ def _check_metadata(written: CardData, text: str) -> None:
 def write_card(card: Path, render: Callable[[], str]) -> Path:
     """Write a card, unless somebody edited the one that is there; returns its path."""
     if not is_edited(card):
-        card.write_text(render(), encoding="utf-8")
+        write_whole(card, render())
     return card
 
 

@@ -9,6 +9,7 @@ from hf_ssl.evaluation.portrait import Portrait
 from hf_ssl.figures.diagnostics import spectrum_curves
 from hf_ssl.figures.embedding_map import embedding_map
 from hf_ssl.figures.neighbours import neighbour_gallery
+from hf_ssl.writing import write_whole
 
 SHOWN_BY_DEFAULT = ("shapes", "digits")
 """Data sets whose pictures may be published without asking: the package draws or brings them itself."""
@@ -24,7 +25,7 @@ def write_embedding(encoder_folder: Path, portrait: Portrait, about: Mapping[str
     """
     counts = {"label": portrait.label, "num_images": portrait.num_images, "num_pairs": portrait.num_pairs}
     written = {**about, **counts, "encoders": portrait.numbers}
-    (encoder_folder / "embedding.json").write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
+    write_whole(encoder_folder / "embedding.json", json.dumps(written, indent=2) + "\n")
     figures = encoder_folder / "figures"
     figures.mkdir(exist_ok=True)
     spectra = {name: eigenvalues.tolist() for name, eigenvalues in portrait.spectra.items()}

@@ -1,7 +1,9 @@
 """Settings of the study of dictionaries."""
 
+from collections.abc import Mapping
 from dataclasses import field
 from pathlib import Path
+from typing import Any
 
 from hf_ssl.data.settings import PlaceSettings
 from hf_ssl.data.sources.open import DataLike
@@ -9,7 +11,7 @@ from hf_ssl.errors import UserError
 from hf_ssl.methods.moco import MoCoForPreTraining
 from hf_ssl.settings import check_least, check_positive, checked
 from hf_ssl.studies.dictionaries_runs import METHODS
-from hf_ssl.studies.settings import check_recipe, chosen_names
+from hf_ssl.studies.settings import check_drawn_from, check_recipe, chosen_names
 
 BN_SPLITS = 4
 """Groups of BatchNorm in which MoCo shuffles its keys: few, because the batches of a study are small."""
@@ -72,6 +74,11 @@ class DictionariesSettings(PlaceSettings):
     bound: float = 0.9
     predict_only: bool = False
     drawn_from: Path | None = None
+
+    @classmethod
+    def check_given(cls, given: Mapping[str, Any]) -> None:
+        """Refuse what is not used where results are only drawn again."""
+        check_drawn_from(cls, given)
 
     def validate_dictionaries(self) -> None:
         """Check what can be checked without data."""

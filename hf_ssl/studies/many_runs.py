@@ -1,5 +1,6 @@
 """What studies of many runs share: a folder of one choice of settings, an orderly stop, means over seeds."""
 
+import logging
 import os
 import signal
 import statistics
@@ -8,6 +9,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
 
+import hf_ssl
 from hf_ssl.data.settings import DataSettings, PlaceSettings
 from hf_ssl.data.sources.open import Source
 from hf_ssl.errors import UserError
@@ -24,11 +26,16 @@ from hf_ssl.training.files import RUN_FILE, write_json
 from hf_ssl.training.loop import train
 from hf_ssl.training.output import make_folder
 from hf_ssl.training.plan import make_plan
+from hf_ssl.writing import alone_in, leftovers_of
+
+logger = logging.getLogger(__name__)
 
 _Run = TypeVar("_Run")
 
 SETTINGS_FILE = "settings.json"
 """What `claim_folder` writes into the folder of a study."""
+
+_VERSION = "hf_ssl"  # name of this package's version in it
 
 
 class StoppedError(Exception):
@@ -76,6 +83,9 @@ def public_settings(settings: PlaceSettings, names: Sequence[str], source: Sourc
 def claim_folder(folder: Path, settings: PlaceSettings, names: Sequence[str], source: Source) -> None:
     """Make a folder whose runs all have the same settings, so that finished runs need not be made again.
 
+    Of several commands that begin in it at the same time, the first one's settings count. If another version of this
+    package began it, a warning says so.
+
     Args:
         folder: Its `settings.json` is written, or compared if there is one. A setting that the version which wrote it
             did not have counts as its default.
@@ -94,16 +104,28 @@ def claim_folder(folder: Path, settings: PlaceSettings, names: Sequence[str], so
     if not isinstance(getattr(settings, "dataset"), str | Path):  # noqa: B009
         choice["fingerprint"] = source.fingerprint
     path = folder / SETTINGS_FILE
-    if path.exists():
-        before = {**defaults_of(type(settings)), **read_json(path)}
+    make_folder(folder, "output_dir")
+    with alone_in(folder):
+        found = read_json(path) if path.exists() else None
+        before = {**defaults_of(type(settings)), **(choice if found is None else found)}
         for name, value in choice.items():
             if before.get(name) != value:
                 raise UserError(
                     f"The runs in `{folder}` have `{name}` {before.get(name)}, got {value}. Give another "
                     "`output_dir`, or the same settings to go on."
                 )
-    make_folder(folder, "output_dir")
-    write_json(path, choice)
+        began = hf_ssl.__version__ if found is None else found.get(_VERSION)
+        write_json(path, choice | {_VERSION: began})
+        for left in leftovers_of(path):
+            left.unlink(missing_ok=True)
+    if began != hf_ssl.__version__:
+        logger.warning(
+            "The runs in `%s` were begun with %s, and this is hf_ssl %s: finished runs stay as they are. If the "
+            "changelog names what differs between them, give another `output_dir`.",
+            folder,
+            "an hf_ssl that did not record its version" if began is None else f"hf_ssl {began}",
+            hf_ssl.__version__,
+        )
 
 
 def finished_run(path: Path, kind: type[_Run], **own: Any) -> _Run:

@@ -6,7 +6,7 @@ from typing import Any, Literal
 from hf_ssl.data.settings import OF_DATA, DataSettings, PlaceSettings
 from hf_ssl.data.sources.open import DataLike
 from hf_ssl.errors import UserError, near_name
-from hf_ssl.settings import check_least, check_positive, checked
+from hf_ssl.settings import check_least, check_positive, checked, refuse_unused
 
 
 @checked
@@ -38,6 +38,11 @@ class StudySettings(PlaceSettings):
     learning_rate: float | None = None
     mixed_precision: Literal["auto", "no", "bf16", "fp16"] | None = None
     num_workers: int = 2
+
+    @classmethod
+    def check_given(cls, given: Mapping[str, Any]) -> None:
+        """Refuse what is not used where results are only drawn again."""
+        check_drawn_from(cls, given)
 
     def validate_study(self) -> None:
         """Check the numbers."""
@@ -93,6 +98,20 @@ def check_recipe(recipe: str, recipes: Mapping[str, Any], method: str) -> None:
     if recipe not in recipes:
         hint = near_name(recipe, recipes) or f" Known: {', '.join(recipes)}."
         raise UserError(f"`{method}` has no recipe `{recipe}`.{hint}")
+
+
+def check_drawn_from(kind: type, given: Mapping[str, Any]) -> None:
+    """Refuse what is not used where `drawn_from` names results that are only drawn again.
+
+    Args:
+        kind: The settings class of the study.
+        given: What was given, by name.
+
+    Raises:
+        UserError: Names what would not be used.
+    """
+    if given.get("drawn_from") is not None:
+        refuse_unused(kind, given, ("drawn_from", "output_dir"), "`drawn_from` trains nothing and draws what is there")
 
 
 def chosen_names(names: Sequence[str], known: Sequence[str], what: str) -> list[str]:

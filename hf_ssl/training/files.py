@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_ssl.errors import UserError
+from hf_ssl.writing import replacing
 
 RUN_FILE = "run.json"
 """Name of the record in the folder of a run, and in the folders that are exported from it; see `RunRecord`."""
@@ -29,10 +30,9 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
     JSON has no NaN and no infinity, and strict readers refuse a file with them: such a number becomes null.
     """
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(_finite(content), indent=2, allow_nan=False) + "\n")
-    flush(partial)
-    os.replace(partial, path)
+    with replacing(path) as partial:
+        partial.write_text(json.dumps(_finite(content), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        flush(partial)
 
 
 def _finite(content: Any) -> Any:

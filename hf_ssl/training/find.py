@@ -11,6 +11,7 @@ from hf_ssl.distributed import rank, world_size
 from hf_ssl.errors import UserError
 from hf_ssl.training.files import RUN_FILE, storage_errors_explained
 from hf_ssl.training.integrity import STATE, damage_of, is_complete, read_state
+from hf_ssl.writing import leftovers_of
 
 logger = logging.getLogger(__name__)
 
@@ -171,7 +172,8 @@ def remove_leftovers(output_dir: Path) -> None:
     for path in left:
         shutil.rmtree(path, ignore_errors=True)
     for name in (RUN_FILE, "recipe.json", *LOGS):
-        (output_dir / f".{name}.partial").unlink(missing_ok=True)
+        for path in leftovers_of(output_dir / name):
+            path.unlink(missing_ok=True)
 
 
 def remove(checkpoint: Path) -> None:

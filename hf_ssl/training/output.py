@@ -13,6 +13,7 @@ from hf_ssl.errors import UserError
 from hf_ssl.training.arguments import TrainingSettings
 from hf_ssl.training.files import RUN_FILE, storage_errors_explained
 from hf_ssl.training.find import remove_leftovers
+from hf_ssl.writing import leftovers_of
 
 try:
     import fcntl
@@ -65,9 +66,11 @@ def make_folder(folder: Path, setting: str, cure: str = "Give another folder.") 
 
 def _holds_no_step(folder: Path) -> bool:
     """Whether a folder is empty, or what is left of a run that was refused before its first log line."""
-    names = (_LOCK, RUN_FILE, "recipe.json", f".{RUN_FILE}.partial", ".recipe.json.partial")
+    names = (RUN_FILE, "recipe.json")
+    of_refused = {folder / name for name in (_LOCK, *names)}
+    of_refused.update(*(leftovers_of(folder / name) for name in names))
     return all(
-        path.name in names or (path.name == "metrics.jsonl" and path.stat().st_size == 0) for path in folder.iterdir()
+        path in of_refused or (path.name == "metrics.jsonl" and path.stat().st_size == 0) for path in folder.iterdir()
     )
 
 

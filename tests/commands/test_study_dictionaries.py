@@ -178,7 +178,7 @@ def test_results_that_were_changed_are_named(finished: Path, tmp_path: Path, cha
         (["--num_steps", "1"], "`num_steps` must be at least 2, got 1"),
         (["--predict_only"], "`predict_only` needs `fit_from`"),
         (["--fit_from", "nowhere"], "`fit_from` needs runs of `moco` with two learning rates"),
-        (["--drawn_from", "nothing.json"], "nothing.json"),
+        (["--drawn_from", "nothing.json"], "draws what is there, so `dataset` and "),
     ],
 )
 def test_wrong_commands_are_refused_before_anything_is_trained(

@@ -104,11 +104,21 @@ def test_what_cannot_be_checked_says_why(encoder: Path, change: dict, reason: st
         (["--output", "x.json"], "`output` would"),
         (["--no_card"], "`card` would"),
         (["--gallery"], "`gallery` would"),
+        (["--split", "test"], "`split` would not be used. Leave it out."),
+        (["--k", "200", "--no_bf16"], "`k` and `bf16` would not be used. Leave them out."),
+        (["knn", "linear"], "`protocols` would"),
+        (["--split", "train"], "`split` would"),
+        (["--seed", "0", "--show_loading"], "`seed` and `show_loading` would"),
     ],
 )
 def test_a_flag_that_would_not_be_used_is_refused(flags: list[str], names: str, capsys: pytest.CaptureFixture):
     assert main(["evaluate", "no-such-encoder", "--verify", *flags]) == 2
     assert f"each by the settings that stand beside it, so {names}" in capsys.readouterr().err
+
+
+def test_python_refuses_them_too():
+    with pytest.raises(hf_ssl.UserError, match="so `split` would not be used. Leave it out."):
+        hf_ssl.evaluate("no-such-encoder", verify=True, split="test")
 
 
 def without(entry: dict, *names: str) -> dict:

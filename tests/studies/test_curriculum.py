@@ -246,6 +246,13 @@ def test_only_results_of_the_study_are_drawn(finished: Path, tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
+def test_what_drawing_does_not_use_is_refused(finished: Path, tmp_path, capsys):
+    words = ["--drawn_from", str(finished / "curriculum.json"), "--output_dir", str(tmp_path / "out")]
+    assert main(["study", "curriculum", *words, "--num_steps", "240", "--predict_only"]) == 2
+    assert "draws what is there, so `predict_only` and `num_steps` would not be used." in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_results_of_another_form_are_a_sentence(finished: Path, tmp_path, capsys):
     good = json.loads((finished / "curriculum.json").read_text())
     for content, message in (

@@ -1,13 +1,17 @@
 """What studies share: a folder of one choice of settings, and results that are read again."""
 
 import json
+import multiprocessing
+import threading
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import hf_ssl
 from hf_ssl.errors import UserError
+from hf_ssl.studies import many_runs
 from hf_ssl.studies.ablation_grid import Cell
 from hf_ssl.studies.ablation_theory import Measured as AblationMeasured
 from hf_ssl.studies.ablation_theory import Run as AblationRun
@@ -78,3 +82,68 @@ def test_a_folder_of_an_older_version_has_the_defaults(tmp_path: Path):
     other = MethodsSettings(dataset="digits", output_dir=tmp_path, num_steps=4, supervised_learning_rate=0.5)
     with pytest.raises(UserError, match="have `supervised_learning_rate` 0.1, got 0.5"):
         claim_folder(tmp_path, other, _COMMON, source)
+
+
+def test_of_two_that_begin_in_a_folder_at_once_the_first_has_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Each has its own settings; without waiting for each other both would write theirs and train."""
+    first, second = (MethodsSettings(dataset="digits", output_dir=tmp_path, num_steps=steps) for steps in (4, 5))
+    source = first.data_of({}).open()
+    write, refused = many_runs.write_json, []
+
+    def claim_second() -> None:
+        try:
+            claim_folder(tmp_path, second, _COMMON, source)
+        except UserError as error:
+            refused.append(str(error))
+
+    other = threading.Thread(target=claim_second)
+
+    def write_while_another_begins(path: Path, content: dict[str, Any]) -> None:
+        monkeypatch.setattr(many_runs, "write_json", write)
+        other.start()
+        other.join(0.2)  # it would be done by now, if it did not wait
+        write(path, content)
+
+    monkeypatch.setattr(many_runs, "write_json", write_while_another_begins)
+    claim_folder(tmp_path, first, _COMMON, source)
+    other.join()
+    assert len(refused) == 1 and "have `num_steps` 4, got 5" in refused[0]
+    assert json.loads((tmp_path / "settings.json").read_text())["num_steps"] == 4
+
+
+def test_commands_with_the_same_settings_share_a_folder_from_the_first_second(tmp_path: Path):
+    settings = MethodsSettings(dataset="digits", output_dir=tmp_path / "new", num_steps=4)
+    source = settings.data_of({}).open()
+    fork = multiprocessing.get_context("fork")
+    begin = fork.Barrier(4)
+
+    def claim() -> None:
+        begin.wait()
+        for _ in range(25):
+            claim_folder(tmp_path / "new", settings, _COMMON, source)
+
+    children = [fork.Process(target=claim) for _ in range(4)]
+    for child in children:
+        child.start()
+    for child in children:
+        child.join()
+    assert [child.exitcode for child in children] == [0] * 4
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["settings.json"]
+
+
+@pytest.mark.parametrize(("began", "said"), [("0.0.1", "hf_ssl 0.0.1"), (None, "did not record its version")])
+def test_a_folder_that_another_version_began_says_so_each_time(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, began: str | None, said: str
+):
+    settings = MethodsSettings(dataset="digits", output_dir=tmp_path, num_steps=4)
+    source = settings.data_of({}).open()
+    claim_folder(tmp_path, settings, _COMMON, source)
+    path = tmp_path / "settings.json"
+    stored = json.loads(path.read_text())
+    assert stored["hf_ssl"] == hf_ssl.__version__ and not caplog.records
+    del stored["hf_ssl"]
+    path.write_text(json.dumps(stored if began is None else stored | {"hf_ssl": began}))
+    for _ in range(2):
+        caplog.clear()
+        claim_folder(tmp_path, settings, _COMMON, source)
+        assert said in caplog.text and f"this is hf_ssl {hf_ssl.__version__}" in caplog.text

@@ -12,7 +12,6 @@ from hf_ssl.errors import UserError
 from hf_ssl.training.arguments import TrainingSettings
 from hf_ssl.training.files import storage_errors_explained
 from hf_ssl.training.output import locked_output_dir
-from hf_ssl.training.watch import log as metrics_log
 from hf_ssl.training.watch.log import MetricsLog
 
 _TRY = "import fcntl, sys; fcntl.lockf(open(sys.argv[1], 'a'), fcntl.LOCK_EX | fcntl.LOCK_NB)"
@@ -54,7 +53,7 @@ def test_a_log_that_cannot_be_written_is_one_sentence(tmp_path: Path, monkeypatc
     def refuse(*_):
         raise OSError(30, os.strerror(30))
 
-    monkeypatch.setattr(metrics_log.os, "replace", refuse)
+    monkeypatch.setattr("os.replace", refuse)
     with pytest.raises(UserError, match="Read-only file system. Make the folder writable"):
         MetricsLog(log.path, 1)
 

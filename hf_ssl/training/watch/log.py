@@ -2,13 +2,13 @@
 
 import json
 import logging
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from hf_ssl.figures.metrics_log import logged_line
 from hf_ssl.training.files import storage_errors_explained
+from hf_ssl.writing import write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -36,9 +36,7 @@ class MetricsLog:
                 # What a disk has damaged may be no text at all.
                 lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
                 kept = [line for line in lines if _step_of(line) <= step and step > 0]
-                partial = path.with_name(f".{path.name}.partial")
-                partial.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
-                os.replace(partial, path)
+                write_whole(path, "".join(f"{line}\n" for line in kept))
             self.former = [json.loads(line) for line in kept]
             damaged = sum(_step_of(line) == float("inf") for line in lines[:-1])  # a kill may cut the last one
             if damaged and step > 0:
