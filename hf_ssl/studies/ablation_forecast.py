@@ -87,6 +87,7 @@ def measure_layers(
     normalize = Normalize(model.config.image_mean, model.config.image_std, device, channels_last=False)
     stream = open_stream(model, source, data, settings, device)
     model.train()
+    assert settings.num_steps is not None
     num_pairs = min(_PAIRS, settings.num_steps * settings.batch_size)
     try:
         for batch in itertools.islice(stream, math.ceil(num_pairs / settings.batch_size)):
