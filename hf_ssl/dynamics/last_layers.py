@@ -1,8 +1,8 @@
 """Gradient descent of a network's last layers over features that a fresh network gave: what real runs have.
 
 The theory of `hf_ssl.dynamics.eigenmodes` takes an unnormalised loss, inputs of covariance I and one noise for all
-directions. Here the inputs are pairs of features, measured on two views of images, and the last layer and the
-predictor learn from them as those of a run do. Each of four terms can be left out:
+directions. Here the inputs are pairs of features, measured on two views of images, and the projector and the
+predictor learn from them as those of a run do. Each of five terms can be left out:
 
 **Normalised loss.** The loss of a prediction y of a target t is |y/|y| - t/|t||^2 = 2 - 2 c with c their cosine, and
 
@@ -27,9 +27,15 @@ noise sigma^2 B, where sigma^2 is the ratio of the traces.
 **BatchNorm.** Where the last layer's inputs come from a BatchNorm (and ReLU), its scale and shift learn and decay too.
 The shift is the same for all images, so it can learn what all targets share; the scale falls by exp(-eta t), as a
 normalised loss does not change with the scale of all inputs and cannot hold it. Both leave images less of z. Without
-the term, the last layer's inputs are fixed.
+the term, scale and shift are fixed.
 
-One thing is heuristic: the layers below do not learn. Where they do within a run, its directions change.
+**Hidden layers.** The projector's linear layers before the last one learn from the same gradient, taken through what
+comes after them. As for the last layer, it is to first order an outer product with the mean of what the layer sees.
+Without the term they are fixed, and the theory is that of one layer over fixed inputs.
+
+Two things are heuristic. The encoder does not learn; where it does within a run, directions change. And the pairs are
+finitely many: a predictor with hidden layers learns by heart what comes again, and keeps a rank that a run, which sees
+new views at each visit, does not keep. So take about as many pairs as the run sees.
 """
 
 import copy
@@ -44,6 +50,7 @@ from torch.nn.functional import normalize
 from hf_ssl.errors import UserError
 
 _EVALUATED = 4  # batches at each look
+_DRAWN = 16_384  # normal pairs, at least
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,13 +61,15 @@ class Terms:
         normalised: The loss of unit vectors; else the squared loss.
         common_mean: The mean of the last layer's inputs; else it is taken off.
         directions: The measured pairs; else normal ones with one noise.
-        batch_norm: A BatchNorm before the last layer that learns; else fixed inputs.
+        batch_norm: BatchNorms of the projector that learn; else scale and shift are fixed.
+        hidden_layers: Layers of the projector before the last one that learn; else fixed ones.
     """
 
     normalised: bool = True
     common_mean: bool = True
     directions: bool = True
     batch_norm: bool = True
+    hidden_layers: bool = True
 
     @classmethod
     def of(cls, names: list[str]) -> Self:
@@ -78,16 +87,14 @@ class LastLayers:
     """The last layers of a fresh network and what they see.
 
     Args:
-        before: Inputs of the layers before the last one, (images, 2, features).
-        inputs: Inputs of the last layer, (images, 2, width).
-        body: From `before` to `inputs`: BatchNorm and ReLU, or nothing.
+        features: Of two views of each image, (images, 2, width): what the projector sees.
+        hidden: The layers of the projector before the last one; they may be none.
         last: The last layer, which gives z.
         predictor: From z to the prediction.
     """
 
-    before: Tensor
-    inputs: Tensor
-    body: nn.Module
+    features: Tensor
+    hidden: nn.Module
     last: nn.Linear
     predictor: nn.Module
 
@@ -160,16 +167,20 @@ def descend(layers: LastLayers, how: Descent, terms: Terms, looks: int = 20) -> 
     Raises:
         UserError: If there are fewer pairs than images of a step.
     """
-    pairs = (layers.before if terms.batch_norm else layers.inputs).float()
+    pairs = layers.features.float()
     if len(pairs) < how.batch_size:
         raise UserError(
             f"A step takes {how.batch_size} pairs, got {len(pairs)}. Measure more, or take a smaller batch."
         )
     generator = torch.Generator().manual_seed(how.seed)
     if not terms.directions:
-        pairs = normal_pairs(pairs, 16 * len(pairs), generator)
-    parts = [copy.deepcopy(layers.body)] if terms.batch_norm else []
-    online = nn.Sequential(*parts, *([] if terms.common_mean else [_Centre()]), copy.deepcopy(layers.last)).train()
+        pairs = normal_pairs(pairs, max(_DRAWN, len(pairs)), generator)
+    hidden = copy.deepcopy(layers.hidden)
+    for module in hidden.modules():
+        learns = terms.batch_norm if isinstance(module, nn.BatchNorm1d) else terms.hidden_layers
+        for weight in module.parameters(recurse=False):
+            weight.requires_grad_(learns)
+    online = nn.Sequential(hidden, *([] if terms.common_mean else [_Centre()]), copy.deepcopy(layers.last)).train()
     if not terms.normalised:
         with torch.no_grad():
             size = float(torch.stack([online(view) for view in pairs.unbind(dim=1)]).square().sum(dim=-1).mean())
@@ -222,7 +233,7 @@ def _loss(
 def _optimizer(online: nn.Module, predictor: nn.Module, how: Descent) -> torch.optim.SGD:
     groups = []
     for module, multiplier in ((online, 1.0), (predictor, how.predictor_lr_multiplier)):
-        for weight in module.parameters():
+        for weight in filter(lambda one: one.requires_grad, module.parameters()):
             decay = how.weight_decay if weight.dim() > 1 or how.decay_vectors else 0.0
             groups.append({"params": [weight], "lr": how.learning_rate * multiplier, "weight_decay": decay})
     return torch.optim.SGD(groups, momentum=how.momentum)

@@ -1,7 +1,7 @@
 """Ablations of BYOL's ingredients: a forecast of each run from its fresh network.
 
-A forecast trains the last layers of a fresh network on features that it has at step 0 (`hf_ssl.dynamics.last_layers`),
-with all terms, without each of them, and with none.
+A forecast trains projector and predictor of a fresh network on features that it has at step 0
+(`hf_ssl.dynamics.last_layers`), with all terms, without each of them, and with none.
 """
 
 import copy
@@ -13,7 +13,6 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from hf_ssl.data.settings import DataSettings
 from hf_ssl.data.sources.open import Source
@@ -37,7 +36,8 @@ VARIANTS = {
 LOOKS = 20
 """How often in a run the directions of z are looked at."""
 
-_PAIRS = 1024
+_PAIRS = 8192
+"""Pairs at most; a run that sees fewer is forecast from as many as it sees."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,38 +75,32 @@ def measure_layers(
         data: How they become views.
         settings: Batch size and seed.
     """
-    projector, predictor = model.get_submodule("projector"), model.get_submodule("predictor")
-    modules = list(projector.children())
-    linear = [place for place, module in enumerate(modules) if isinstance(module, nn.Linear)]
-    body = modules[linear[-2] + 1 : -1] if len(linear) > 1 else []
-    start = {"body": copy.deepcopy(nn.Sequential(*body)).cpu(), "last": copy.deepcopy(modules[-1]).cpu()}
-    start["predictor"] = copy.deepcopy(predictor).cpu()
-    seen: dict[str, list[Tensor]] = {"before": [], "inputs": []}
-
-    def look_at(name: str, module: nn.Module) -> RemovableHandle:
-        return module.register_forward_pre_hook(lambda _, given: seen[name].append(given[0].float().cpu()))
-
-    hooks = [look_at("before", [*body, modules[-1]][0]), look_at("inputs", modules[-1])]
+    projector = list(model.get_submodule("projector").children())
+    start = {
+        "hidden": copy.deepcopy(nn.Sequential(*projector[:-1])).cpu(),
+        "last": copy.deepcopy(projector[-1]).cpu(),
+        "predictor": copy.deepcopy(model.get_submodule("predictor")).cpu(),
+    }
+    seen: list[Tensor] = []
+    hook = projector[0].register_forward_pre_hook(lambda _, given: seen.append(given[0].float().cpu()))
     device = next(model.parameters()).device
     normalize = Normalize(model.config.image_mean, model.config.image_std, device, channels_last=False)
     stream = open_stream(model, source, data, settings, device)
     model.train()
+    assert settings.num_steps is not None
+    num_pairs = min(_PAIRS, settings.num_steps * settings.batch_size)
     try:
-        for batch in itertools.islice(stream, math.ceil(_PAIRS / settings.batch_size)):
+        for batch in itertools.islice(stream, math.ceil(num_pairs / settings.batch_size)):
             model(**inputs_of(batch, normalize, device))
     finally:
-        for hook in hooks:
-            hook.remove()
+        hook.remove()
     # Each batch has gone through once for each view.
-    pairs = {
-        name: torch.cat([torch.stack(views, dim=1) for views in zip(given[::2], given[1::2], strict=True)])
-        for name, given in seen.items()
-    }
-    return LastLayers(**pairs, **start)  # pyright: ignore[reportArgumentType]
+    pairs = [torch.stack(views, dim=1) for views in zip(seen[::2], seen[1::2], strict=True)]
+    return LastLayers(features=torch.cat(pairs), **start)  # pyright: ignore[reportArgumentType]
 
 
 def forecast(layers: LastLayers, how: Descent, start: Start, terms: Terms) -> Forecast:
-    """Follow the last layers through a run, and judge z as a measurement is judged.
+    """Follow projector and predictor through a run, and judge z as a measurement is judged.
 
     Args:
         layers: Of the fresh network.
