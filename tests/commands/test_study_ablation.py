@@ -165,7 +165,7 @@ def test_theory_alone_trains_and_writes_nothing(
     ("arguments", "message"),
     [
         (["--dataset", "digits"], "`output_dir` is needed"),
-        (["--drawn_from", "ablation.json", "--theory_only"], "`output_dir` is needed"),
+        (["--drawn_from", "ablation.json"], "`output_dir` is needed"),
         (["--theory_only"], "`dataset` is needed"),
         (
             ["--dataset", "digits", "--output_dir", "x", "--knn_split", "train"],
