@@ -30,9 +30,15 @@ for _signal in (signal.SIGINT, getattr(signal, "SIGHUP", signal.SIGINT)):
     if signal.getsignal(_signal) is signal.SIG_IGN:
         signal.signal(_signal, signal.default_int_handler if _signal == signal.SIGINT else signal.SIG_DFL)
 
-# pytest-xdist's workers have started so too, but live long.
-gc.enable()
+# pytest-xdist's workers have started so too, but live long: they collect again once everything is imported.
+gc.disable()
 atexit.unregister(gc.freeze)
+
+
+def pytest_collection_finish():
+    """What was imported and collected stays to the end: no collection looks at it again."""
+    gc.freeze()
+    gc.enable()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]):
