@@ -13,6 +13,8 @@ from pathlib import Path
 os.environ["PYTHONPATH"] = os.pathsep.join(
     [str(Path(__file__).with_name("startup")), *filter(None, [os.environ.get("PYTHONPATH")])]
 )
+# They would compile the package anew, each of them, a tenth of its start.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 # Read when the libraries are imported, so set before.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
