@@ -9,10 +9,11 @@ Every command is a function here, with its flags as keyword arguments:
     print(run.encoder, run.results)
 """
 
-import importlib
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from hf_ssl.imports import import_modules
 
 __version__ = "0.1.0"
 
@@ -88,7 +89,7 @@ def __getattr__(name: str) -> Any:
     """Import what is asked for: the commands and the data need libraries that a loaded encoder does not."""
     if name not in __all__:
         raise AttributeError(f"module `hf_ssl` has no attribute `{name}`")
-    value = getattr(importlib.import_module(f"hf_ssl.{_HOMES.get(name, 'commands.api')}"), name)
+    value = getattr(import_modules(f"hf_ssl.{_HOMES.get(name, 'commands.api')}"), name)
     globals()[name] = value
     return value
 
@@ -103,4 +104,4 @@ def _starts_a_command() -> bool:
 
 
 if not _starts_a_command():
-    importlib.import_module("hf_ssl.methods")
+    import_modules("hf_ssl.methods")

@@ -13,6 +13,8 @@ from pathlib import Path
 os.environ["PYTHONPATH"] = os.pathsep.join(
     [str(Path(__file__).with_name("startup")), *filter(None, [os.environ.get("PYTHONPATH")])]
 )
+# They would compile the package anew, each of them, a tenth of its start.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 # Read when the libraries are imported, so set before.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -30,9 +32,15 @@ for _signal in (signal.SIGINT, getattr(signal, "SIGHUP", signal.SIGINT)):
     if signal.getsignal(_signal) is signal.SIG_IGN:
         signal.signal(_signal, signal.default_int_handler if _signal == signal.SIGINT else signal.SIG_DFL)
 
-# pytest-xdist's workers have started so too, but live long.
-gc.enable()
+# pytest-xdist's workers have started so too, but live long: they collect again once everything is imported.
+gc.disable()
 atexit.unregister(gc.freeze)
+
+
+def pytest_collection_finish():
+    """What was imported and collected stays to the end: no collection looks at it again."""
+    gc.freeze()
+    gc.enable()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]):

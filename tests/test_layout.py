@@ -12,7 +12,7 @@ from hf_ssl.methods import METHODS
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "hf_ssl"
-LOWEST = {"answers", "errors", "tokens", "settings", "invocation", "distributed", "private", "writing"}
+LOWEST = {"answers", "errors", "imports", "tokens", "settings", "invocation", "distributed", "private", "writing"}
 FLOORS = [
     {"diagnostics", "data", "figures", "modules", "dynamics"},
     {"methods"},

@@ -3,13 +3,15 @@
 This file knows their names alone and imports no library, so that `hf-ssl --help` answers at once.
 """
 
-import importlib
+import atexit
+import gc
 import shlex
 import sys
 from collections.abc import Sequence
 
 from hf_ssl.commands.errors import errors_for_users
 from hf_ssl.errors import UserError, near_name
+from hf_ssl.imports import import_modules
 
 COMMANDS = {
     "pretrain": "pretrain an image encoder without labels, and export it for transformers and timm",
@@ -48,6 +50,7 @@ def program(*words: str) -> None:
     Args:
         words: What stands before its arguments, such as the command whose script this is.
     """
+    atexit.register(gc.freeze)  # the last to run: with the process ends all that Python would look at once more
     code = _answer([*words, *sys.argv[1:]])
     background = sys.modules.get("hf_ssl.hub.background")
     if code and background is not None:
@@ -79,9 +82,8 @@ def _dispatch(words: list[str]) -> int:
     name = words[0].replace("-", "_")
     if name not in COMMANDS:
         raise UserError(f"Unknown command `{words[0]}`.{near_name(name, COMMANDS)} `hf-ssl --help` lists them all.")
-    importlib.import_module("hf_ssl.methods")  # tells transformers' Auto classes about them
-    command = importlib.import_module(f"hf_ssl.commands.{name}").COMMAND
-    return command.main(words[1:])
+    # The methods first: importing them tells transformers' Auto classes about them.
+    return import_modules("hf_ssl.methods", f"hf_ssl.commands.{name}").COMMAND.main(words[1:])
 
 
 def _overview() -> str:

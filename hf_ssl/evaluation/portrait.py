@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,14 +11,16 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from hf_ssl.data.order.ordered import evaluation_batches, sampled_rows
+from hf_ssl.data.decode.pictures import decode
+from hf_ssl.data.order.ordered import sampled_rows
+from hf_ssl.data.order.rows import RowReader
 from hf_ssl.data.sources.open import Source
 from hf_ssl.diagnostics.alignment import alignment, uniformity
 from hf_ssl.diagnostics.rank import effective_rank
 from hf_ssl.diagnostics.spectrum import covariance_spectrum, rank_me
 from hf_ssl.errors import UserError
 from hf_ssl.evaluation.encoders import Picture
-from hf_ssl.evaluation.features import Encoder, Features, extract_augmented_features, extract_features
+from hf_ssl.evaluation.features import Encoder, extract_augmented_features, extract_features
 
 MAX_IMAGES = 2000
 """Images of a portrait: enough for a picture, and some seconds even for a large encoder."""
@@ -99,7 +100,7 @@ def take_portrait(
         [] if label is None else source.labels[label],
         len(found.features),
         crops.shape[1],
-        _pictures(source, found, rows, options) if gallery else None,
+        _pictures(source, found.row_ids[rows]) if gallery else None,
         rows.numpy(),
     )
 
@@ -170,16 +171,13 @@ def neighbours_of(features: Tensor, num_queries: int, num_neighbours: int) -> Te
     return torch.cat([queries[:, None], nearest], dim=1)
 
 
-def _pictures(
-    source: Source, found: Features, rows: Tensor, options: Mapping[str, Any]
-) -> list[list[NDArray[np.uint8]]]:
-    wanted = set(found.row_ids[rows].flatten().tolist())
-    pictures: dict[int, NDArray[np.uint8]] = {}
-    for batch in evaluation_batches(source, partial(middle_square, size=_THUMBNAIL), **options):
-        for row, pixels in zip(batch.row_ids.tolist(), batch.pixel_values, strict=True):
-            if row in wanted:
-                pictures[row] = pixels.numpy()
-    return [[pictures[row] for row in line] for line in found.row_ids[rows].tolist()]
+def _pictures(source: Source, rows: Tensor) -> list[list[NDArray[np.uint8]]]:
+    # Without a length the reader goes through all rows: those of a sample are not the ones of its files.
+    images = RowReader(replace(source, num_images=None)).images(rows.flatten().tolist())
+    pictures = {
+        row: middle_square(decode(image, source.access.timeout), _THUMBNAIL).numpy() for row, image in images.items()
+    }
+    return [[pictures[row] for row in line] for line in rows.tolist()]
 
 
 def middle_square(picture: Picture, size: int) -> Tensor:

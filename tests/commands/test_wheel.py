@@ -20,14 +20,16 @@ PROGRAM = """
     from pathlib import Path
 
     import hf_ssl
+    import hf_ssl.evaluation.portrait
     from hf_ssl.commands import main
 
     assert Path(hf_ssl.__file__).is_relative_to(sys.argv[1]), hf_ssl.__file__
+    hf_ssl.evaluation.portrait.MAX_IMAGES = 100  # not 2000
     small = ["--batch_size", "16", "--num_workers", "0"]
     steps = ["--num_steps", "4", "--warmup_steps", "0", "--cpu", *small]
-    run, shapes = "runs/quickstart", ["--dataset", "shapes"]
+    run, shapes, few = "runs/quickstart", ["--dataset", "shapes"], ["--knn_images", "100"]
     lines = [
-        ["pretrain", "--recipe", "quickstart", "--encoder", "test_resnet", *steps, "--output_dir", run],
+        ["pretrain", "--recipe", "quickstart", "--encoder", "test_resnet", *steps, *few, "--output_dir", run],
         ["evaluate", run, "knn", *shapes, "--max_images", "64", "--k", "5", *small],
         ["extract", run, *shapes, "--max_images", "64", "--output", "features", *small],
         ["search", "photo.png", "--index", "features", "--k", "3", "--figure", "neighbours.png"],
@@ -104,6 +106,3 @@ def test_the_installed_programs_start(installed, tmp_path):
     assert "usage: hf-ssl COMMAND" in overview
     version = run(sys.executable, "-m", "hf_ssl", "--version", folder=tmp_path, environment=environment)
     assert version == f"hf_ssl {hf_ssl.__version__}\n"
-    found = "import hf_ssl; print(hf_ssl.__file__)"
-    where = run(sys.executable, "-c", found, folder=tmp_path, environment=environment)
-    assert Path(where.strip()).is_relative_to(folder)

@@ -72,6 +72,19 @@ def test_numbers_are_those_of_the_features(sorted_source, encoder):
         assert pictures[0].shape == (96, 96, 3)
 
 
+def test_pictures_of_a_sample_are_those_of_its_images(encoder, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "MAX_IMAGES", 20)
+    images = [{"bytes": png(2 * number) if number % 10 != 5 else b"none", "path": None} for number in range(100)]
+    pq.write_table(pa.table({"image": images, "label": [0] * 100}), tmp_path / "train.parquet")
+    source = open_source(str(tmp_path / "train.parquet"))
+    taken = take_portrait({"this": encoder}, source, gallery=True)
+    sampled = [images.index({"bytes": row["image"]["bytes"], "path": None}) for row in sample_of(source).records]
+    readable = [number for number in sampled if number % 10 != 5]
+    assert taken.num_images == len(readable) < 20 and taken.gallery is not None
+    for rows, pictures in zip(taken.gallery_rows, taken.gallery, strict=True):
+        assert [int(picture[0, 0, 0]) for picture in pictures] == [2 * readable[row] for row in rows]
+
+
 def test_no_picture_is_kept_unless_asked_for(sorted_source, encoder):
     assert take_portrait({"this": encoder}, sorted_source, gallery=False).gallery is None
 

@@ -217,6 +217,9 @@ def test_finished_runs_are_not_made_again_and_a_file_is_drawn_again(finished: Pa
     before = (finished / "augmentation.json").read_text()
     (finished / "moco_v2" / "seed0" / "metrics.jsonl").unlink()  # a run would need it
     assert main(["study", "augmentation", *SMALL, "--output_dir", str(finished)]) == 0
+    printed = capsys.readouterr().out
+    for name, meaning in COLUMNS.items():  # every column of the table is explained
+        assert f"{name:>13}" in printed and f"{name:<12} {meaning}" in printed
     assert json.loads((finished / "augmentation.json").read_text())["seeds"] == json.loads(before)["seeds"]
     words = ["--drawn_from", str(finished / "augmentation.json"), "--output_dir", str(tmp_path)]
     assert main(["study", "augmentation", *words]) == 0
@@ -273,13 +276,6 @@ def test_where_nothing_varies_or_a_layer_diverges_there_is_no_number():
     json.dumps(scores | layer, allow_nan=False)
     one = {"seed": 0, "directions": 2, "predictions": {}, "linear_layer": {"one": {"two_views": layer}}}
     assert "one, two views: X has 0 negative eigenvalues, training diverged" in text_of(one)
-
-
-def test_every_column_of_the_table_is_explained(finished: Path, capsys):
-    assert main(["study", "augmentation", *SMALL, "--output_dir", str(finished)]) == 0
-    printed = capsys.readouterr().out
-    for name, meaning in COLUMNS.items():
-        assert f"{name:>13}" in printed and f"{name:<12} {meaning}" in printed
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import textwrap
 from pathlib import Path
 
 import pytest
+import together
 from test_diagnosis import batch, small_byol
 
 from hf_ssl.training.watch.diagnosis import diagnose
@@ -68,6 +69,14 @@ PROGRAM = """
     seen["weights"] = {name: float(value.double().sum()) for name, value in model.state_dict().items()}
     seen["frozen"] = sorted({name.split(".")[0] for name, p in model.named_parameters() if not p.requires_grad})
 
+    # More processes than the lanes of a run can be shared among are refused, and change nothing.
+    before = sorted((folder / "local").rglob("*"))
+    try:
+        run("local", num_steps=6, lanes=1, resume="auto")
+    except ValueError as error:
+        seen["refused"] = str(error)
+    seen["untouched"] = sorted((folder / "local").rglob("*")) == before
+
     # A diagnosis of two halves of a batch.
     sys.path.insert(0, sys.argv[2])
     from test_diagnosis import batch, small_byol
@@ -116,14 +125,9 @@ PROGRAM = """
 def test_two_processes_agree(tmp_path: Path):
     program = tmp_path / "program.py"
     program.write_text(textwrap.dedent(PROGRAM))
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
+    command = [sys.executable, together.__file__, program, tmp_path, Path(__file__).parent / "watch"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [*command, str(program), str(tmp_path), str(Path(__file__).parent / "watch")],
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
+    done = subprocess.run([*map(str, command)], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     first, second = (json.loads((tmp_path / f"seen-{number}.json").read_text()) for number in (0, 1))
 
@@ -138,6 +142,9 @@ def test_two_processes_agree(tmp_path: Path):
     assert "encoder.bn1.running_mean" in first["own_buffers"]
     # The correlation is of all processes, so it is not in the second one's own state.
     assert all("running" in name for name in first["own_buffers"])
+
+    assert "must divide `lanes`" in first["refused"] and first["refused"] == second["refused"]
+    assert first["untouched"] and second["untouched"]
 
     # The first process has the numbers of the whole batch.
     whole = diagnose(small_byol(), batch(slice(0, 16)))

@@ -1,6 +1,7 @@
 """The data sets that need no files."""
 
 import hashlib
+from functools import cache
 
 import cv2
 import datasets
@@ -28,6 +29,12 @@ def _open_shapes(split: str) -> Opened:
 
 
 def _open_digits(split: str) -> Opened:
+    table = _digits(split)
+    return _of_table(table, datasets.Features.from_arrow_schema(table.schema))
+
+
+@cache
+def _digits(split: str) -> pa.Table:
     """scikit-learn's 8 x 8 handwritten digits; the last 360 of 1,797 are the test split."""
     bounds = {"train": slice(None, -360), "test": slice(-360, None)}
     if split not in bounds:
@@ -40,9 +47,7 @@ def _open_digits(split: str) -> Opened:
     images = [{"bytes": cv2.imencode(".png", picture)[1].tobytes(), "path": None} for picture in pictures]
     names = [str(digit) for digit in range(10)]
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=names)})
-    return _of_table(
-        pa.table({"image": images, "label": labels[bounds[split]]}, schema=features.arrow_schema), features
-    )
+    return pa.table({"image": images, "label": labels[bounds[split]]}, schema=features.arrow_schema)
 
 
 def _of_table(table: pa.Table, features: datasets.Features) -> Opened:
