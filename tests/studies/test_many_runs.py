@@ -12,6 +12,7 @@ from hf_ssl.studies.ablation_grid import Cell
 from hf_ssl.studies.ablation_theory import Measured as AblationMeasured
 from hf_ssl.studies.ablation_theory import Run as AblationRun
 from hf_ssl.studies.ablation_theory import Start, Theory
+from hf_ssl.studies.dictionaries_runs import Cell as DictionaryCell
 from hf_ssl.studies.labels import LabelRun
 from hf_ssl.studies.many_runs import claim_folder, finished_run
 from hf_ssl.studies.methods import _COMMON, MethodsSettings
@@ -78,3 +79,11 @@ def test_a_folder_of_an_older_version_has_the_defaults(tmp_path: Path):
     other = MethodsSettings(dataset="digits", output_dir=tmp_path, num_steps=4, supervised_learning_rate=0.5)
     with pytest.raises(UserError, match="have `supervised_learning_rate` 0.1, got 0.5"):
         claim_folder(tmp_path, other, _COMMON, source)
+
+
+def test_settings_that_are_nearly_equal_have_folders_of_their_own():
+    assert len({Cell(weight_decay=decay).folder for decay in (0.1234567, 0.1234568, 4e-4, 1e-7)}) == 4
+    assert Cell(weight_decay=4e-4).folder == "linear-ema-decay-0.0004"
+    cell = {"method": "moco", "queue_size": 8, "batch_size": 4, "num_images": 8, "learning_rate": 0.12}
+    folders = {DictionaryCell(**cell, momentum=momentum).folder for momentum in (0.9, 0.9999999, 1.0)}
+    assert folders == {f"moco-m{text}-q8-b4-n8-lr0.12" for text in ("0.9", "0.9999999", "1")}
