@@ -36,7 +36,7 @@ class Cell:
 
     @property
     def title(self) -> str:
-        """The cell in words, such as `linear, EMA, symmetric`; another one for each cell, by all digits of a number."""
+        """The cell in words, such as `linear, EMA, symmetric`; numbers with all digits, so that no two are equal."""
         parts = [
             {"none": "no predictor"}.get(self.predictor, self.predictor),
             "EMA" if self.use_ema else "no EMA",
