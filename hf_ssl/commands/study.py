@@ -77,7 +77,7 @@ COMMAND = CommandGroup(
             ablation.AblationSettings,
             _of_study(ablation.run),
             ablation.__doc__ or "",
-            first=(*_FIRST, "theory_only", "grid"),
+            first=(*_FIRST, "theory_only", "grid", "drawn_from"),
             groups={
                 "axes of a grid": ("ema", "predictor_lr", "weight_decay", "stop_gradient", "predictor", "symmetrize"),
                 "data": (*_DATA, "knn_split", "knn_images"),
@@ -88,7 +88,7 @@ COMMAND = CommandGroup(
             negatives.NegativesSettings,
             _of_study(negatives.run),
             negatives.__doc__ or "",
-            first=(*_FIRST, "methods"),
+            first=(*_FIRST, "methods", "drawn_from"),
             groups={
                 "data": (*_DATA, "test_split", "eval_images"),
                 "negatives": (

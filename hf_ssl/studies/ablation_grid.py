@@ -36,14 +36,14 @@ class Cell:
 
     @property
     def title(self) -> str:
-        """The cell in words, such as `linear, EMA, symmetric`."""
+        """The cell in words, such as `linear, EMA, symmetric`; numbers with all digits, so that no two are equal."""
         parts = [
             {"none": "no predictor"}.get(self.predictor, self.predictor),
             "EMA" if self.use_ema else "no EMA",
             "" if self.stop_gradient else "no stop-gradient",
             "symmetric" if self.symmetrize else "",
-            f"lr x {self.predictor_lr:g}" if self.predictor_lr != 1 else "",
-            f"decay {self.weight_decay:g}",
+            f"lr x {self.predictor_lr:.15g}" if self.predictor_lr != 1 else "",
+            f"decay {self.weight_decay:.15g}",
         ]
         return ", ".join(part for part in parts if part)
 

@@ -9,7 +9,7 @@ from hf_ssl.errors import UserError
 from hf_ssl.methods.byol import BYOLForPreTraining
 from hf_ssl.settings import check_least, checked
 from hf_ssl.studies.ablation_grid import AXES, GRIDS
-from hf_ssl.studies.settings import StudySettings, check_recipe
+from hf_ssl.studies.settings import DrawnStudySettings, check_recipe
 
 COMMON = ("dataset", *PLACES, "split", "knn_split")
 COMMON += ("knn_images", "recipe", "view_recipe", "encoder", "num_steps", "batch_size", "learning_rate")
@@ -18,11 +18,10 @@ COMMON += ("ema_momentum", "mixed_precision")
 
 
 @checked
-class AblationSettings(StudySettings):
+class AblationSettings(DrawnStudySettings):
     """Which cells are trained, and how.
 
     Args:
-        dataset: Images to train on; not needed with `drawn_from`.
         output_dir: Folder of the runs.
         theory_only: Train nothing: show what theory expects and why, and write the forecasts if there is a folder.
         grid: A named grid; `core` if no axis is given.
@@ -40,7 +39,6 @@ class AblationSettings(StudySettings):
             are made again; nothing is read or trained.
     """
 
-    dataset: Any = None
     output_dir: Path | None = None
     theory_only: bool = False
     grid: Literal["core", "symmetry", "decay", "full"] | None = None
@@ -62,8 +60,6 @@ class AblationSettings(StudySettings):
             raise UserError("`output_dir` is needed: the folder of the runs, such as `runs/ablation`.")
         if self.drawn_from is not None and not self.drawn_from:
             raise UserError("`drawn_from` must name at least one file, such as `runs/ablation/ablation.json`.")
-        if self.dataset is None and self.drawn_from is None:
-            raise UserError("`dataset` is needed: the images to train on, such as `uoft-cs/cifar10`.")
         check_least(self, num_steps=1, knn_images=1)
         check_recipe(self.recipe, BYOLForPreTraining.recipes, "byol")
         axis = next((axis for axis in AXES if getattr(self, axis) is not None), None)

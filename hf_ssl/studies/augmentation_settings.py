@@ -2,14 +2,13 @@
 
 from dataclasses import field
 from pathlib import Path
-from typing import Any
 
 from hf_ssl.data.settings import PLACES
 from hf_ssl.data.views.cpu import chosen_recipes
 from hf_ssl.errors import UserError
 from hf_ssl.methods.end_to_end import EndToEndForPreTraining
 from hf_ssl.settings import check_least, checked
-from hf_ssl.studies.settings import StudySettings, check_recipe, check_splits
+from hf_ssl.studies.settings import DrawnStudySettings, check_recipe, check_splits
 
 COMMON = ("dataset", *PLACES, "split", "test_split", "recipe", "encoder", "start_from", "num_steps", "batch_size")
 COMMON += ("learning_rate", "mixed_precision", "eval_images", "view_images", "num_views")
@@ -17,11 +16,10 @@ COMMON += ("learning_rate", "mixed_precision", "eval_images", "view_images", "nu
 
 
 @checked
-class AugmentationSettings(StudySettings):
+class AugmentationSettings(DrawnStudySettings):
     """Which recipes are compared, and how.
 
     Args:
-        dataset: Images to train on; not needed with `drawn_from`.
         output_dir: Folder of the runs, the numbers and the figure.
         views: Recipes of augmentation, at least one.
         view_recipe: Not of this study; `views` names its recipes.
@@ -35,7 +33,6 @@ class AugmentationSettings(StudySettings):
         num_views: Views of an image, at least 2.
     """
 
-    dataset: Any = None
     output_dir: Path
     views: list[str] = field(default_factory=lambda: ["moco_v2", "autoaugment", "randaugment"])
     start_from: str | None = None
@@ -53,7 +50,5 @@ class AugmentationSettings(StudySettings):
         check_recipe(self.recipe, EndToEndForPreTraining.recipes, "end_to_end")
         if self.view_recipe is not None:
             raise UserError("`view_recipe` has no place in this study. Name the recipes by `views`.")
-        if self.dataset is None and self.drawn_from is None:
-            raise UserError("`dataset` is needed: the images to train on, such as `uoft-cs/cifar10`.")
         check_splits(self)
         self.views = chosen_recipes(self.views)

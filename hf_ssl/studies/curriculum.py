@@ -97,7 +97,11 @@ class CurriculumResult:
     exit_code: int = 0
 
     def __str__(self) -> str:
-        return "\n".join([text_of(self.results), *self.late, *written_text(self.files)])
+        lines = [text_of(self.results), *self.late, *written_text(self.files)]
+        if self.exit_code:
+            missing = [target for target, one in self.results["targets"].items() if "measured" not in one]
+            lines.append(f"Not finished: {', '.join(missing)}. The same command continues.")
+        return "\n".join(lines)
 
 
 def run(settings: CurriculumSettings) -> CurriculumResult:

@@ -4,13 +4,12 @@ import re
 from collections.abc import Sequence
 from dataclasses import field
 from pathlib import Path
-from typing import Any
 
 from hf_ssl.data.settings import PLACES
 from hf_ssl.errors import UserError
 from hf_ssl.methods.byol import BYOLForPreTraining
 from hf_ssl.settings import check_least, checked
-from hf_ssl.studies.settings import StudySettings, check_recipe
+from hf_ssl.studies.settings import DrawnStudySettings, check_recipe
 
 COMMON = ("dataset", *PLACES, "split", "recipe", "view_recipe", "encoder", "num_steps", "measurements", "batch_size")
 COMMON += ("learning_rate", "mixed_precision", "directions")
@@ -18,11 +17,10 @@ COMMON += ("learning_rate", "mixed_precision", "directions")
 
 
 @checked
-class CurriculumSettings(StudySettings):
+class CurriculumSettings(DrawnStudySettings):
     """Which moving averages are compared, and how.
 
     Args:
-        dataset: Images to train on; not needed with `drawn_from`.
         output_dir: Folder of the runs, the numbers and the figures.
         targets: Moving averages: `none`, a momentum such as `0.99`, or `0.99-cosine`, which rises from there to 1.
         predict_only: Write what the equations say, and train nothing.
@@ -33,7 +31,6 @@ class CurriculumSettings(StudySettings):
         directions: Directions that are followed, at least 2.
     """
 
-    dataset: Any = None
     output_dir: Path
     targets: list[str] = field(default_factory=lambda: ["none", "0.9", "0.99", "0.9-cosine"])
     predict_only: bool = False
@@ -46,8 +43,6 @@ class CurriculumSettings(StudySettings):
         """Check what can be checked without data."""
         check_least(self, num_steps=2, measurements=2, directions=2)
         check_recipe(self.recipe, BYOLForPreTraining.recipes, "byol")
-        if self.dataset is None and self.drawn_from is None:
-            raise UserError("`dataset` is needed: the images to train on, such as `uoft-cs/cifar10`.")
         if self.seeds != 1:
             raise UserError(f"`seeds` must be 1 in this study, whose runs share one start, got {self.seeds}.")
         if not self.targets:

@@ -34,6 +34,22 @@ RESULT = "result.json"
 _LOG_LINES = 100
 
 
+def runs_to_fit(folder: Path) -> list[Run]:
+    """The finished runs of `moco` in the folder of a study.
+
+    Raises:
+        UserError: If there are none.
+    """
+    found = [finished_run(result, Run) for result in sorted(folder.glob(f"{MOCO}-*/seed*/{RESULT}"))]
+    if not found:
+        what = f"holds no finished run of `{MOCO}`" if folder.is_dir() else "is not there"
+        raise UserError(
+            f"`fit_from` must name folders of `study dictionaries`, but `{folder}` {what}. Name the `output_dir` of "
+            "such a study."
+        )
+    return found
+
+
 class Bench:
     """Data and settings that all runs share; refuses wrong ones before anything is trained.
 
@@ -88,11 +104,7 @@ class Bench:
         options, path = self.options, self.options.output_dir / Predictions.FILE
         if not options.fit_from:
             return Predictions.read(path) if path.exists() else None
-        fitted = [
-            finished_run(result, Run)
-            for folder in options.fit_from
-            for result in sorted(folder.glob(f"{MOCO}-*/seed*/{RESULT}"))
-        ]
+        fitted = [run for folder in options.fit_from for run in runs_to_fit(folder)]
         made = predict(
             [cell for cell in self.cells if cell.method == MOCO],
             fitted,

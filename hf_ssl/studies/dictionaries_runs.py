@@ -43,10 +43,10 @@ class Cell:
     def folder(self) -> str:
         """Name of the folder of its runs, different for each cell."""
         parts = [self.method]
-        parts += [f"m{self.momentum:g}"] if self.momentum is not None else []
+        parts += [f"m{self.momentum:.15g}"] if self.momentum is not None else []
         parts += [f"q{self.queue_size}"] if self.queue_size is not None else []
         if self.method != FRESH:
-            parts += [f"b{self.batch_size}", f"n{self.num_images}", f"lr{self.learning_rate:g}"]
+            parts += [f"b{self.batch_size}", f"n{self.num_images}", f"lr{self.learning_rate:.15g}"]
         return "-".join(parts)
 
     @property

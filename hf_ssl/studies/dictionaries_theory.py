@@ -146,8 +146,9 @@ def predict(
     ]
     if len({one.learning_rate for one in seen}) < 2 or len(seen) < 4:
         raise UserError(
-            f"`fit_from` needs runs of `{MOCO}` with two learning rates of a step or more, of settings that are not "
-            f"foretold, with looks up to step {until}; it has {len(seen)} looks of {len(usable)} runs."
+            f"`fit_from` needs runs of `{MOCO}` with at least two learning rates, of settings that are not foretold "
+            f"here; it has {len(usable)} such run{'' if len(usable) == 1 else 's'} with {len(seen)} looks up to step "
+            f"{until}. Train others in its folder, with another `learning_rate`."
         )
     drifts = {
         momentum: replace(law, lengths=_lengths([run for run in usable if run.cell.momentum == momentum], until))

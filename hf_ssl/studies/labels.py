@@ -231,7 +231,7 @@ class _Bench:
             StoppedError: If a signal ended it.
         """
         place = list(self.starts).index(start)
-        folder = self.options.output_dir / f"{place}-{Path(start).name}" / f"labels{fraction:g}-seed{seed}"
+        folder = self.options.output_dir / f"{place}-{Path(start).name}" / f"labels{fraction:.15g}-seed{seed}"
         result = folder / "result.json"
         if result.exists():
             return finished_run(result, LabelRun, start=start, fraction=fraction, seed=seed)

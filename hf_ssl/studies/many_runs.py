@@ -164,7 +164,8 @@ def results_to_draw(path: Path, study: str, kind: type) -> dict[str, Any]:
         UserError: If the file holds no results of that study, or only its predictions.
     """
     if not path.is_file():
-        raise UserError(f"`drawn_from` must be a file, but there is no `{path}`. Name the {study}.json of a study.")
+        found = f"`{path}` is a folder" if path.is_dir() else f"there is no `{path}`"
+        raise UserError(f"`drawn_from` must be a file, but {found}. Name the {study}.json of a study.")
     results = read_json(path)
     try:
         if results.get("study") != study:

@@ -30,7 +30,6 @@ from torch import nn
 from hf_ssl.data.settings import PLACES
 from hf_ssl.data.sources.open import Source
 from hf_ssl.data.sources.subset import class_names
-from hf_ssl.errors import UserError
 from hf_ssl.evaluation.encoders import Encoder, WithProjection, encoder_of
 from hf_ssl.fine_tuning.classifier import check_classes
 from hf_ssl.invocation import command_line
@@ -60,7 +59,7 @@ from hf_ssl.studies.negatives_measures import (
 )
 from hf_ssl.studies.negatives_report import HEAD, draw, folder_of, line_of, write_results
 from hf_ssl.studies.negatives_results import LoggedRun, NegativesResults, read_log
-from hf_ssl.studies.settings import StudySettings, check_recipe, check_splits, chosen_names
+from hf_ssl.studies.settings import DrawnStudySettings, check_recipe, check_splits, chosen_names
 from hf_ssl.studies.supervised import train_supervised
 from hf_ssl.training.arguments import TrainingSettings
 from hf_ssl.training.files import write_json
@@ -89,11 +88,10 @@ _LOG_LINES = 100
 
 
 @checked
-class NegativesSettings(StudySettings):
+class NegativesSettings(DrawnStudySettings):
     """Which methods are trained, and how.
 
     Args:
-        dataset: Images to train on; not needed with `drawn_from`.
         output_dir: Folder of the runs.
         methods: Of `moco_v2`, `mochi`, `moco_v2-oracle`, `mochi-oracle` and `supervised`.
         split: Labelled split to train on.
@@ -109,7 +107,6 @@ class NegativesSettings(StudySettings):
         drawn_from: A negatives.json of which table and figures are made again; nothing is read or trained.
     """
 
-    dataset: Any = None
     output_dir: Path
     methods: list[str] = field(default_factory=lambda: list(METHODS))
     test_split: str = "test"
@@ -126,8 +123,6 @@ class NegativesSettings(StudySettings):
     def validate_negatives(self) -> None:
         """Check what can be checked without data; without `start_step` it becomes a tenth of the steps."""
         self.methods = chosen_names(self.methods, METHODS, "method")
-        if self.dataset is None and self.drawn_from is None:
-            raise UserError("`dataset` is needed: the images to train on, such as `uoft-cs/cifar10`.")
         check_least(self, num_steps=1, eval_images=2)
         check_positive(self, "supervised_learning_rate")
         check_recipe(self.recipe, MoCHiForPreTraining.recipes, "mochi")

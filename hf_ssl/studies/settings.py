@@ -73,6 +73,26 @@ class StudySettings(PlaceSettings):
         return {name: value for name, value in values.items() if value is not None}
 
 
+@checked
+class DrawnStudySettings(StudySettings):
+    """What the studies share whose results can be drawn again.
+
+    Args:
+        dataset: `shapes`, `digits`, a folder or file that `datasets.load_dataset` reads (images, parquet, arrow, csv,
+            json, webdataset tars, zip archives), an address, or the id of a data set on the Hub, which is streamed.
+            From Python also an object of the library `datasets`. Not needed with `drawn_from`.
+        drawn_from: The file of results of a study, of which tables and figures are made again; nothing is trained.
+    """
+
+    dataset: Any = None
+    drawn_from: Any = None
+
+    def validate_images(self) -> None:
+        """Ask for images unless results are drawn."""
+        if self.dataset is None and self.drawn_from is None:
+            raise UserError("`dataset` is needed: the images to train on, such as `uoft-cs/cifar10`.")
+
+
 def check_splits(settings: Any) -> None:
     """Refuse to measure on the images that are trained on.
 

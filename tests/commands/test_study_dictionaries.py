@@ -177,7 +177,9 @@ def test_results_that_were_changed_are_named(finished: Path, tmp_path: Path, cha
         (["--bound", "1"], "`bound` must be above 0 and below 1, got 1.0"),
         (["--num_steps", "1"], "`num_steps` must be at least 2, got 1"),
         (["--predict_only"], "`predict_only` needs `fit_from`"),
-        (["--fit_from", "nowhere"], "`fit_from` needs runs of `moco` with two learning rates"),
+        (["--fit_from", "nowhere"], "study dictionaries`, but `nowhere` is not there. Name the"),
+        (["--fit_from", "."], "but `.` holds no finished run of `moco`. Name the `output_dir`"),
+        (["--knn_split", "train"], "`split` and `knn_split` are both `train`"),
         (["--drawn_from", "nothing.json"], "draws what is there, so `dataset` and "),
     ],
 )

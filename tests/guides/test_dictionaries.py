@@ -114,3 +114,34 @@ def test_the_settings_were_foretold_before_their_runs_too():
     for before, after in zip(early, late, strict=True):
         assert before["cell"] == after["cell"]
         assert list(before["keys"].values()) == pytest.approx(list(after["keys"].values()), abs=1e-4)
+
+
+def test_the_matching_probabilities_are_those_of_the_results():
+    found = json.loads((RESULTS / "negatives.json").read_text())
+    runs = {(run["method"], run["seed"]): run for run in found["runs"]}
+    seeds, text = (0, 1), " ".join(GUIDE.split())
+
+    def at(method: str, rank: int, last: int, seed: int) -> float:
+        """Mean over the log lines of the 36 steps that end there, against the equal share."""
+        log = runs[method, seed]["log"]
+        values = zip(log["step"], log[f"match_probability_rank_{rank}"], strict=True)
+        chosen = [value for step, value in values if last - 36 < step <= last]
+        return (1 + found["queue_size"]) * sum(chosen) / len(chosen)
+
+    def mean(method: str, rank: int, last: int) -> float:
+        return sum(at(method, rank, last, seed) for seed in seeds) / len(seeds)
+
+    head, *rows = table("rank 1 against the equal share")
+    steps = [int(cell.removeprefix("step ")) for cell in head[1:]]
+    assert steps == [36, 120, 300, 600, 1200] and found["queue_size"] == 4096
+    for method, row in zip(("moco_v2", "mochi"), rows, strict=True):
+        assert row[1:] == [f"{mean(method, 1, step):.1f}" for step in steps]
+    assert all(at("mochi", 1, step, seed) < at("moco_v2", 1, step, seed) for step in steps[2:] for seed in seeds)
+    assert f"the key of rank 1,024 holds {mean('moco_v2', 1024, 1200):.1f} times the equal share with MoCo v2" in text
+    linear = [[100 * runs[method, seed]["measured"]["linear"] for seed in seeds] for method in ("moco_v2", "mochi")]
+    moco, mochi = (sum(values) / 2 for values in linear)
+    apart = [abs(values[0] - values[1]) for values in linear]
+    assert f"(linear probe {moco:.1f} % for MoCo v2 and {mochi:.1f} % for MoCHi" in text
+    assert f"lie {apart[0]:.1f} and {apart[1]:.1f} points apart" in text
+    picked = [runs[one]["measured"]["contrast_accuracy"] for one in runs if one[0] != "fresh"]
+    assert all(round(100 * value) == 1 for value in picked)

@@ -60,3 +60,22 @@ def test_what_was_said_before_the_runs_is_what_they_are_judged_by(name: str):
     found = json.loads((RESULTS / f"{name}.json").read_text())["predictions"]
     assert found == said
     assert name == "core" or all(entry["before_run"] for entry in said["runs"])
+
+
+def test_the_runs_of_moco_and_mochi_are_those_of_the_results():
+    runs = json.loads((RESULTS.parent / "negatives.json").read_text())["runs"]
+
+    def values(method: str, name: str, factor: float = 1) -> list[float]:
+        return [factor * run["measured"][name] for run in runs if run["method"] == method]
+
+    def shown(method: str, name: str) -> str:
+        found = values(method, name, 100)
+        return f"{statistics.mean(found):.1f} \N{PLUS-MINUS SIGN} {statistics.stdev(found):.1f}"
+
+    text = " ".join(GUIDE.split())
+    for name, what in (("linear", "by the linear probe"), ("knn", "by k-NN")):
+        assert f"{shown('moco_v2', name)} and {shown('mochi', name)} % {what}" in text
+    even = {method: values(method, "uniformity_h") for method in ("moco_v2", "mochi")}
+    assert all(mochi < moco for mochi, moco in zip(even["mochi"], even["moco_v2"], strict=True))
+    means = [f"{statistics.mean(even[method]):.2f}" for method in ("mochi", "moco_v2")]
+    assert f"in both seeds ({means[0]} against {means[1]} on average)" in text

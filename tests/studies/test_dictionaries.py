@@ -206,7 +206,7 @@ def test_what_is_known_of_one_setting_foretells_another_and_is_scored():
     assert scored.spread == pytest.approx(math.sqrt(0.005))
     read = Predictions.from_record(said.record())
     assert read.says_of() == said.says_of() and read.record() == said.record()
-    with pytest.raises(UserError, match="needs runs of `moco` with two learning rates"):
+    with pytest.raises(UserError, match="needs runs of `moco` with at least two learning rates"):
         predict(asked, runs[:1], until=20, num_steps=40, look_every=10, bound=0.9)
     with pytest.raises(UserError, match="needs runs of `moco`"):
         predict(fitted, runs, until=20, num_steps=40, look_every=10, bound=0.9)  # what is fitted is not foretold

@@ -16,6 +16,7 @@ from hf_ssl.studies.ablation_grid import Cell
 from hf_ssl.studies.ablation_theory import Measured as AblationMeasured
 from hf_ssl.studies.ablation_theory import Run as AblationRun
 from hf_ssl.studies.ablation_theory import Start, Theory
+from hf_ssl.studies.dictionaries_runs import Cell as DictionaryCell
 from hf_ssl.studies.labels import LabelRun
 from hf_ssl.studies.many_runs import claim_folder, finished_run
 from hf_ssl.studies.methods import _COMMON, MethodsSettings
@@ -147,3 +148,11 @@ def test_a_folder_that_another_version_began_says_so_each_time(
         caplog.clear()
         claim_folder(tmp_path, settings, _COMMON, source)
         assert said in caplog.text and f"this is hf_ssl {hf_ssl.__version__}" in caplog.text
+
+
+def test_settings_that_are_nearly_equal_have_folders_of_their_own():
+    assert len({Cell(weight_decay=decay).folder for decay in (0.1234567, 0.1234568, 4e-4, 1e-7)}) == 4
+    assert Cell(weight_decay=4e-4).folder == "linear-ema-decay-0.0004"
+    cell = {"method": "moco", "queue_size": 8, "batch_size": 4, "num_images": 8, "learning_rate": 0.12}
+    folders = {DictionaryCell(**cell, momentum=momentum).folder for momentum in (0.9, 0.9999999, 1.0)}
+    assert folders == {f"moco-m{text}-q8-b4-n8-lr0.12" for text in ("0.9", "0.9999999", "1")}
