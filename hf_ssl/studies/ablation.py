@@ -19,7 +19,6 @@ All forecasts are written to predictions.json before the first run starts, and n
 Killed or stopped? The same command continues. Writes ablation.json, ablation.md and ablation.png beside the runs.
 """
 
-import json
 import logging
 import math
 from collections.abc import Iterable, Sequence
@@ -277,7 +276,7 @@ class _Bench:
         if ended.signal:
             raise StoppedError(ended.signal)
         last = read_metrics(result.parent / "metrics.jsonl")[-1]
-        curves = [json.loads(line) for line in (result.parent / "diagnostics.jsonl").read_text().splitlines()]
+        curves = read_metrics(result.parent / "diagnostics.jsonl")
         spectra = [(line["step"], line["curves"]["projection"]) for line in curves]
         measured = Measured(
             knn=None if self.knn is None else self.knn(model).value,

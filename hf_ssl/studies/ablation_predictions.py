@@ -8,6 +8,7 @@ from typing import Any
 
 from hf_ssl.errors import UserError
 from hf_ssl.evaluation.references import read_json
+from hf_ssl.settings import of_json
 from hf_ssl.studies.ablation_forecast import ALL, VARIANTS, Forecast
 from hf_ssl.studies.ablation_theory import Run
 from hf_ssl.training.files import write_json
@@ -15,6 +16,24 @@ from hf_ssl.training.files import write_json
 FILE = "predictions.json"
 CLOSE = 1.5
 """A rank is called right within this factor."""
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """What the file says of a run."""
+
+    title: str
+    seed: int
+    before_run: bool
+    forecasts: dict[str, Forecast]
+
+
+@dataclass(frozen=True)
+class _Content:
+    """What the file holds."""
+
+    settings: dict[str, Any]
+    runs: list[_Entry]
 
 
 class Predictions:
@@ -33,14 +52,20 @@ class Predictions:
         self._settings = dict(settings)
         self._entries: dict[tuple[str, int], dict[str, Any]] = {}
         if self._path is not None and self._path.exists():
-            known = read_json(self._path)
+            try:
+                known = of_json(_Content, read_json(self._path))
+            except UserError as error:
+                raise UserError(
+                    f"`{self._path}` does not hold the predictions of a study: {error}. Bring back a copy of it, or "
+                    "give another `output_dir`."
+                ) from error
             for name, value in self._settings.items():
-                if known["settings"].get(name) != value:
+                if known.settings.get(name) != value:
                     raise UserError(
-                        f"The predictions in `{self._path}` were made for `{name}` {known['settings'].get(name)}, got "
+                        f"The predictions in `{self._path}` were made for `{name}` {known.settings.get(name)}, got "
                         f"{value}. Predictions are not changed: give another `output_dir`."
                     )
-            self._entries = {(entry["title"], entry["seed"]): entry for entry in known["runs"]}
+            self._entries = {(entry.title, entry.seed): asdict(entry) for entry in known.runs}
 
     def has(self, title: str, seed: int) -> bool:
         """Whether a run has been predicted."""

@@ -14,7 +14,6 @@ Stopped? The same command continues. Writes predictions.json, augmentation.json,
 """
 
 import itertools
-import json
 import logging
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -36,6 +35,7 @@ from hf_ssl.evaluation.encoders import Encoder, encoder_of
 from hf_ssl.evaluation.features import extract_features
 from hf_ssl.evaluation.knn import knn_accuracy
 from hf_ssl.evaluation.view_features import extract_view_features
+from hf_ssl.figures.metrics_log import read_metrics
 from hf_ssl.invocation import command_line
 from hf_ssl.methods.end_to_end import EndToEndConfig, EndToEndForPreTraining
 from hf_ssl.private import folders_among, public_command, public_name, public_path
@@ -271,10 +271,9 @@ class _Bench:
         encoder = self._encoder(model)
         after = self._features(encoder)
         views = self._views(encoder, recipe, 2)
-        lines = (folder / "metrics.jsonl").read_text().splitlines()
         measured = {
             "kept": [round(value, 5) for value in retained(before, after, directions).tolist()],
-            "loss": json.loads(lines[-1])["loss"],
+            "loss": read_metrics(folder / "metrics.jsonl")[-1]["loss"],
             "knn": self._knn(after),
             "effective_rank": round(float(effective_rank(after)), 3),
             "alignment": round(float(alignment(views[:, 0], views[:, 1])), 5),
