@@ -17,6 +17,10 @@ from typing import Any
 FOLDER = "FOLDER"
 """What a command shows in the place of a folder."""
 
+HOST = "HOST"
+"""What a command shows in the place of another machine."""
+
+_HOSTS = ("master_addr", "local_addr", "rdzv_endpoint", "main_process_ip")  # of launchers: machines of a network
 _OF_HF_SSL = re.compile(r"(?:encoder|pretraining|classifier)")  # in the folder of a run, whose name says more
 _HOME = re.compile(r"~[^/\\]*|/root|/(?:home|Users)/[^/]+|[A-Za-z]:/Users/[^/]+", re.IGNORECASE)
 _ABSOLUTE = re.compile(r"(?:/|~|\\\\|[A-Za-z]:[\\/]|file:/)")
@@ -115,7 +119,8 @@ def public_command(
     """A command without paths of this machine.
 
     `FOLDER` stands for a private folder and for a local data set whose path reads like a name of the Hub, such as
-    `data/c10`. Of another relative path the last part stays, and a file keeps its name.
+    `data/c10`; `HOST` for a machine that a launcher was given. Of another relative path the last part stays, and a
+    file keeps its name.
 
     Args:
         command: A line for a shell, or a call of a Python function of hf_ssl.
@@ -171,6 +176,8 @@ class _Words:
 
     def _text(self, text: str, setting: str) -> str:
         setting = setting.replace("-", "_")
+        if setting in _HOSTS:
+            return HOST
         is_path = bool({"/", "\\"} & set(text))
         if setting in _REPOSITORY or not is_path:
             return text if setting in _REPOSITORY else _text_without_paths(text, _shown)

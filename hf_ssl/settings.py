@@ -129,13 +129,23 @@ def of_json(kind: type[_T], content: Any, place: str = "") -> _T:
         elif dataclasses.is_dataclass(item) and origin in (list, tuple, dict):
             value = _several_of_json(item, value, origin, name)  # pyright: ignore[reportArgumentType]
         else:
-            value = as_declared(value, annotation)
-            try:
-                type_validator(name, value, annotation)
-            except (TypeError, ValueError):
-                raise UserError(wrong_value(name, annotation, value).removesuffix(".")) from None
+            value = as_typed(name, value, annotation)
         values[field.name] = value
     return kind(**values)
+
+
+def as_typed(name: str, value: Any, annotation: Any) -> Any:
+    """A value from a file as its field wants it, see `as_declared`.
+
+    Raises:
+        UserError: If it is of another type; a clause without its full stop.
+    """
+    value = as_declared(value, annotation)
+    try:
+        type_validator(name, value, annotation)
+    except (TypeError, ValueError):
+        raise UserError(wrong_value(name, annotation, value).removesuffix(".")) from None
+    return value
 
 
 def _several_of_json(kind: type[_T], content: Any, origin: Any, place: str) -> Any:

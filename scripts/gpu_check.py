@@ -24,6 +24,7 @@ import signal
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -79,6 +80,9 @@ def run_steps(check: Check) -> Iterator[str]:
                 outcome = work(check, seconds)
             except MissingError as error:
                 outcome = ("missing", None, f"{error}.")
+            except Exception as error:  # what breaks one step, such as a file that it left, must not cost the others
+                traceback.print_exc()
+                outcome = ("failed", None, f"{type(error).__name__}: {error}")
         status, result, reason = outcome
         kept = {"status": status, "stamp": check.stamp, "seconds": round(time.monotonic() - began, 1)}
         check.kept["steps"][name] = kept | {"reason": reason, "result": result}
@@ -138,7 +142,7 @@ def main(arguments: Sequence[str]) -> int:
     if check.program("machine", ["-c", _MACHINE], 120.0) != 0:
         print(f"error: this machine cannot be described: {check.last_words('machine')}")
         return 2
-    kept["machine"], kept["code"] = json.loads(check.last_words("machine")), code_of(ROOT)
+    kept["machine"], kept["code"] = json.loads(check.last_words("machine", "{")), code_of(ROOT)
     if check.on_gpu and kept["machine"]["device"] == "CPU":
         print("error: PyTorch sees no CUDA device here. `--cpu` does the same steps in toy size.")
         return 2
@@ -160,7 +164,10 @@ def _environment(options: argparse.Namespace) -> dict[str, str] | None:
     if missing and options.wheels is not None:
         wheels, missing = gpu_packages.choose(missing, options.wheels)
         if not missing:
-            gpu_packages.install(wheels, site)
+            failure = gpu_packages.install(wheels, site)
+            if failure is not None:
+                print(f"error: the wheels of `{options.wheels}` cannot be installed: {failure}")
+                return None
             sys.path.insert(0, str(site))
             missing = gpu_packages.lacking(gpu_packages.needed(ROOT))
     if missing:

@@ -94,6 +94,14 @@ COMMANDS = [
         "hf_ssl.pretrain('moco', encoder='hf_hub:org/a', start_from='org/a/pretraining', output_dir='acme/x')",
         "hf_ssl.pretrain('moco', encoder='hf_hub:org/a', start_from='org/a/pretraining', output_dir='x')",
     ),
+    (
+        "torchrun --nnodes 2 --rdzv-endpoint=node7.acme.internal:29500 --master_addr 10.1.2.3 scripts/pretrain.py",
+        "torchrun --nnodes 2 --rdzv-endpoint=HOST --master_addr HOST scripts/pretrain.py",
+    ),
+    (
+        "accelerate launch --main_process_ip 10.1.2.3 --main_process_port 29500 scripts/pretrain.py --dataset ORG/N",
+        "accelerate launch --main_process_ip HOST --main_process_port 29500 scripts/pretrain.py --dataset ORG/N",
+    ),
     ("hf-ssl evaluate org/a@refs/pr/1 --dataset s3://a/b/c", "hf-ssl evaluate org/a@refs/pr/1 --dataset s3://a/b/c"),
     (
         """hf-ssl pretrain --dataset ORG/NAME --data_files '{"train": "a/b/c/**"}' --data_dir a/b/c""",

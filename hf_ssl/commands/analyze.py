@@ -230,7 +230,8 @@ def _recipe_of(folder: Path | None, encoder: Encoder) -> tuple[str, dict[str, An
     """Augmentation and size of the views that an encoder was trained on, as far as it tells."""
     run = RunRecord.read(folder) if folder is not None else None
     if run is not None:
-        return run.data["view_recipe"], run.data.get("view_settings"), run.config["image_size"]
+        size = run.config.get("image_size") or _input_size(encoder)
+        return run.data.get("view_recipe") or _RECIPE, run.data.get("view_settings"), size
     return _RECIPE, None, _input_size(encoder)
 
 

@@ -93,7 +93,7 @@ def goes_on_card(
         return True
     # The encoder's own record, which is published, does not tell where the data set lies.
     record = (RunRecord.read(folder.parent) if folder.name == "encoder" else None) or RunRecord.read(folder)
-    trained_on = None if record is None else record.data["dataset"]
+    trained_on = None if record is None else record.data.get("dataset")
     return trained_on is not None and Path(trained_on).expanduser().resolve() == path.resolve()
 
 

@@ -17,7 +17,8 @@ that, exactly: the encoder is frozen, so its features of 100 augmented passes ov
 epoch, are computed first (80 are enough for `linear-byol`). Fewer passes are used again in later epochs.
 
 `--verify` measures again what the results.json beside an encoder says, by the settings that stand there, and reports
-each number as equal, different or not checkable here. `--dataset` names your copy of a data set that was a folder.
+each number as equal, different or not checkable here; a number that the card shows otherwise is different too.
+`--dataset` names your copy of a data set that was a folder.
 """
 
 import re

@@ -20,7 +20,7 @@ from hf_ssl.hub.access import check_push_access
 from hf_ssl.hub.names import check_license
 from hf_ssl.methods import METHODS
 from hf_ssl.methods.base import SSLConfig, SSLPreTrainedModel, check_method_class
-from hf_ssl.settings import as_declared, refuse_unknown, wrong_value
+from hf_ssl.settings import as_declared, as_typed, refuse_unknown, wrong_value
 from hf_ssl.training.arguments import ALTERNATIVES, TrainingSettings
 from hf_ssl.training.files import write_json
 from hf_ssl.training.output import prepare_output_dir
@@ -179,8 +179,25 @@ def _choice_of(method: type[SSLPreTrainedModel], recipe: str, source: Source, va
         return Choice(dict(method.recipes[recipe]), "")
     kept = Path(values["output_dir"]) / _CHOICE
     if values.get("resume") is not None and kept.is_file():
-        return Choice(read_json(kept), "")  # on another machine `auto` might choose otherwise
+        return Choice(_kept_choice(kept, _kinds_of(method)), "")  # on another machine `auto` might choose otherwise
     return auto_choice(method, source, values)
+
+
+def _kept_choice(path: Path, kinds: Mapping[str, Any]) -> dict[str, Any]:
+    """What `auto` chose when a run began.
+
+    Raises:
+        UserError: If the file holds something else.
+    """
+    values = read_json(path)
+    try:
+        refuse_unknown(values, kinds, "this method has no setting")
+        return {name: as_typed(name, value, kinds[name]) for name, value in values.items()}
+    except UserError as error:
+        raise UserError(
+            f"`{path}` is not what `recipe` auto chose for this run: {str(error).rstrip('.')}. Bring back a copy of "
+            "it, or give the settings of the run by flags with another `recipe`."
+        ) from error
 
 
 def auto_choice(method: type[SSLPreTrainedModel], source: Source, values: Mapping[str, Any]) -> Choice:

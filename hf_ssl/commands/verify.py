@@ -9,7 +9,18 @@ from hf_ssl.commands.encoder_settings import ReadingSettings, method_of
 from hf_ssl.data.sources.open import Source, name_of
 from hf_ssl.errors import UserError
 from hf_ssl.evaluation.encoders import encoder_folder, load_encoder
-from hf_ssl.evaluation.verification import TOLERANCE, Check, check_claims, check_weights, claims_of
+from hf_ssl.evaluation.results import results_in
+from hf_ssl.evaluation.verification import (
+    TOLERANCE,
+    Check,
+    check_claims,
+    check_weights,
+    claims_of,
+    published_file,
+    words_of,
+)
+from hf_ssl.hub.model_card import other_numbers
+from hf_ssl.hub.public import public_results
 from hf_ssl.private import public_path
 from hf_ssl.training.record import RunRecord
 
@@ -19,7 +30,8 @@ class VerificationResult:
     """What became of each claim.
 
     Args:
-        checks: One for each number, and for the weights if the card names their SHA-256.
+        checks: One for each number, for the weights if the card names their SHA-256, and for each number that the card
+            shows otherwise than the results.
     """
 
     checks: list[Check]
@@ -72,13 +84,27 @@ def verify(encoder: str, settings: ReadingSettings) -> VerificationResult:
         batch_size=settings.batch_size,
         num_workers=settings.num_workers,
     )
-    return VerificationResult([*([] if weights is None else [weights]), *checks])
+    return VerificationResult([*([] if weights is None else [weights]), *_card_checks(encoder), *checks])
+
+
+def _card_checks(encoder: str) -> list[Check]:
+    """A check for each number that the model card shows otherwise than the results file, which it is made of."""
+    try:
+        card = published_file(encoder, "README.md").read_text(encoding="utf-8", errors="replace")
+        shown = other_numbers(card, public_results(results_in(published_file(encoder, "results.json")), {}))
+    except UserError:  # no card, or results of another form, each of which is told by itself
+        return []
+    reason = "this is what `results.json` says"
+    return [
+        Check(f"{where} of the card: {words_of(entry)}", "different", number, entry["value"], reason)
+        for entry, where, number in shown
+    ]
 
 
 def _trained_on(folder: Path | None) -> dict[str, str]:
     """Where the folder lies that a run here was trained on, by the name that is published of it."""
     record = RunRecord.read(folder.parent) if folder is not None and folder.name == "encoder" else None
-    if record is None or record.data.get("dataset_kind") != "local":
+    if record is None or record.data.get("dataset_kind") != "local" or "dataset" not in record.data:
         return {}
     return {public_path(record.data["dataset"]): record.data["dataset"]}
 

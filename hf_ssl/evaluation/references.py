@@ -1,6 +1,7 @@
 """What a reference to an encoder means: a folder, a run, a repository of the Hub or a name of timm."""
 
 import json
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from huggingface_hub.errors import (
 
 from hf_ssl.answers import hub_answers
 from hf_ssl.errors import UserError, near_name
+from hf_ssl.settings import of_json
 
 _LOCAL = "local-dir:"
 
@@ -65,11 +67,11 @@ def timm_reference(name: str) -> tuple[str, dict[str, Any]] | None:
     folder = encoder_folder(name)
     if folder is not None:
         config = read_json(folder / "config.json")
-        return (f"{_LOCAL}{folder}", config) if _is_of_timm(config) else None
+        return (f"{_LOCAL}{folder}", config) if _is_of_timm(config, folder) else None
     on_hub = name.removeprefix("hf_hub:").removeprefix("hf-hub:")
     if on_hub.count("/") == 1:
         config = read_json(hub_file(on_hub, "config.json"))
-        return (f"hf-hub:{on_hub}", config) if _is_of_timm(config) or on_hub != name else None
+        return (f"hf-hub:{on_hub}", config) if _is_of_timm(config, on_hub) or on_hub != name else None
     if timm.is_model(name):
         return name, {}
     near = near_name(name, [*timm.list_models(), *timm.list_pretrained()])
@@ -77,9 +79,38 @@ def timm_reference(name: str) -> tuple[str, dict[str, Any]] | None:
     raise UserError(f"There is no folder `{name}` and timm knows no encoder of that name.{hint}")
 
 
-def _is_of_timm(config: dict[str, Any]) -> bool:
-    """Whether a `config.json` is one of timm; the oldest of them have no `pretrained_cfg`."""
-    return "pretrained_cfg" in config or ("architecture" in config and "model_type" not in config)
+@dataclass(frozen=True)
+class _Published:
+    """What is looked up in the `pretrained_cfg` of timm, for the check of its types."""
+
+    input_size: list[int] = field(default_factory=lambda: [3, 224, 224])
+    mean: list[float] | None = None
+    std: list[float] | None = None
+
+
+@dataclass(frozen=True)
+class _Config:
+    """What is looked up in the `config.json` of timm, for the check of its types."""
+
+    architecture: str
+    pretrained_cfg: _Published = _Published()
+    model_args: dict[str, Any] | None = None
+
+
+def _is_of_timm(config: dict[str, Any], place: Path | str) -> bool:
+    """Whether a `config.json` is one of timm; the oldest of them have no `pretrained_cfg`.
+
+    Raises:
+        UserError: If it is, and is damaged.
+    """
+    if "pretrained_cfg" not in config and ("architecture" not in config or "model_type" in config):
+        return False
+    try:
+        if len(of_json(_Config, config).pretrained_cfg.input_size) != 3:
+            raise UserError("`pretrained_cfg.input_size` must have three numbers")
+    except UserError as error:
+        raise UserError(f"The `config.json` of `{place}` is damaged: {error}. Bring back a copy of it.") from error
+    return True
 
 
 def read_json(path: Path) -> dict[str, Any]:

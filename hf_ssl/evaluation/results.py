@@ -180,6 +180,8 @@ class _Entry:
     value: float
     label: str | None
     num_images: int | None
+    dataset_kind: str | None = None
+    dataset_config: str | None = None
     settings: dict[str, Any] | None = None
     baselines: dict[str, float] | None = None
     command: str | None = None

@@ -129,7 +129,7 @@ def check_claims(
                 measured[key] = _measure(entry, protocol, encoder, open_split, options)
             checks.append(_compared(entry, measured[key]))
         except UserError as error:
-            checks.append(Check(_words(entry), "not checkable here", _value(entry), reason=str(error)))
+            checks.append(Check(words_of(entry), "not checkable here", _value(entry), reason=str(error)))
     return checks
 
 
@@ -246,7 +246,7 @@ def _compared(entry: Mapping[str, Any], measured: Sequence[Measurement]) -> Chec
         if name not in _OF_THE_MACHINE and one.settings.get(name) != value:
             raise UserError(f"it has `{name}` {value}, and here it would be {one.settings.get(name)}.")
     is_equal = abs(one.value - claimed) <= TOLERANCE
-    return Check(_words(entry), "equal" if is_equal else "different", claimed, one.value)
+    return Check(words_of(entry), "equal" if is_equal else "different", claimed, one.value)
 
 
 def _value(entry: Mapping[str, Any]) -> float | None:
@@ -254,7 +254,8 @@ def _value(entry: Mapping[str, Any]) -> float | None:
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
-def _words(entry: Mapping[str, Any]) -> str:
+def words_of(entry: Mapping[str, Any]) -> str:
+    """What an entry of `results.json` claims."""
     name = str(entry.get("protocol"))
     known = name.startswith("clustering-") or name.removesuffix(BEST_EPOCH) in PROTOCOLS
     title = title_of(name) if known else name

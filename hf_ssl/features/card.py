@@ -15,7 +15,7 @@ from huggingface_hub import DatasetCardData
 
 from hf_ssl.data.sources.opened import kind_by_name
 from hf_ssl.errors import UserError
-from hf_ssl.features.folder import has_paths
+from hf_ssl.features.folder import RECORD, has_paths, read_record
 from hf_ssl.hub.cards import card_to_push, render_card, write_card
 from hf_ssl.private import public_command, public_name, public_path, public_place, public_places, without_paths
 
@@ -174,7 +174,10 @@ def _record(folder: Path) -> dict[str, Any]:
 
 
 def _read(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / "features.json").read_text(encoding="utf-8"))
+    record = read_record(folder)
+    if record is None:
+        raise UserError(f"`{folder}` has no `{RECORD}`, so it holds no features. `hf-ssl extract` writes them.")
+    return record
 
 
 def _complete_splits(record: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

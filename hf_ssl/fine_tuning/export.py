@@ -1,6 +1,7 @@
 """A fine-tuned classifier as a Hub repository: what timm and transformers load without hf_ssl, and its model card."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ from torch import nn
 
 from hf_ssl.errors import UserError
 from hf_ssl.hub.cards import (
+    BEST_EPOCH,
     card_to_push,
     comparable,
     facts_of_model,
@@ -20,7 +22,8 @@ from hf_ssl.hub.public import public_files
 from hf_ssl.hub.publish import files_in, is_stale
 from hf_ssl.hub.push import push_files
 from hf_ssl.hub.timm_folder import write_timm_folder
-from hf_ssl.settings import HUB_TIMEOUT
+from hf_ssl.settings import HUB_TIMEOUT, of_json
+from hf_ssl.training.files import RUN_FILE
 from hf_ssl.training.record import RunRecord
 
 _ONLY_FOR_TRAINING = ("drop_rate", "drop_path_rate")  # endings of `model_args` that say nothing about the weights
@@ -91,7 +94,12 @@ def render_classifier_card(folder: Path, repo_id: str | None = None, *, license:
     if run is None:
         raise UserError(f"`{folder}` has no `run.json`, which the model card is made of. Fine-tune again.")
     facts = facts_of_model(folder, run, repo_id, license)
+    _check_shown(folder, run, facts["results"])
     config = facts["config"]
+    if not config.get("id2label"):
+        raise UserError(
+            f"`{folder / 'config.json'}` lacks `id2label`, the names of the classes. Export the run again."
+        )
     names = [config["id2label"][str(number)] for number in range(config["num_classes"])]
     metadata = metadata_of_model(
         facts,
@@ -103,6 +111,72 @@ def render_classifier_card(folder: Path, repo_id: str | None = None, *, license:
     )
     facts |= {"names": names, "shown_names": names[:_SHOWN_CLASSES]}
     return render_card("fine_tuning/card_template.md", facts, metadata)
+
+
+@dataclass(frozen=True)
+class _Settings:
+    """Settings of fine-tuning that the card shows."""
+
+    encoder: str
+    train: str
+    label_fraction: float
+
+
+@dataclass(frozen=True)
+class _Training:
+    """Settings of the training that this card shows."""
+
+    seed: int
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What the card shows of `run.json` beside what every card shows, for the check of its types."""
+
+    config: _Settings
+    training: _Training
+    label_column: str
+    num_parameters: int
+    num_trained_parameters: int
+    images_per_class: dict[str, int] | None
+    label_fraction_reached: float | None = None
+
+
+@dataclass(frozen=True)
+class _Scored:
+    """Settings of a score that the card shows."""
+
+    label_fraction: float
+    train_images: int
+    step: int
+    test_loss: float | None = None  # of the last step; the best of all scorings has none
+
+
+@dataclass(frozen=True)
+class _Score:
+    """What the card shows of an entry of `results.json` beside what every card shows."""
+
+    label: str
+    num_images: int
+    settings: _Scored
+
+
+def _check_shown(folder: Path, run: RunRecord, results: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse records that do not say what the card of a classifier shows.
+
+    Raises:
+        UserError: Names the file and the first value that is missing or of another type.
+    """
+    parts = [(folder / RUN_FILE, _Run, {**run.details, "config": run.config, "training": run.training}, "")]
+    parts += [(folder / "results.json", _Score, one, f"results.{place}.") for place, one in enumerate(results)]
+    for path, kind, content, place in parts:
+        try:
+            of_json(kind, content, place)
+            is_last = kind is _Score and not str(content["protocol"]).endswith(BEST_EPOCH)
+            if is_last and content["settings"].get("test_loss") is None:
+                raise UserError(f"it lacks `{place}settings.test_loss`")
+        except UserError as error:
+            raise UserError(f"`{path}` is not of a classifier: {error}. Export the run again.") from error
 
 
 def publish_classifier(

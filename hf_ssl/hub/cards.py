@@ -25,12 +25,14 @@ from huggingface_hub import (
 
 from hf_ssl.data.sources.opened import kind_by_name
 from hf_ssl.errors import UserError
-from hf_ssl.evaluation.references import read_json
 from hf_ssl.evaluation.results import results_in
 from hf_ssl.hub.public import public_results
+from hf_ssl.hub.timm_folder import config_in
 from hf_ssl.private import public_path, public_place, without_paths
+from hf_ssl.training.files import RUN_FILE
 from hf_ssl.training.origin import sha256_of
 from hf_ssl.training.record import RunRecord
+from hf_ssl.training.record_parts import lacking_for_card
 from hf_ssl.writing import write_whole
 
 BEST_EPOCH = "-best"
@@ -42,6 +44,7 @@ _KINDS: dict[type[CardData], type[RepoCard]] = {
     SpaceCardData: SpaceCard,
 }
 _PROTOCOLS = {"knn": "weighted k-NN", "linear": "linear probe"}
+_OF_RECORD = re.compile(r"'dict object' has no attribute '(.*)'")  # another name that is missing is a bug
 _MARK = "<!-- Written by hf_ssl, checksum {checksum}. An edited card is left as it is. -->\n"
 _CAPTIONS = {
     "training": "How the run went, by optimizer step (`metrics.jsonl`).",
@@ -63,7 +66,7 @@ def is_edited(card: Path) -> bool:
     """Whether somebody changed a card after hf_ssl wrote it, or wrote it by hand."""
     if not card.is_file():
         return False
-    text = card.read_text(encoding="utf-8")
+    text = card.read_text(encoding="utf-8", errors="replace")
     body, _, mark = text.rpartition("<!-- ")
     return f"<!-- {mark}" != marked(body)[len(body) :]
 
@@ -79,7 +82,16 @@ def render_card(template: str, facts: Mapping[str, Any], metadata: CardData) -> 
     Raises:
         UserError: If the metadata would be read otherwise than they are meant.
     """
-    body = _ENVIRONMENT.get_template(template).render(facts, metadata=metadata.to_yaml())
+    try:
+        body = _ENVIRONMENT.get_template(template).render(facts, metadata=metadata.to_yaml())
+    except jinja2.UndefinedError as error:
+        lacking = _OF_RECORD.fullmatch(str(error))
+        if lacking is None:
+            raise
+        raise UserError(
+            f"The card of `{facts['source']}` cannot be made: one of the JSON files that it is made of lacks "
+            f"`{lacking[1]}`. Write the folder again, or bring back a copy of them."
+        ) from error
     _check_metadata(metadata, body)
     return marked(body)
 
@@ -116,17 +128,26 @@ def facts_of_model(
 
     Args:
         folder: Exported folder.
-        run: Its record, or as much of it as is known.
+        run: Its record, or as much of it as is known: without its data nothing of the training is shown.
         repo_id: Hub repository that the examples load; without it the one that the run names, or the folder.
         license: Licence of the weights as the Hub names it; without it that of the card there is, or of the run.
         shown_as: Name of the folder in examples, if it is about to be moved.
+
+    Raises:
+        UserError: If the record does not say what a card shows.
     """
+    lacking = lacking_for_card({"data": run.data, "training": run.training}) if run.data else []
+    if lacking:
+        raise UserError(
+            f"`{folder / RUN_FILE}` lacks {', '.join(f'`{name}`' for name in lacking)}, which the card shows. Export "
+            "the run again, or bring back a copy of the file."
+        )
     place, weights = shown_as or folder, folder / "model.safetensors"
     repo_id = repo_id or run.training.get("repo_id")
     license = license or license_of(folder / "README.md") or run.license or run.training.get("license")
     return {
         "run": run.public(),
-        "config": content_of(folder / "config.json"),
+        "config": config_in(folder),
         "source": repo_id or public_place(place),
         "on_hub": repo_id is not None,
         "name": repo_id.split("/")[-1] if repo_id else _name_of_run(place.parent, folder),
@@ -145,7 +166,7 @@ def _name_of_run(run_dir: Path, folder: Path) -> str:
     """What a run without a repository is called: those of a study, which are named by seeds, by what they are."""
     if re.fullmatch(r"seed\d+", run_dir.name) is None:
         return run_dir.name
-    return f"{run_dir.parent.name}-{content_of(folder / 'config.json').get('architecture', 'encoder')}"
+    return f"{run_dir.parent.name}-{config_in(folder)['architecture']}"
 
 
 def _collapsed_before(run: RunRecord) -> list[dict[str, Any]]:
@@ -259,12 +280,10 @@ def reference_text(reference: str, kind: str | None = None) -> str:
 
 def license_of(card: Path) -> str | None:
     """The licence that a card names, if there is a card and it names one."""
-    return RepoCard.load(card, ignore_metadata_errors=True).data.get("license") if card.is_file() else None
-
-
-def content_of(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; empty where there is none."""
-    return read_json(path) if path.is_file() else {}
+    if not card.is_file():
+        return None
+    text = card.read_text(encoding="utf-8", errors="replace")
+    return RepoCard(text, ignore_metadata_errors=True).data.get("license")
 
 
 def duration_text(seconds: float) -> str:
@@ -277,7 +296,7 @@ def duration_text(seconds: float) -> str:
 
 def setting_text(value: Any) -> str:
     """A setting as it stands in a table; a bar would end the cell."""
-    text = value if isinstance(value, str) else json.dumps(value)
+    text = value if isinstance(value, str) else json.dumps(value, default=str)
     return "`" + text.replace("|", "\\|") + "`"
 
 
@@ -288,9 +307,15 @@ def protocol_text(protocol: str) -> str:
     return f"{name}, best epoch*" if protocol.endswith(BEST_EPOCH) else name
 
 
+class _Undefined(jinja2.StrictUndefined):
+    """What a template uses and nothing defines; `StrictUndefined` forgets that numbers are formatted."""
+
+    __format__ = jinja2.Undefined._fail_with_undefined_error
+
+
 _ENVIRONMENT = jinja2.Environment(
     loader=jinja2.FileSystemLoader(Path(__file__).parents[1]),
-    undefined=jinja2.StrictUndefined,
+    undefined=_Undefined,
     trim_blocks=True,
     lstrip_blocks=True,
     keep_trailing_newline=True,

@@ -4,15 +4,17 @@ Every number comes from the folder's `run.json`, `results.json` and `embedding.j
 does not say.
 """
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import yaml
+from huggingface_hub import EvalResult, ModelCard
 from safetensors import safe_open
 
 from hf_ssl.errors import UserError
 from hf_ssl.hub.cards import (
-    content_of,
     facts_of_model,
     metadata_of_model,
     name_of_data,
@@ -21,6 +23,7 @@ from hf_ssl.hub.cards import (
     render_card,
     write_card,
 )
+from hf_ssl.hub.embedding import embedding_in
 from hf_ssl.hub.public import public_about
 from hf_ssl.methods import METHODS
 from hf_ssl.methods.base import SSLPreTrainedModel, method_name, own_settings
@@ -77,7 +80,7 @@ def render_model_card(
     shared = facts_of_model(encoder_folder, run, repo_id, license, shown_as)
     run = shared["run"]
     results = shared["results"]
-    embedding = content_of(encoder_folder / "embedding.json")
+    embedding = embedding_in(encoder_folder)
     place = shown_as or encoder_folder
     facts = {
         **shared,
@@ -150,7 +153,7 @@ def _limit_of(thresholds: Mapping[str, Any] | None) -> str | None:
     """By what the alarm judged; None for the record of a version that did not note it."""
     if not thresholds:
         return None
-    if "spread" in thresholds:
+    if thresholds.get("spread") is not None:
         below = f"this spread was below {thresholds['spread']:.2g}"
     else:
         best = thresholds["best_rank"]
@@ -168,6 +171,48 @@ def _described(result: Mapping[str, Any]) -> dict[str, Any]:
         "task_name": f"{task} on frozen features",
         "metric_name": f"{metric[0].upper()}{metric[1:]} ({protocol_text(result['protocol'])}{label})",
     }
+
+
+def other_numbers(card: str, results: Iterable[Mapping[str, Any]]) -> list[tuple[Mapping[str, Any], str, float]]:
+    """Results that a card has with another number than it would be written with.
+
+    Args:
+        card: Text of the card of an encoder. Results that it does not show are no difference.
+        results: As `public_results` gives them.
+
+    Returns:
+        The result, `table` or `metadata` of the card, and the number there, 1 at best.
+    """
+    rows = [[cell.strip() for cell in line.split("|")[1:]] for line in card.splitlines() if line.startswith("|")]
+    indexed = _indexed(card)
+    found = []
+    for result in results:
+        data, split = name_of_data(result), result["split"]
+        named = [data, split, result.get("label") or "", protocol_text(result["protocol"])]
+        for row in rows:
+            if row[:4] == named and len(row) > 4 and row[4] != f"{100 * result['value']:.1f}":
+                found.append((result, "table", _number(row[4]) / 100))
+        place = (data, result.get("dataset_config"), split, _described(result)["metric_name"])
+        for one in indexed:
+            other = (one.dataset_name, one.dataset_config, one.dataset_split, one.metric_name)
+            if other == place and one.metric_value != result["value"]:
+                found.append((result, "metadata", _number(one.metric_value)))
+    return found
+
+
+def _indexed(card: str) -> list[EvalResult]:
+    """The `model-index` of a card; empty if it has none that can be read, of which the Hub indexes nothing."""
+    try:
+        return getattr(ModelCard(card, ignore_metadata_errors=True).data, "eval_results", None) or []
+    except (ValueError, yaml.YAMLError):
+        return []
+
+
+def _number(shown: Any) -> float:
+    try:
+        return float(shown)
+    except (TypeError, ValueError):
+        return math.nan
 
 
 def _shared_settings(results: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:

@@ -2,13 +2,16 @@
 
 import json
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hf_ssl.data.sources.opened import kind_by_name
+from hf_ssl.errors import UserError
 from hf_ssl.evaluation.references import read_json
 from hf_ssl.evaluation.results import results_in
 from hf_ssl.private import public_command, public_name, without_paths
+from hf_ssl.settings import of_json
 from hf_ssl.training.files import RUN_FILE
 from hf_ssl.training.record import RunRecord
 
@@ -19,6 +22,9 @@ def public_files(folder: Path, files: Mapping[str, Path]) -> dict[str, Path | by
     Args:
         folder: The folder.
         files: Its files, by their path in it.
+
+    Raises:
+        UserError: If one of the records is damaged.
     """
     run = RunRecord.read(folder)
     data = run.data if run is not None else {}
@@ -28,12 +34,29 @@ def public_files(folder: Path, files: Mapping[str, Path]) -> dict[str, Path | by
     for name in ("results.json", "embedding.json", "analysis.json"):
         if name in files:
             content = read_json(files[name])
-            if "results" in content:
+            if name == "results.json":
                 content["results"] = public_results(results_in(files[name]), data)
-            public[name] = public_about(content, data) if "dataset" in content else content
+                public[name] = content
+                continue
+            try:
+                of_json(_About, content)
+            except UserError as error:
+                raise UserError(
+                    f"`{files[name]}` is not what hf_ssl writes: {error}. Move it away, or bring back a copy of it."
+                ) from error
+            public[name] = public_about(content, data)
     written = {name: f"{json.dumps(content, indent=2)}\n".encode() for name, content in public.items()}
     same = [name for name, content in written.items() if name in files and files[name].read_bytes() == content]
     return {**files, **{name: content for name, content in written.items() if name in files and name not in same}}
+
+
+@dataclass(frozen=True)
+class _About:
+    """What a file of measures says of its data set, for the check of its types."""
+
+    dataset: str
+    dataset_kind: str | None = None
+    command: str | None = None
 
 
 def public_results(results: Iterable[Mapping[str, Any]], data: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,10 @@ from timm.data.imagenet_info import infer_imagenet_subset
 from torch import Tensor, nn
 
 from hf_ssl.errors import UserError
+from hf_ssl.evaluation.references import read_json
 from hf_ssl.modules import resnet_cifar
 from hf_ssl.modules.encoder import hidden_size_of
+from hf_ssl.settings import of_json
 
 _CODE = "resnet_cifar"  # module beside the weights of a ResNet with CIFAR stem
 _CLASSES = {  # of transformers, and for a CIFAR stem of that module
@@ -60,6 +63,44 @@ def write_timm_folder(
 def write_json(path: Path, content: Any) -> None:
     """Write a file of an exported folder."""
     path.write_text(json.dumps(content, indent=2) + "\n")
+
+
+@dataclass(frozen=True)
+class _Pretrained:
+    """What `pretrained_cfg` holds in the `config.json` of timm, for the check of its types."""
+
+    input_size: list[int]
+
+
+@dataclass(frozen=True)
+class _Config:
+    """What cards show of the `config.json` of timm, for the check of its types."""
+
+    architecture: str
+    num_features: int
+    pretrained_cfg: _Pretrained
+    num_classes: int = 0
+    id2label: dict[str, str] = field(default_factory=dict)
+
+
+def config_in(folder: Path) -> dict[str, Any]:
+    """The content of an exported folder's `config.json`.
+
+    Raises:
+        UserError: If there is none, or it is not one of timm.
+    """
+    path = folder / "config.json"
+    try:
+        content = read_json(path)
+        config = of_json(_Config, content)
+        if not config.pretrained_cfg.input_size:
+            raise UserError("`pretrained_cfg.input_size` must not be empty")
+        if config.id2label and set(config.id2label) != set(map(str, range(config.num_classes))):
+            raise UserError("`id2label` must name each of the `num_classes` classes")
+    except (FileNotFoundError, UserError) as error:
+        reason = "there is none" if isinstance(error, FileNotFoundError) else error
+        raise UserError(f"`{path}` is not the config of an exported model: {reason}. Export it again.") from error
+    return content
 
 
 def plain_state_dict(module: nn.Module) -> dict[str, Tensor]:

@@ -21,7 +21,6 @@ Killed or stopped? The same command continues. Writes ablation.json, ablation.md
 `--drawn_from FILE...` makes table and figure again from such an ablation.json, and of several one score over all.
 """
 
-import json
 import logging
 import math
 from collections.abc import Iterable, Sequence
@@ -252,7 +251,7 @@ class _Bench:
         if ended.signal:
             raise StoppedError(ended.signal)
         last = read_metrics(result.parent / "metrics.jsonl")[-1]
-        curves = [json.loads(line) for line in (result.parent / "diagnostics.jsonl").read_text().splitlines()]
+        curves = read_metrics(result.parent / "diagnostics.jsonl")
         spectra = [(line["step"], line["curves"]["projection"]) for line in curves]
         measured = Measured(
             knn=None if self.knn is None else self.knn(model).value,

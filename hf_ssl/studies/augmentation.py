@@ -15,7 +15,6 @@ trains; those that stand there stay. Writes predictions.json, augmentation.json,
 """
 
 import itertools
-import json
 import logging
 import math
 from dataclasses import asdict, dataclass, field, replace
@@ -37,6 +36,7 @@ from hf_ssl.evaluation.encoders import Encoder, encoder_of
 from hf_ssl.evaluation.features import extract_features
 from hf_ssl.evaluation.knn import knn_accuracy
 from hf_ssl.evaluation.view_features import extract_view_features
+from hf_ssl.figures.metrics_log import read_metrics
 from hf_ssl.invocation import command_line
 from hf_ssl.methods.end_to_end import EndToEndConfig, EndToEndForPreTraining
 from hf_ssl.private import folders_among, public_command, public_name, public_path
@@ -248,13 +248,12 @@ class _Bench:
         encoder = self._encoder(model)
         after = self._features(encoder)
         views = self._views(encoder, recipe, 2)
-        lines = (folder / "metrics.jsonl").read_text().splitlines()
         measured = {
             "kept": [
                 None if math.isnan(value) else round(value, 5)
                 for value in retained(before, after, directions).tolist()
             ],
-            "loss": json.loads(lines[-1])["loss"],
+            "loss": read_metrics(folder / "metrics.jsonl")[-1]["loss"],
             "knn": self._knn(after),
             "effective_rank": round(float(effective_rank(after)), 3),
             "alignment": round(float(alignment(views[:, 0], views[:, 1])), 5),

@@ -49,6 +49,7 @@ from hf_ssl.studies.published import TABLES, Row, Table
 from hf_ssl.studies.reproduce_report import FinishedRun, table_text
 from hf_ssl.studies.settings import chosen_names
 from hf_ssl.training.files import write_json
+from hf_ssl.training.plan import make_plan
 
 logger = logging.getLogger(__name__)
 
@@ -244,15 +245,14 @@ class _Bench:
         set_seed(seed)
         model = METHODS[row.method](self.configs[name])
         seconds = train_run(model, self.source, self._data(self._recipe(row)), self._settings(name, seed))
-        record = read_json(folder / "run.json")["training"]
-        per_epoch, steps = record["steps_per_epoch"], record["num_steps"]
+        plan = make_plan(self.source, self._settings(name, seed), 1)
         finished = FinishedRun(
             name,
             seed,
             Path(self.source.name).name,
             values=self._measure(model, f"{name}, seed {seed}", seed),
-            epochs=None if per_epoch is None else steps / per_epoch,
-            steps=steps,
+            epochs=None if plan.steps_per_epoch is None else plan.num_steps / plan.steps_per_epoch,
+            steps=plan.num_steps,
             seconds=seconds,
             changed={key: value for key in _CHANGES if (value := getattr(self.options, key))},
         )

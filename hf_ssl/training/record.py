@@ -29,6 +29,7 @@ from hf_ssl.tokens import record_without_tokens
 from hf_ssl.training.checkpoint import record_in
 from hf_ssl.training.files import LISTING, RUN_FILE, storage_errors_explained, write_json
 from hf_ssl.training.plan import Plan
+from hf_ssl.training.record_parts import check_parts
 
 logger = logging.getLogger(__name__)
 
@@ -54,8 +55,6 @@ _FREE |= {"knn_split", "knn_images", "gallery", "push_to_hub", "push_checkpoints
 _FREE |= {"hub_timeout", "cpu", "max_hours", "fits_hours"}
 _FREE |= {"num_epochs", "num_steps", "warmup_epochs", "warmup_steps"}  # compared as the steps that they come to
 _FREE |= {"pretrained", "start_from"}  # where it began
-_SHOWN = [("data", "dataset", "text", (str,)), ("data", "num_images", "a number", (int, type(None)))]
-_SHOWN += [("training", name, "a number", (int,)) for name in ("num_steps", "batch_size")]
 _EXACT_DATA = ("view_recipe", "view_settings", "views_on", "cache", "shuffle_window", "fingerprint")
 
 
@@ -162,15 +161,10 @@ class RunRecord:
         lacking = [name for name in ("method", "config", "data", "training", "progress") if name not in content]
         if lacking:
             raise UserError(f"it lacks {', '.join(f'`{name}`' for name in lacking)}")
-        collapse = content.get("collapse")
-        if collapse is not None and not (isinstance(collapse, Mapping) and {"step", "report"} <= collapse.keys()):
-            raise UserError("`collapse` is not what the alarm writes")
         names = {one.name for one in dataclasses.fields(cls)} - {"details"}
         details = {name: value for name, value in content.items() if name not in names}
         record = of_json(cls, {**content, "details": details})
-        for part, name, rule, kinds in _SHOWN:
-            if getattr(record, part) and not isinstance(getattr(record, part).get(name, kinds[0]()), kinds):
-                raise UserError(f"its `{part}.{name}` must be {rule}")
+        check_parts(content)
         return record
 
     @classmethod

@@ -11,6 +11,7 @@ from transformers import PreTrainedConfig
 from hf_ssl.errors import UserError
 from hf_ssl.evaluation.references import hub_file, read_json
 from hf_ssl.methods.base import SSLPreTrainedModel
+from hf_ssl.settings import of_json
 from hf_ssl.training.find import complete_checkpoints
 from hf_ssl.training.integrity import damage_of
 from hf_ssl.training.origin import commit_of, hub_record, sha256_of, training_of
@@ -159,6 +160,15 @@ def _local_method(reference: str, path: Path) -> MethodStart:
     return MethodStart(config["model_type"], config, checkpoints[-1], origin, record.base_model)
 
 
+@dataclass(frozen=True)
+class _Config:
+    """What is looked up in the config of a method, for the check of its types."""
+
+    architecture: str = ""
+    image_size: int = 0
+    model_args: dict[str, Any] | None = None
+
+
 def _origin_of_method(
     reference: str,
     config: Mapping[str, Any],
@@ -179,6 +189,13 @@ def _origin_of_method(
 
 def _method_type(reference: str, config: Mapping[str, Any]) -> str:
     model_type = str(config.get("model_type", ""))
+    try:
+        of_json(_Config, config)
+    except UserError as error:
+        raise UserError(
+            f"The `config.json` of the method in `{reference}` is damaged: {error}. Resume or publish its run again, "
+            "which writes it anew."
+        ) from error
     if not model_type.startswith("hf_ssl_"):
         raise UserError(
             f"`start_from` must name a method of hf_ssl, but `{reference}` holds something else. Give an encoder by "

@@ -36,6 +36,7 @@ from hf_ssl.data.views.device import Normalize
 from hf_ssl.data.views.draws import numbers_between
 from hf_ssl.errors import UserError, near_name
 from hf_ssl.settings import checked
+from hf_ssl.writing import write_whole
 
 DESCRIPTION = """Measure the data pipeline part by part: prints a table, and writes JSON to --output.
 
@@ -112,14 +113,19 @@ def main(arguments: list[str]) -> int:
         for name in progress:
             progress.set_description(name)
             rows += [{"part": name, **row} for row in PARTS[name](data, settings)]
+            _keep(rows, data, settings)
     width = max(len(row["what"]) for row in rows)
     for row in rows:
         ratio = f"   hf_ssl is faster by {row['hf_ssl is faster by']:.1f}" if "hf_ssl is faster by" in row else ""
         print(f"{row['part']:8} {row['what']:{width}} {row['value']:12,.2f} {row['unit']}{ratio}")
+    return 0
+
+
+def _keep(rows: list[Row], data: DataSettings, settings: BenchmarkSettings) -> None:
+    """Write the rows so far to the file that was named."""
     if settings.output is not None:
         about = {"machine": describe_machine(), "data": asdict(data), "settings": asdict(settings)}
-        Path(settings.output).write_text(json.dumps({**about, "results": rows}, indent=2) + "\n")
-    return 0
+        write_whole(Path(settings.output), json.dumps({**about, "results": rows}, indent=2) + "\n")
 
 
 def decode(data: DataSettings, settings: BenchmarkSettings) -> Iterator[Row]:

@@ -11,6 +11,7 @@ from email import message_from_string
 from pathlib import Path
 
 from packaging.requirements import Requirement
+from packaging.tags import sys_tags
 from packaging.utils import canonicalize_name, parse_wheel_filename
 
 BESIDE = ("pytest>=8.3",)
@@ -44,15 +45,16 @@ def choose(missing: Sequence[Requirement], folder: Path) -> tuple[list[Path], li
 
     Args:
         missing: From `lacking`.
-        folder: Holds wheels for this Python and this machine.
+        folder: Holds wheels; those for another Python or another machine are left out.
 
     Returns:
         The wheels, and what no wheel is there for.
     """
-    wheels = {}
-    for path in folder.glob("*.whl"):
-        name, version, *_ = parse_wheel_filename(path.name)
-        wheels.setdefault(name, []).append((version, path))
+    wheels, fitting_tags = {}, set(sys_tags())
+    for path in sorted(folder.glob("*.whl")):
+        name, version, _, tags = parse_wheel_filename(path.name)
+        if tags & fitting_tags:
+            wheels.setdefault(name, []).append((version, path))
     chosen, absent, queue = {}, {}, list(missing)
     while queue:
         wanted = queue.pop(0)
@@ -75,10 +77,16 @@ def _needs_of(wheel: Path) -> list[Requirement]:
     return [Requirement(line) for line in lines]
 
 
-def install(wheels: Sequence[Path], target: Path) -> None:
-    """Install wheels, and nothing else, into a folder of their own."""
+def install(wheels: Sequence[Path], target: Path) -> str | None:
+    """Install wheels, and nothing else, into a folder of their own.
+
+    Returns:
+        Why it could not be done; None if it was.
+    """
     options = ["--quiet", "--no-index", "--no-deps", "--no-compile", "--upgrade", "--target", str(target)]
-    subprocess.run([sys.executable, "-m", "pip", "install", *options, *map(str, wheels)], check=True)
+    command = [sys.executable, "-m", "pip", "install", *options, *map(str, wheels)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return (done.stdout.strip() or f"pip ended with code {done.returncode}") if done.returncode else None
 
 
 def how_to_get(missing: Sequence[Requirement]) -> str:

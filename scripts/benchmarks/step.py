@@ -49,6 +49,7 @@ from hf_ssl.modules.queue import enqueue, random_queue
 from hf_ssl.training.arguments import TrainingSettings
 from hf_ssl.training.optimizers import build_optimizer, set_learning_rate
 from hf_ssl.training.watch.loss import LossMonitor
+from hf_ssl.writing import write_whole
 
 # What a data set or a user has to say.
 MISSING_SETTINGS = {"memory_bank": {"bank_size": 50_000}, "contrastive_clustering": {"num_clusters": 10}}
@@ -76,7 +77,7 @@ def keep(rows: Sequence[Mapping[str, Any]], options: argparse.Namespace) -> None
     if options.output is not None:
         settings = {name: value for name, value in vars(options).items() if name != "output"}
         kept = {"machine": describe_machine(), "device": str(options.device), "settings": settings, "rows": rows}
-        options.output.write_text(json.dumps(kept, indent=2, default=str) + "\n")
+        write_whole(options.output, json.dumps(kept, indent=2, default=str) + "\n")
 
 
 def _steps(options: argparse.Namespace) -> list[dict[str, Any]]:

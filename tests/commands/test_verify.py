@@ -13,6 +13,7 @@ from PIL import Image
 
 import hf_ssl
 from hf_ssl.commands import main
+from hf_ssl.hub.model_card import write_model_card
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +65,9 @@ def test_a_wrong_number_is_different_and_ends_with_1(encoder: Path, capsys: pyte
     entries[1]["value"] -= 0.02
     (encoder / "results.json").write_text(json.dumps({"results": entries}))
     code, lines = verify(encoder, capsys=capsys)
-    assert code == 1 and ", 1 different, 0 not checkable here" in lines[-1]
+    # The card, in its table and its metadata, still has the number that was measured.
+    assert code == 1 and ", 3 different, 0 not checkable here" in lines[-1]
+    assert [line.split(" of the card")[0] for line in lines if " of the card: " in line] == ["table", "metadata"]
     assert [line.endswith("  different") for line in lines[-1 - len(entries) : -1]] == [
         place == 1 for place in range(len(entries))
     ]
@@ -119,6 +122,27 @@ def test_a_flag_that_would_not_be_used_is_refused(flags: list[str], names: str, 
 def test_python_refuses_them_too():
     with pytest.raises(hf_ssl.UserError, match="so `split` would not be used. Leave it out."):
         hf_ssl.evaluate("no-such-encoder", verify=True, split="test")
+
+
+@pytest.mark.parametrize("where", ["table", "metadata"])
+def test_a_number_that_the_card_alone_has_is_different(encoder: Path, where: str, capsys: pytest.CaptureFixture):
+    card, entry = encoder / "README.md", next(one for one in entries_of(encoder) if one["protocol"] == "knn")
+    text = card.read_text()
+    shown = f"{100 * entry['value']:.1f}"
+    old = f"| weighted k-NN | {shown} |" if where == "table" else f"value: {entry['value']}\n"
+    assert old in text
+    card.write_text(text.replace(old, "| weighted k-NN | 99.9 |" if where == "table" else "value: 0.999\n", 1))
+    code, lines = verify(encoder, capsys=capsys)
+    (told,) = [line for line in lines if " of the card: " in line]
+    assert told.startswith(f"{where} of the card: digits, split test, ") and "99.90 -> " in told
+    assert told.endswith("different: this is what `results.json` says") and code == 1
+
+
+def test_a_card_that_cannot_be_read_is_somebody_elses(encoder: Path, capsys: pytest.CaptureFixture):
+    (encoder / "README.md").write_bytes(b"\xff\xfe\x00---\na: [")
+    code, lines = verify(encoder, capsys=capsys)
+    assert code == 0 and " 0 different, 0 not checkable here" in lines[-1]
+    assert write_model_card(encoder).read_bytes() == b"\xff\xfe\x00---\na: ["
 
 
 def without(entry: dict, *names: str) -> dict:

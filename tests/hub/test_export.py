@@ -421,6 +421,6 @@ def test_killed_at_any_step_the_old_or_the_new_folder_is_there(tmp_path, make_ru
         process.stdin.write("\n")
         process.stdin.flush()
     assert process.wait() == 0
-    assert killed > 20 if with_exchange else killed == 4
+    assert killed > 20 if with_exchange else killed == 5  # two renames of each folder, and that of the card
     assert gaps == 0 if with_exchange else gaps > 0
     assert {path.name for path in (tmp_path / "run").iterdir()} == {"run.json", "encoder", "pretraining"}

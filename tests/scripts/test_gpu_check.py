@@ -82,7 +82,7 @@ def test_what_is_done_is_kept_and_not_repeated(tmp_path, monkeypatch):
 
     steps = {
         "tests": ends("tests", "done", "done"),
-        "data": ends("data", "partial", "done"),
+        "data": ends("data", "partial", "done", "done"),
         "step": ends("step", KeyboardInterrupt, "done", "done"),
     }
     monkeypatch.setattr(gpu_check, "STEPS", steps)
@@ -94,9 +94,8 @@ def test_what_is_done_is_kept_and_not_repeated(tmp_path, monkeypatch):
     assert list(gpu_check.run_steps(new_check(tmp_path, *options))) == []
     check = new_check(tmp_path, *options)
     check.kept["code"] = "2"
-    with pytest.raises(IndexError):  # all three endings of `data` are used up
-        list(gpu_check.run_steps(check))
-    assert called == ["tests", "data", "step", "data", "step", "tests", "data"]
+    assert list(gpu_check.run_steps(check)) == [*steps]  # other code
+    assert called == ["tests", "data", "step", "data", "step", *steps]
 
 
 def test_a_step_without_time_or_data_is_missing(tmp_path):
@@ -273,6 +272,73 @@ def test_each_test_is_noted_as_it_ends(tmp_path, monkeypatch):
         ("failed", "call", "failed", "assert 1 == 2"),
     ):
         hook(pytest.TestReport(nodeid=name, when=when, outcome=outcome, longrepr=longrepr, **report))
-    lines = gpu_steps._test_lines(tmp_path / "tests.jsonl")
+    lines = gpu_steps._lines_of(tmp_path / "tests.jsonl")
     assert [(one["test"], one["outcome"]) for one in lines] == [(one, one) for one in ("passed", "skipped", "failed")]
     assert [one["message"] for one in lines] == ["", "Skipped: no CUDA device", "assert 1 == 2"]
+
+
+def test_a_step_that_breaks_costs_only_itself(tmp_path, monkeypatch, capsys):
+    def breaks(check, seconds):
+        raise ValueError("what it left cannot be read")
+
+    steps = {"tests": (breaks, 60.0), "data": (lambda check, seconds: ("done", {"results": []}, ""), 60.0)}
+    monkeypatch.setattr(gpu_check, "STEPS", steps)
+    check = new_check(tmp_path, "--cpu", "--steps", *steps)
+    assert list(gpu_check.run_steps(check)) == ["tests", "data"]
+    kept = json.loads(check.options.output.read_text())["steps"]
+    assert (kept["tests"]["status"], kept["data"]["status"]) == ("failed", "done")
+    assert "ValueError: what it left cannot be read" in table(check.kept)
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_lines_that_a_kill_cut_off_are_left_out(tmp_path, monkeypatch):
+    check = new_check(tmp_path)
+    check.kept["steps"]["tests"] = {"stamp": check.stamp}
+    good = {"test": "tests/gpu/a.py::one", "outcome": "passed", "seconds": 1.0, "message": ""}
+    (check.work / "tests.jsonl").write_text(f'{json.dumps(good)}\n{{"test": "tests/gpu/a.py::tw')
+    programs = Programs(monkeypatch, run=False)
+    status, result, _ = gpu_steps.tests(check, 60.0)
+    assert "--deselect=tests/gpu/a.py::one" in programs.seen["tests"]
+    assert status == "partial" and result["counts"] == {"passed": 1}
+    run = check.work / "directpred-eager"
+    run.mkdir()
+    (run / "run.json").write_text(json.dumps({"progress": {"step": 7, "seconds": 2.0}, "training": {"num_steps": 9}}))
+    line = {"step": 7, "loss": 0.5, "images_per_second": 10.0, "data_wait": 0.0}
+    (run / "metrics.jsonl").write_text(f'{json.dumps(line)}\n{{"step": 8, "lo')
+    assert gpu_steps._state_of(run)["loss"] == 0.5
+
+
+def test_a_file_of_tests_that_cannot_be_imported_is_a_failure_beside_the_others(tmp_path, monkeypatch):
+    folder = tmp_path / "tests" / "gpu"
+    folder.mkdir(parents=True)
+    (folder / "conftest.py").write_text((ROOT / "tests" / "gpu" / "conftest.py").read_text())
+    (folder / "test_broken.py").write_text("import no_such_package\n")
+    (folder / "test_good.py").write_text("import pytest\n\n\n@pytest.mark.gpu\ndef test_one():\n    assert True\n")
+    monkeypatch.setattr(gpu_steps, "ROOT", tmp_path)
+    monkeypatch.setattr(gpu_steps.importlib.util, "find_spec", lambda name: None)
+    status, result, reason = gpu_steps.tests(new_check(tmp_path), 300.0)
+    assert (status, reason) == ("done", "") and result["counts"] == {"failed": 1, "passed": 1}
+    (failure,) = result["failures"]
+    assert failure["test"] == "tests/gpu/test_broken.py"
+    assert failure["message"].endswith("ModuleNotFoundError: No module named 'no_such_package'")
+
+
+def test_wheels_that_cannot_be_used_here_are_no_choice(tmp_path):
+    write_wheel(tmp_path, "no_such_thing", "2.0")
+    (tmp_path / "no_such_thing-9.0-cp27-cp27m-win32.whl").write_text("for another machine")
+    wheels, absent = gpu_packages.choose([Requirement("no-such-thing")], tmp_path)
+    assert [wheel.name for wheel in wheels] == ["no_such_thing-2.0-py3-none-any.whl"] and not absent
+    wheels[0].write_text("cut off")
+    assert "no_such_thing" in str(gpu_packages.install(wheels, tmp_path / "site"))
+
+
+def test_benchmarks_of_data_keep_each_part_as_it_ends(tmp_path, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    row = {"what": "a", "value": 1.0, "unit": "images/s"}
+    monkeypatch.setattr(data, "PARTS", {"decode": lambda *_: [row], "views": interrupted})
+    words = ["--dataset", "shapes", "--output", str(tmp_path / "data.json"), "--only", "decode", "views"]
+    with pytest.raises(KeyboardInterrupt):
+        data.main(words)
+    assert json.loads((tmp_path / "data.json").read_text())["results"] == [{"part": "decode", **row}]

@@ -62,9 +62,13 @@ def test_a_run_from_before_decoding_on_the_device_goes_on_where_workers_decode()
         ({**PARTS, "progress": {}, "method": None}, "`method` must be text, got None"),
         ({**PARTS, "progress": {"step": "many"}}, "`progress.step` must be a whole number, got `many`"),
         ({**PARTS, "progress": {}, "skipped": {"a": "b"}}, "`skipped` must be a JSON object, got"),
-        ({**PARTS, "progress": {}, "data": {"dataset": 3}}, "its `data.dataset` must be text"),
-        ({**PARTS, "progress": {}, "training": {"num_steps": "x"}}, "its `training.num_steps` must be a number"),
-        ({**PARTS, "progress": {}, "collapse": "yes"}, "`collapse` is not what the alarm writes"),
+        ({**PARTS, "progress": {}, "data": {"dataset": 3}}, "`data.dataset` must be text, got 3"),
+        (
+            {**PARTS, "progress": {}, "training": {"num_steps": "x"}},
+            "`training.num_steps` must be a whole number or none, got `x`",
+        ),
+        ({**PARTS, "progress": {}, "collapse": "yes"}, "`collapse` must be a JSON object or none, got `yes`"),
+        ({**PARTS, "progress": {}, "collapse": {"step": 3}}, "it lacks `collapse.report`"),
     ],
 )
 def test_another_file_of_this_name_is_no_record(content, lacking: str, tmp_path: Path):
