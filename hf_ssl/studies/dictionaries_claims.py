@@ -127,7 +127,7 @@ def _bank_is_less_consistent(runs: Sequence[Run]) -> tuple[bool, str] | None:
     if best is None or bank is None:
         return None
     own, other = (_age_alone(run) for run in (bank, best))
-    return own > other, f"age explains {100 * own:.1f} % of its variance against {100 * other:.1f} %"
+    return own > other, f"age explains {100 * own:z.1f} % of its variance against {100 * other:z.1f} %"
 
 
 def _age_alone(run: Run) -> float:
