@@ -63,7 +63,10 @@ def test_a_run_from_before_decoding_on_the_device_goes_on_where_workers_decode()
         ({**PARTS, "progress": {"step": "many"}}, "`progress.step` must be a whole number, got `many`"),
         ({**PARTS, "progress": {}, "skipped": {"a": "b"}}, "`skipped` must be a JSON object, got"),
         ({**PARTS, "progress": {}, "data": {"dataset": 3}}, "`data.dataset` must be text, got 3"),
-        ({**PARTS, "progress": {}, "training": {"num_steps": "x"}}, "`training.num_steps` must be a whole number or none, got `x`"),
+        (
+            {**PARTS, "progress": {}, "training": {"num_steps": "x"}},
+            "`training.num_steps` must be a whole number or none, got `x`",
+        ),
         ({**PARTS, "progress": {}, "collapse": "yes"}, "`collapse` must be a JSON object or none, got `yes`"),
         ({**PARTS, "progress": {}, "collapse": {"step": 3}}, "it lacks `collapse.report`"),
     ],
