@@ -93,6 +93,9 @@ def _bound_xet(budget: Budget) -> None:
 def prepare_client() -> None:
     """Have the Hub's client keep to the budgets, and to this process.
 
+    The client is wrapped as it is: `set_client_factory` would take the place of a factory that the user has set, and
+    event hooks do not see requests that fail.
+
     It closes itself in each process that is forked, such as a data worker, and would wait there for ever if a thread
     held a lock of its connections at that moment.
     """

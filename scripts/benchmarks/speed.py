@@ -73,7 +73,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
             raise UserError(f"`{folder}` does not exist. Give the folder of small images and that of photos.")
     if not options.output.resolve().parent.is_dir():
         raise UserError(f"`--output`: the folder of `{options.output}` does not exist. Create it first.")
-    if importlib.util.find_spec("lightly") is None:
+    if importlib.util.find_spec("lightly") is None and any("lightly" in PARTS[name] for name in options.only or PARTS):
         raise UserError("The comparison needs lightly: `pip install 'hf_ssl[benchmarks]'`.")
     _kept(options.output)
     return options
@@ -87,7 +87,7 @@ def _kept(path: Path) -> dict[str, Any]:
         kept = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(f"`--output`: `{path}` is not JSON: {error}. Name another file.") from None
-    if not isinstance(kept, dict) or kept.get("study") != "speed":
+    if not isinstance(kept, dict) or kept.get("study") != "speed" or not isinstance(kept.get("parts"), dict):
         raise UserError(f"`--output`: `{path}` does not come from this benchmark. Name another file.")
     return kept
 

@@ -65,10 +65,19 @@ def test_a_part_takes_the_place_of_the_same_part_and_no_path_is_kept(folders, tm
     assert seen[1][2:4] == ["--dataset", folders[0]]
 
 
+def test_parts_without_the_comparison_need_no_lightly(folders, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert speed.parse([*folders, "--only", "reader", "step_224", "processes"]).only[0] == "reader"
+    for words in (["--only", "reader", "views"], []):
+        with pytest.raises(UserError, match="The comparison needs lightly"):
+            speed.parse([*folders, *words])
+
+
 def test_wrong_input_is_named_before_anything_is_measured(folders, tmp_path, monkeypatch):
     monkeypatch.setattr(speed, "measure", lambda *arguments: pytest.fail("measured"))
     other = tmp_path / "other.json"
-    for content, message in [("{}", "does not come from this benchmark"), ("{", "is not JSON")]:
+    foreign = "does not come from this benchmark"
+    for content, message in [("{}", foreign), ("{", "is not JSON"), ('{"study": "speed"}', foreign)]:
         other.write_text(content)
         with pytest.raises(UserError, match=message):
             speed.main([*folders, "--output", str(other)])
