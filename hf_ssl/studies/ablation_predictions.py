@@ -54,9 +54,10 @@ class Forecasts(Predictions):
         entry = self.said(run.cell.title, run.seed)
         return None if entry is None or name not in entry["forecasts"] else Forecast(**entry["forecasts"][name])
 
-    def late(self, runs: Sequence[Run]) -> list[str]:
-        """A line about runs that were predicted late; see `late_text`."""
-        return self.late_text((run.cell.title, run.seed) for run in runs)
+    def is_late(self, run: Run) -> bool:
+        """Whether a run had begun before it was predicted."""
+        entry = self.said(run.cell.title, run.seed)
+        return entry is not None and not entry["before_run"]
 
 
 @dataclass(frozen=True)
@@ -181,6 +182,27 @@ def score(parts: Sequence[Part], name: str = ALL) -> Score:
         ratio=statistics.median(ratios) if ratios else None,
         late=statistics.median(late) if late else None,
     )
+
+
+def judged(parts: Sequence[Part]) -> tuple[list[Part], list[str]]:
+    """The runs that test their forecasts: those that were predicted before they began, or all if none was.
+
+    Args:
+        parts: Runs and their forecasts.
+
+    Returns:
+        Parts of those runs, and lines about the other ones.
+    """
+    before = [
+        Part([run for run in part.runs if not part.predictions.is_late(run)], part.predictions) for part in parts
+    ]
+    known, num_runs = (sum(len(part.runs) for part in group) for group in (before, parts))
+    if known == num_runs:
+        return list(parts), []
+    begun = f"{num_runs - known} of these {num_runs} runs had begun before they were predicted"
+    if not known:
+        return list(parts), [f"{begun}, so this is no test of the forecast."]
+    return before, [f"{begun} and are not scored."]
 
 
 def most(values: Sequence[bool]) -> bool:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from hf_ssl.figures.ablation import AblationRow, ablation_chart
 from hf_ssl.studies.ablation_forecast import Forecast
-from hf_ssl.studies.ablation_predictions import SCORES, Forecasts, Part, score_table
+from hf_ssl.studies.ablation_predictions import SCORES, Forecasts, Part, judged, score_table
 from hf_ssl.studies.ablation_theory import Measured, Run, by_cell
 from hf_ssl.studies.many_runs import mean_text
 from hf_ssl.training.files import write_json
@@ -79,9 +79,9 @@ def summary(part: Part) -> str:
 
 def scores_text(parts: Sequence[Part]) -> list[str]:
     """Lines of what was called in some studies, and what the columns say."""
-    late = [line for part in parts for line in part.predictions.late(part.runs)]
+    scored, late = judged(parts)
     explained = [f"{name:<26}{meaning}" for name, meaning in SCORES.items()]
-    return ["What was called, by what the forecast takes into account:", *score_table(parts), "", *explained, *late]
+    return ["What was called, by what the forecast takes into account:", *score_table(scored), "", *explained, *late]
 
 
 def write_results(folder: Path, part: Part) -> Path:
@@ -119,7 +119,8 @@ def draw(folder: Path, parts: Sequence[Part]) -> list[Path]:
             ranks_at_start=(start.projection_rank, start.representation_rank),
         )
         figure.savefig(path)
-    table.write_text("\n".join([*lines, *score_table(parts)]) + "\n")
+    scored, late = judged(parts)
+    table.write_text("\n".join([*lines, *score_table(scored), *(["", *late] if late else [])]) + "\n")
     return [table, *files]
 
 

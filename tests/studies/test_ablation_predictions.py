@@ -8,7 +8,7 @@ import pytest
 
 from hf_ssl.studies.ablation_forecast import ALL, Forecast, deaths_of
 from hf_ssl.studies.ablation_grid import Cell
-from hf_ssl.studies.ablation_predictions import Forecasts, Part, death_errors, joined, score, score_table
+from hf_ssl.studies.ablation_predictions import Forecasts, Part, death_errors, joined, judged, score, score_table
 from hf_ssl.studies.ablation_theory import Measured, Run, Start, theory_of
 
 START = Start(
@@ -85,7 +85,17 @@ def test_runs_are_scored_by_kind_rank_and_deaths():
     assert (one.called, one.num_runs) == (one.cells_called, one.num_cells) == (3, 4)
     assert (one.close, one.num_ranks) == (2, 3)  # 0.8, 0.5 and 1; the third is one point
     assert one.ratio == pytest.approx(0.8) and one.late == 10
-    assert file.late(found) == ["3 of these runs had begun before they were predicted."]
+    # Runs that were predicted before they began are the test, where there are any.
+    before, late = judged([part])
+    assert before[0].runs == found[:1] and late == [
+        "3 of these 4 runs had begun before they were predicted and are not scored."
+    ]
+    known = Part(found[1:], file)
+    assert judged([known]) == (
+        [known],
+        ["3 of these 3 runs had begun before they were predicted, so this is no test of the forecast."],
+    )
+    assert judged([Part(found[:1], file)])[1] == []
     table = score_table([part])
     assert table[3] == "| all | 3 of 4 | 3 of 4 | 2 of 3 | 0.80 | 10 |" and len(table) == 4
     assert table[2].startswith("| the paper's theory | 2 of 4 | 2 of 4 |")
