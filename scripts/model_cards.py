@@ -13,7 +13,9 @@ encoder is that of the first seed.
 import argparse
 import json
 import re
+import shlex
 import sys
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -99,8 +101,31 @@ def setting_of(results: dict[str, Any]) -> str:
 
 
 def commands_of(results: dict[str, Any]) -> list[str]:
-    """The commands of a study, as a block of code."""
-    return ["<!-- not run: takes hours -->", "```bash", *results["commands"], "```"]
+    """Commands that train what a table has, as a block of code: one for each number of seeds.
+
+    A study may have been made by several commands, each with some of its methods, and some of these may have been
+    stopped. Commands that differ in more than methods and seeds are shown as they were.
+    """
+    bare = {shlex.join(_without(shlex.split(command), "--methods", "--seeds")) for command in results["commands"]}
+    commands = results["commands"]
+    if len(bare) == 1:
+        methods: dict[int, list[str]] = {}
+        for method, seeds in Counter(run.method for run in runs_of(results) if run.method != RANDOM).items():
+            methods.setdefault(seeds, []).append(method)
+        commands = [
+            f"{next(iter(bare))} --methods {' '.join(names)}{f' --seeds {seeds}' if seeds > 1 else ''}"
+            for seeds, names in sorted(methods.items(), reverse=True)
+        ]
+    return ["<!-- not run: takes hours -->", "```bash", *commands, "```"]
+
+
+def _without(words: Sequence[str], *flags: str) -> list[str]:
+    """A command's words without some flags and their values."""
+    kept, inside = [], False
+    for word in words:
+        inside = word in flags or (inside and not word.startswith("--"))
+        kept += [] if inside else [word]
+    return kept
 
 
 def readme_table(results: dict[str, Any]) -> str:

@@ -102,6 +102,25 @@ def results_of(*runs: MethodRun) -> dict:
     }
 
 
+def test_a_study_made_by_several_commands_shows_those_that_make_its_table():
+    runs = [
+        MethodRun(method, seed, 0.5, 0.6, 1.0)
+        for method, seeds in (("random", 2), ("byol", 2), ("simsiam", 2), ("mochi", 1))
+        for seed in range(seeds)
+    ]
+    study = "hf-ssl study methods --methods"
+    results = results_of(*runs) | {
+        "commands": [f"{study} byol moco_v1 --num_epochs 3 --seeds 2", f"{study} mochi simsiam --num_epochs 3"]
+    }
+    assert model_cards.commands_of(results)[2:-1] == [
+        "hf-ssl study methods --num_epochs 3 --methods byol simsiam --seeds 2",
+        "hf-ssl study methods --num_epochs 3 --methods mochi",
+    ]
+    # What differs in more is shown as it was.
+    results["commands"].append(f"{study} byol --num_epochs 4")
+    assert model_cards.commands_of(results)[2:-1] == results["commands"]
+
+
 def repository(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A checkout with results `x` of a study and the pages that show them."""
     monkeypatch.setattr(model_cards, "ROOT", folder)
