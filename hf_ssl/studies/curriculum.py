@@ -118,7 +118,9 @@ def run(settings: CurriculumSettings) -> CurriculumResult:
     predictions = Predictions(settings.output_dir, {**about, "settings": bench.described()}, SaidEntry)
     bench.predict(predictions)
     late = predictions.late_text((target, SEED) for target in settings.targets)
-    results: dict[str, Any] = {**about, "settings": bench.described() | {"targets": settings.targets}}
+    # What was measured is no setting: it has other last digits on another machine, which may go on.
+    measured = {"noise": bench.start.noise, "targets": settings.targets}
+    results: dict[str, Any] = {**about, "settings": bench.described() | measured}
     said = {target: predictions.said(target, SEED) or {} for target in settings.targets}
     targets = results["targets"] = {target: {"theory": one["theory"]} for target, one in said.items()}
     written, numbers = settings.output_dir / FILE, settings.output_dir / "curriculum.json"
@@ -200,7 +202,7 @@ class _Bench:
         """Settings that all runs have in common, for the files, without paths."""
         rate = self.training["base_learning_rate"] * self.training["batch_size"] / 256
         values = {name: getattr(self.options, name) for name in ("num_steps", "recipe")}
-        values |= {"batch_size": self.training["batch_size"], "learning_rate": rate, "noise": self.start.noise}
+        values |= {"batch_size": self.training["batch_size"], "learning_rate": rate}
         values["view_recipe"] = self.data.view_recipe or BYOLForPreTraining.view_recipe
         dataset = public_name(self.source.name, self.source.kind)
         return values | {"dataset": dataset, "architecture": self.config["architecture"]}

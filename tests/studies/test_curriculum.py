@@ -177,6 +177,14 @@ def test_a_new_target_is_predicted_before_it_is_trained(finished: Path, tmp_path
     assert list(results["targets"]) == results["settings"]["targets"] == ["0.7", "0.9"]
 
 
+def test_a_study_goes_on_where_sums_have_other_last_digits(finished: Path, tmp_path, monkeypatch):
+    folder, exact = tmp_path / "study", Moments.noise.fget
+    shutil.copytree(finished, folder)
+    monkeypatch.setattr(Moments, "noise", property(lambda self: exact(self) * (1 + 1e-9)))
+    assert main(["study", "curriculum", *SMALL, "--output_dir", str(folder), "--predict_only"]) == 0
+    assert (folder / FILE).read_bytes() == (finished / FILE).read_bytes()
+
+
 @pytest.mark.parametrize("how", ["signal", "killed before its look"])
 def test_a_run_that_was_cut_short_goes_on_to_the_same_numbers(finished: Path, tmp_path, monkeypatch, capsys, how):
     before = json.loads((finished / "curriculum.json").read_text())["targets"]["0.9"]["measured"]
