@@ -29,14 +29,13 @@ from hf_ssl.data.sources.open import Source
 from hf_ssl.data.views.device import Normalize
 from hf_ssl.diagnostics import alignment, uniformity
 from hf_ssl.diagnostics.predictor import eigenbasis
-from hf_ssl.evaluation.references import read_json
 from hf_ssl.figures.curriculum import alignment_curves, curriculum_curves
 from hf_ssl.invocation import command_line
 from hf_ssl.methods.base import SSLPreTrainedModel
 from hf_ssl.methods.byol import BYOLConfig, BYOLForPreTraining
 from hf_ssl.private import public_command, public_name
 from hf_ssl.studies.curriculum_report import CLAIMS, claims_of, order_of, text_of
-from hf_ssl.studies.curriculum_results import CurriculumResults, MeasuredRun, SaidEntry
+from hf_ssl.studies.curriculum_results import CurriculumResults, MeasuredRun, SaidEntry, looks_in
 from hf_ssl.studies.curriculum_settings import COMMON, CurriculumSettings, average_of
 from hf_ssl.studies.curriculum_theory import (
     Moments,
@@ -242,7 +241,7 @@ class _Bench:
             return asdict(finished_run(result, MeasuredRun, **shape))
         kept, looks, newest = folder / LOOKS, {0: self.first}, None
         if kept.exists():
-            looks |= {int(step): one for step, one in read_json(kept).items()}
+            looks |= looks_in(kept)
             newest = newest_measured(folder / "run", self.steps, looks)
         if newest is None and (folder / "run").exists():
             shutil.rmtree(folder / "run")

@@ -221,6 +221,26 @@ def test_a_run_that_was_cut_short_goes_on_to_the_same_numbers(finished: Path, tm
     assert json.loads((tmp_path / "0.9" / "result.json").read_text()) == before
 
 
+def test_looks_of_another_form_are_a_sentence(finished: Path, tmp_path, capsys):
+    folder = tmp_path / "study"
+    shutil.copytree(finished, folder)
+    (folder / "0.9" / "result.json").unlink()
+    kept = folder / "0.9" / "looks.json"
+    good = json.loads(kept.read_text())
+    for content, message in (
+        ({**good, "2": {"s": 1}}, "a run: `2.s` must be a list of numbers, got 1. Remove the file"),
+        ({**good, "2": {}}, "a run: it lacks `2.s`. Remove the file"),
+        ({"two": good["2"]}, "'two'. Remove the file"),
+    ):
+        kept.write_text(json.dumps(content))
+        assert main(["study", "curriculum", *SMALL, "--output_dir", str(folder)]) == 2
+        assert message in capsys.readouterr().err
+    kept.write_text(json.dumps(good))
+    assert main(["study", "curriculum", *SMALL, "--output_dir", str(folder)]) == 0
+    name = Path("0.9", "result.json")
+    assert (folder / name).read_bytes() == (finished / name).read_bytes()
+
+
 def test_a_study_that_was_stopped_says_what_is_missing():
     one = {"theory": {"turns": 2, "cosine": [0.1, 0.5]}, "order": 0.5}
     targets = {"none": {**one, "measured": {"turns": 4, "cosine": [0.1, None]}}, "0.9": {"theory": one["theory"]}}
