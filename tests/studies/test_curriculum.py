@@ -178,7 +178,7 @@ def test_a_new_target_is_predicted_before_it_is_trained(finished: Path, tmp_path
 
 
 def test_a_study_goes_on_where_sums_have_other_last_digits(finished: Path, tmp_path, monkeypatch):
-    folder, exact = tmp_path / "study", Moments.noise.fget
+    folder, exact = tmp_path / "study", vars(Moments)["noise"].fget
     shutil.copytree(finished, folder)
     monkeypatch.setattr(Moments, "noise", property(lambda self: exact(self) * (1 + 1e-9)))
     assert main(["study", "curriculum", *SMALL, "--output_dir", str(folder), "--predict_only"]) == 0
