@@ -30,6 +30,7 @@ _OF_RUNS = {
     for field in fields(kind)  # pyright: ignore[reportArgumentType]
 }
 _OF_RUNS |= {field.name for method in METHODS.values() for field in fields(method.config_class)}
+_OF_RUNS -= {"train"}  # in an error it is the name of a split
 
 
 def _of_study(run: Callable[[Any], Any]) -> Callable[[Any], Any]:
@@ -100,7 +101,7 @@ COMMAND = CommandGroup(
         "augmentation": Command(
             "study augmentation",
             augmentation.AugmentationSettings,
-            augmentation.run,
+            _of_study(augmentation.run),
             augmentation.__doc__ or "",
             first=("dataset", "output_dir", "views", "seeds", "num_steps", "start_from", "predict_only", "drawn_from"),
             groups={"data": (*_DATA, "test_split", "eval_images", "view_images", "num_views")},
@@ -108,7 +109,7 @@ COMMAND = CommandGroup(
         "curriculum": Command(
             "study curriculum",
             curriculum.CurriculumSettings,
-            curriculum.run,
+            _of_study(curriculum.run),
             curriculum.__doc__ or "",
             first=("dataset", "output_dir", "targets", "num_steps", "view_recipe", "predict_only", "drawn_from"),
             groups={"data": _DATA},
@@ -116,7 +117,7 @@ COMMAND = CommandGroup(
         "dictionaries": Command(
             "study dictionaries",
             dictionaries.DictionariesSettings,
-            dictionaries.run,
+            _of_study(dictionaries.run),
             dictionaries.__doc__ or "",
             first=("dataset", "output_dir", "methods", "seeds", "num_steps", "recipe", "view_recipe", "encoder"),
             groups={

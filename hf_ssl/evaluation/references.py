@@ -122,9 +122,9 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise UserError(f"`{path}` cannot be read as JSON: {error}. Is it complete?") from error
+        raise UserError(f"`{path}` cannot be read as JSON; it may not be complete: {error}.") from error
     if not isinstance(content, dict):
-        raise UserError(f"`{path}` must hold a JSON object. Is it the file of a model?")
+        raise UserError(f"`{path}` must hold a JSON object.")
     return content
 
 

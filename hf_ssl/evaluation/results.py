@@ -165,7 +165,9 @@ def results_in(path: Path) -> list[dict[str, Any]]:
         for number, entry in enumerate(entries):
             of_json(_Entry, entry, f"results[{number}].")
     except UserError as error:
-        raise UserError(f"`{path}` does not hold results: {error}. Move it away and measure again.") from error
+        raise UserError(
+            f"`{path}` does not hold results: {str(error).rstrip('.')}. Move it away and measure again."
+        ) from error
     return entries
 
 

@@ -98,7 +98,7 @@ def config_in(folder: Path) -> dict[str, Any]:
         if config.id2label and set(config.id2label) != set(map(str, range(config.num_classes))):
             raise UserError("`id2label` must name each of the `num_classes` classes")
     except (FileNotFoundError, UserError) as error:
-        reason = "there is none" if isinstance(error, FileNotFoundError) else error
+        reason = "there is none" if isinstance(error, FileNotFoundError) else str(error).rstrip(".")
         raise UserError(f"`{path}` is not the config of an exported model: {reason}. Export it again.") from error
     return content
 

@@ -29,14 +29,13 @@ from hf_ssl.data.sources.open import Source
 from hf_ssl.data.views.device import Normalize
 from hf_ssl.diagnostics import alignment, uniformity
 from hf_ssl.diagnostics.predictor import eigenbasis
-from hf_ssl.evaluation.references import read_json
 from hf_ssl.figures.curriculum import alignment_curves, curriculum_curves
 from hf_ssl.invocation import command_line
 from hf_ssl.methods.base import SSLPreTrainedModel
 from hf_ssl.methods.byol import BYOLConfig, BYOLForPreTraining
 from hf_ssl.private import public_command, public_name
 from hf_ssl.studies.curriculum_report import CLAIMS, claims_of, order_of, text_of
-from hf_ssl.studies.curriculum_results import CurriculumResults, MeasuredRun, SaidEntry
+from hf_ssl.studies.curriculum_results import CurriculumResults, MeasuredRun, SaidEntry, looks_in
 from hf_ssl.studies.curriculum_settings import COMMON, CurriculumSettings, average_of
 from hf_ssl.studies.curriculum_theory import (
     Moments,
@@ -118,7 +117,9 @@ def run(settings: CurriculumSettings) -> CurriculumResult:
     predictions = Predictions(settings.output_dir, {**about, "settings": bench.described()}, SaidEntry)
     bench.predict(predictions)
     late = predictions.late_text((target, SEED) for target in settings.targets)
-    results: dict[str, Any] = {**about, "settings": bench.described() | {"targets": settings.targets}}
+    # What was measured is no setting: it has other last digits on another machine, which may go on.
+    measured = {"noise": bench.start.noise, "targets": settings.targets}
+    results: dict[str, Any] = {**about, "settings": bench.described() | measured}
     said = {target: predictions.said(target, SEED) or {} for target in settings.targets}
     targets = results["targets"] = {target: {"theory": one["theory"]} for target, one in said.items()}
     written, numbers = settings.output_dir / FILE, settings.output_dir / "curriculum.json"
@@ -200,7 +201,7 @@ class _Bench:
         """Settings that all runs have in common, for the files, without paths."""
         rate = self.training["base_learning_rate"] * self.training["batch_size"] / 256
         values = {name: getattr(self.options, name) for name in ("num_steps", "recipe")}
-        values |= {"batch_size": self.training["batch_size"], "learning_rate": rate, "noise": self.start.noise}
+        values |= {"batch_size": self.training["batch_size"], "learning_rate": rate}
         values["view_recipe"] = self.data.view_recipe or BYOLForPreTraining.view_recipe
         dataset = public_name(self.source.name, self.source.kind)
         return values | {"dataset": dataset, "architecture": self.config["architecture"]}
@@ -240,7 +241,7 @@ class _Bench:
             return asdict(finished_run(result, MeasuredRun, **shape))
         kept, looks, newest = folder / LOOKS, {0: self.first}, None
         if kept.exists():
-            looks |= {int(step): one for step, one in read_json(kept).items()}
+            looks |= looks_in(kept)
             newest = newest_measured(folder / "run", self.steps, looks)
         if newest is None and (folder / "run").exists():
             shutil.rmtree(folder / "run")

@@ -1,8 +1,12 @@
 """What the files of the study of the curriculum hold, so that other files are refused by a sentence."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
 
 from hf_ssl.errors import UserError
+from hf_ssl.evaluation.references import read_json
+from hf_ssl.settings import of_json
 from hf_ssl.studies.predictions import Entry
 
 
@@ -60,6 +64,32 @@ class MeasuredRun(Curves):
         super().__post_init__()
         if {len(self.alignment), len(self.uniformity)} != {self.steps}:
             raise UserError("`alignment` and `uniformity` must have a number for each step")
+
+
+@dataclass(frozen=True)
+class Look:
+    """What was measured at one step of a run that has not ended; see `MeasuredRun`."""
+
+    s: list[float]
+    cosine: float | None
+    alignment: float
+    uniformity: float
+
+
+def looks_in(path: Path) -> dict[int, dict[str, Any]]:
+    """The looks of a run that has not ended, by step.
+
+    Raises:
+        UserError: If the file holds something else.
+    """
+    content = read_json(path)
+    try:
+        return {int(step): asdict(of_json(Look, one, f"{step}.")) for step, one in content.items()}
+    except ValueError as error:
+        raise UserError(
+            f"`{path}` does not hold what was measured of a run: {error}. Remove the file, and the same command "
+            "begins that run again."
+        ) from error
 
 
 @dataclass(frozen=True)

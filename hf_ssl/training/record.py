@@ -183,7 +183,7 @@ class RunRecord:
         try:
             record = cls.of(read_json(path))
         except UserError as error:
-            raise UserError(f"`{path}` is not the record of a run: {error}.") from error
+            raise UserError(f"`{path}` is not the record of a run: {str(error).rstrip('.')}.") from error
         if "dataset" in record.data:
             record.data.setdefault("dataset_kind", _former_kind(record.data, folder))
         return record

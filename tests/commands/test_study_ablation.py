@@ -172,7 +172,8 @@ def test_theory_alone_trains_and_writes_nothing(
         (["--theory_only"], "`dataset` is needed"),
         (
             ["--dataset", "digits", "--output_dir", "x", "--knn_split", "train"],
-            "`split` and `knn_split` are both `train`",
+            "`split` and `knn_split` are both `train`: k-NN would find each image among those that it knows. Classify "
+            "another split, or none.\n",
         ),
         (["--dataset", "digits", "--theory_only", "--seed", "2"], "Unknown flag `--seed`. Did you mean `--seeds`?"),
         (["--dataset", "digits", "--theory_only", "--num_steps", "0"], "`num_steps` must be at least 1, got 0"),

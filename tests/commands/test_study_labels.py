@@ -1,5 +1,6 @@
 """`hf-ssl study labels`: what pretraining is worth, by share of the labels; going on, and what it refuses."""
 
+import importlib
 import json
 import os
 import shutil
@@ -12,6 +13,7 @@ from PIL import Image
 
 import hf_ssl
 from hf_ssl.commands import main
+from hf_ssl.errors import UserError
 from hf_ssl.fine_tuning.task import FineTuning
 from hf_ssl.studies import labels as study
 from hf_ssl.studies.labels import LabelRun, names_of, table_of
@@ -138,6 +140,16 @@ def test_advice_that_a_study_cannot_follow_says_so(encoder: Path, tmp_path: Path
     told = capsys.readouterr().err
     assert "or raise `max_skipped_ratio`" in told
     assert "(A study has no `max_skipped_ratio`: its runs have the recipe's, or the default.)" in told
+
+
+@pytest.mark.parametrize("name", ["augmentation", "curriculum", "dictionaries"])
+def test_every_study_says_what_it_has_no_setting_for(name: str, tmp_path: Path, monkeypatch, capsys):
+    def refuse():
+        raise UserError("The loss was not finite. Give `max_grad_norm`.")
+
+    monkeypatch.setattr(importlib.import_module(f"hf_ssl.studies.{name}"), "check_one_process", refuse)
+    assert main(["study", name, "--dataset", "digits", "--output_dir", str(tmp_path)]) == 2
+    assert "(A study has no `max_grad_norm`: its runs" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

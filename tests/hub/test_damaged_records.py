@@ -11,12 +11,15 @@ import pytest
 
 from hf_ssl.commands.resolve import _kept_choice, _kinds_of
 from hf_ssl.errors import UserError
+from hf_ssl.evaluation.results import results_in
 from hf_ssl.fine_tuning.export import render_classifier_card
 from hf_ssl.hub.model_card import render_model_card
 from hf_ssl.hub.public import public_files
 from hf_ssl.hub.publish import files_in
+from hf_ssl.hub.timm_folder import config_in
 from hf_ssl.methods import METHODS
 from hf_ssl.studies.ablation_predictions import Forecasts
+from hf_ssl.training.record import RunRecord
 from hf_ssl.training.start import find_encoder
 from hf_ssl.training.start_method import find_method
 
@@ -165,3 +168,18 @@ def test_predictions_of_an_ablation(tmp_path: Path):
     entry = {"title": "linear", "seed": 0, "before_run": True, "forecasts": {"all": forecast}}
     content = {"settings": {"dataset": "x"}, "runs": [entry]}
     check(tmp_path, "predictions.json", content, lambda folder: Forecasts(folder, {"dataset": "x"}))
+
+
+@pytest.mark.parametrize("text", ['{"results": [', "[1]"])
+def test_a_file_that_is_cut_short_is_told_in_whole_sentences(tmp_path: Path, text: str):
+    readers: dict[str, Callable[[Path], Any]] = {"results.json": results_in}
+    readers |= {
+        "config.json": lambda path: config_in(path.parent),
+        "run.json": lambda path: RunRecord.read(path.parent),
+    }
+    for name, read in readers.items():
+        path = tmp_path / name
+        path.write_text(text)
+        with pytest.raises(UserError, match=f"{name}` (cannot be read as JSON|must hold a JSON object)") as caught:
+            read(path)
+        assert str(caught.value).endswith(".") and not re.search(r"[.?!][.?!]", str(caught.value))

@@ -177,6 +177,14 @@ def test_a_new_target_is_predicted_before_it_is_trained(finished: Path, tmp_path
     assert list(results["targets"]) == results["settings"]["targets"] == ["0.7", "0.9"]
 
 
+def test_a_study_goes_on_where_sums_have_other_last_digits(finished: Path, tmp_path, monkeypatch):
+    folder, exact = tmp_path / "study", vars(Moments)["noise"].fget
+    shutil.copytree(finished, folder)
+    monkeypatch.setattr(Moments, "noise", property(lambda self: exact(self) * (1 + 1e-9)))
+    assert main(["study", "curriculum", *SMALL, "--output_dir", str(folder), "--predict_only"]) == 0
+    assert (folder / FILE).read_bytes() == (finished / FILE).read_bytes()
+
+
 @pytest.mark.parametrize("how", ["signal", "killed before its look"])
 def test_a_run_that_was_cut_short_goes_on_to_the_same_numbers(finished: Path, tmp_path, monkeypatch, capsys, how):
     before = json.loads((finished / "curriculum.json").read_text())["targets"]["0.9"]["measured"]
@@ -211,6 +219,26 @@ def test_a_run_that_was_cut_short_goes_on_to_the_same_numbers(finished: Path, tm
     assert main(words) == 0
     assert steps[:4] == ([1, 2, 3, 4] if how == "signal" else [1, 2, 1, 2])
     assert json.loads((tmp_path / "0.9" / "result.json").read_text()) == before
+
+
+def test_looks_of_another_form_are_a_sentence(finished: Path, tmp_path, capsys):
+    folder = tmp_path / "study"
+    shutil.copytree(finished, folder)
+    (folder / "0.9" / "result.json").unlink()
+    kept = folder / "0.9" / "looks.json"
+    good = json.loads(kept.read_text())
+    for content, message in (
+        ({**good, "2": {"s": 1}}, "a run: `2.s` must be a list of numbers, got 1. Remove the file"),
+        ({**good, "2": {}}, "a run: it lacks `2.s`. Remove the file"),
+        ({"two": good["2"]}, "'two'. Remove the file"),
+    ):
+        kept.write_text(json.dumps(content))
+        assert main(["study", "curriculum", *SMALL, "--output_dir", str(folder)]) == 2
+        assert message in capsys.readouterr().err
+    kept.write_text(json.dumps(good))
+    assert main(["study", "curriculum", *SMALL, "--output_dir", str(folder)]) == 0
+    name = Path("0.9", "result.json")
+    assert (folder / name).read_bytes() == (finished / name).read_bytes()
 
 
 def test_a_study_that_was_stopped_says_what_is_missing():
