@@ -181,11 +181,12 @@ def refuse_unused(kind: type, given: Mapping[str, Any], used: Collection[str], r
 
     Args:
         kind: The settings class; names that it does not have are not looked at.
-        given: What was given, by name, also where it equals the default.
+        given: What was given, by name, also where it equals the default; None is not given.
         used: Names that are used.
         reason: What to say before the names.
     """
-    unused = [field.name for field in dataclasses.fields(kind) if field.name in given and field.name not in used]
+    others = [field.name for field in dataclasses.fields(kind) if field.name not in used]
+    unused = [name for name in others if given.get(name) is not None]
     if unused:
         names = " and ".join(f"`{name}`" for name in unused)
         it = "it" if len(unused) == 1 else "them"

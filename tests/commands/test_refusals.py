@@ -23,7 +23,7 @@ from hf_ssl.errors import UserError
 from hf_ssl.hub.export import export_run
 from hf_ssl.hub.names import check_license
 from hf_ssl.methods import METHODS
-from hf_ssl.settings import as_declared, checked, rule_of
+from hf_ssl.settings import as_declared, checked, refuse_unused, rule_of
 from hf_ssl.training.record import RunRecord
 
 PRETRAIN = "pretrain --encoder test_resnet --num_steps 2 --warmup_steps 0 --batch_size 16 --num_workers 0"
@@ -253,3 +253,9 @@ def test_an_analysis_of_private_images_with_the_views_of_the_run(
     record.write(run / "encoder")
     (plain,) = hf_ssl.analyze(run, dataset=tmp_path / "photos", **values).encoders.values()
     assert plain["representation"]["numbers"]["alignment"] != told["representation"]["numbers"]["alignment"]
+
+
+def test_what_is_none_is_not_given_beside_a_setting_that_leaves_it_out():
+    refuse_unused(Switches, {"deep": True, "place": None}, ("deep",), "It is deep")
+    with pytest.raises(UserError, match="^It is deep, so `place` and `number` would not be used. Leave them out.$"):
+        refuse_unused(Switches, {"deep": True, "place": "x", "number": 0}, ("deep",), "It is deep")
