@@ -121,11 +121,12 @@ def test_pictures_are_small():
 
 
 def with_small_settings(code: str) -> list[str]:
-    """The command lines with the flags of `TINY` at their ends."""
+    """The command lines with the flags of `TINY` at their ends; what draws alone takes none of them."""
     lines = []
     for line in code.replace("\\\n", " ").splitlines():
         command = line.partition("  #")[0].strip()
-        flags = [flags for part, flags in TINY.items() if re.search(part, command)]
+        drawn = "--drawn_from" in command
+        flags = [flags for part, flags in TINY.items() if not drawn and re.search(part, command)]
         lines.append(" ".join([command, *flags]))
     return lines
 

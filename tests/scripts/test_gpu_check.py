@@ -316,6 +316,7 @@ def test_a_file_of_tests_that_cannot_be_imported_is_a_failure_beside_the_others(
     (folder / "test_good.py").write_text("import pytest\n\n\n@pytest.mark.gpu\ndef test_one():\n    assert True\n")
     monkeypatch.setattr(gpu_steps, "ROOT", tmp_path)
     monkeypatch.setattr(gpu_steps.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)  # a worker of ours is none of the check's
     status, result, reason = gpu_steps.tests(new_check(tmp_path), 300.0)
     assert (status, reason) == ("done", "") and result["counts"] == {"failed": 1, "passed": 1}
     (failure,) = result["failures"]
