@@ -130,12 +130,9 @@ def layers_path(layers: list[Tensor], growth: Tensor, times: Tensor, method: Met
     def rates(state: Tensor) -> Tensor:
         weights = list(state)
         pull = _product(weights) @ growth
-        return torch.stack(
-            [
-                _product(weights[place + 1 :], len(growth)).T @ pull @ _product(weights[:place], len(growth)).T
-                for place in range(len(weights))
-            ]
-        )
+        above = [_product(weights[place + 1 :], len(growth)) for place in range(len(weights))]
+        below = [_product(weights[:place], len(growth)) for place in range(len(weights))]
+        return torch.stack([up.T @ pull @ down.T for up, down in zip(above, below, strict=True)])
 
     path = integrate(rates, torch.stack(layers).double(), times, method)
     return list(path.unbind(dim=1))

@@ -3,7 +3,6 @@
 import logging
 from collections import Counter, deque
 from collections.abc import Generator, Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import TypeVar
@@ -21,6 +20,7 @@ from hf_ssl.errors import UserError
 from hf_ssl.evaluation.encoders import Encoder, encoder_folder, encoder_of, load_encoder
 from hf_ssl.evaluation.finite import check_finite
 from hf_ssl.evaluation.random_crops import RandomCrops
+from hf_ssl.modules.evaluation_mode import evaluation_mode
 
 __all__ = [
     "Encoder",
@@ -170,7 +170,7 @@ def _computed(
         raise UserError(f"`bf16` needs a CUDA device, got `{device.type}`. Leave it out.")
     num_ahead = 1 if device.type == "cuda" else 0
     in_flight: deque[tuple[_Batch, Tensor, torch.cuda.Event | None]] = deque()
-    with _evaluation_mode(encoder.module):
+    with evaluation_mode(encoder.module):
         for batch, pixel_values in batches:
             # Not around the `yield`: the consumer's own operations must not run in inference mode.
             with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
@@ -347,15 +347,3 @@ def _on_all(batches: Iterable[Features], source: Source) -> list[Features]:
 
 def _device_of(module: nn.Module) -> torch.device:
     return next((tensor.device for tensor in chain(module.parameters(), module.buffers())), torch.device("cpu"))
-
-
-@contextmanager
-def _evaluation_mode(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside; outside, each submodule's own mode again, which may differ from its parent's."""
-    modes = {part: part.training for part in module.modules()}
-    module.eval()
-    try:
-        yield
-    finally:
-        for part, training in modes.items():
-            part.training = training

@@ -12,7 +12,8 @@ from hf_ssl.errors import UserError
 from hf_ssl.evaluation.clustering import K_MEANS, clustering_scores, k_means
 from hf_ssl.evaluation.features import Features
 from hf_ssl.evaluation.knn import knn_accuracies
-from hf_ssl.evaluation.linear_probe import EPOCHS_OF_AUGMENTED, linear_probes
+from hf_ssl.evaluation.linear_probe import linear_probes
+from hf_ssl.evaluation.probe_protocols import EPOCHS_OF_AUGMENTED
 
 PROTOCOLS = {
     "knn": "weighted k-NN",

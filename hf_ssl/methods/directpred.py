@@ -1,4 +1,7 @@
-"""DirectPred (Tian et al., 2021, https://arxiv.org/abs/2102.06810), DirectSet and DirectCopy (arXiv 2110.04947)."""
+"""DirectPred (Tian et al., 2021, https://arxiv.org/abs/2102.06810), DirectSet and DirectCopy (arXiv 2110.04947).
+
+Long because a method is one file: its config, its model and what only they use.
+"""
 
 import copy
 import math

@@ -1,4 +1,7 @@
-"""MoCHi (Kalantidis et al., 2020, https://arxiv.org/abs/2010.01028): MoCo with mixtures of its hardest negatives."""
+"""MoCHi (Kalantidis et al., 2020, https://arxiv.org/abs/2010.01028): MoCo with mixtures of its hardest negatives.
+
+Long because a method is one file: its config, its model and what only they use.
+"""
 
 import copy
 from typing import Literal, NamedTuple

@@ -6,14 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from hf_ssl.evaluation import linear_probe as module
-from hf_ssl.evaluation.linear_probe import (
-    PROBES,
-    held_out,
-    linear_probe,
-    linear_probe_accuracy,
-    linear_probes,
-)
+from hf_ssl.evaluation import probe_protocols as module
+from hf_ssl.evaluation.linear_probe import linear_probe, linear_probe_accuracy, linear_probes
+from hf_ssl.evaluation.probe_protocols import PROBES, held_out
 
 
 def blobs(num_train=200, num_test=100, noise=0.3, dim=5, classes=3):

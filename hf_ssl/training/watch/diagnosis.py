@@ -4,8 +4,6 @@ Everything comes from the batch in hand, so that it costs no forward pass of the
 hundred images and compare within a run. Processes add up their moments, so several are exactly one with all images.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +19,7 @@ from hf_ssl.diagnostics.spectrum import entropy_rank, ne_sum, participation_rati
 from hf_ssl.distributed import gather, mean_over_processes, rank, world_size
 from hf_ssl.figures.diagnostics import diagnosis_curves
 from hf_ssl.methods.base import SSLOutput, SSLPreTrainedModel
+from hf_ssl.modules.evaluation_mode import evaluation_mode
 from hf_ssl.training.plan import Plan
 from hf_ssl.training.watch.base import Moment, Watch
 from hf_ssl.training.watch.log import MetricsLog
@@ -165,7 +164,7 @@ def linear_predictor(model: nn.Module, projections: Tensor) -> Tensor | None:
         return None
     if isinstance(predictor, nn.Linear):
         return predictor.weight.detach()
-    with _evaluation_mode(predictor), torch.autocast(projections.device.type, enabled=False):
+    with evaluation_mode(predictor), torch.autocast(projections.device.type, enabled=False):
         return mean_jacobian(predictor, projections[:_JACOBIAN_IMAGES])
 
 
@@ -206,14 +205,3 @@ def _add_curve(found: Diagnosis, name: str, values: Tensor) -> None:
 def _eigenvalues(matrix: Tensor) -> Tensor:
     """Of a symmetric matrix, largest first, not negative."""
     return torch.linalg.eigvalsh((matrix + matrix.T) / 2).flip(0).clamp(min=0)
-
-
-@contextmanager
-def _evaluation_mode(module: nn.Module) -> Iterator[None]:
-    modes = {part: part.training for part in module.modules()}
-    module.eval()
-    try:
-        yield
-    finally:
-        for part, training in modes.items():
-            part.training = training
