@@ -280,7 +280,10 @@ def _open_timm(name: str, seed: int | None) -> tuple[nn.Module, ImageTransform]:
             raise
         except (RuntimeError, OSError, HfHubHTTPError, SafetensorError) as error:
             reason = str(error).strip().splitlines()[0]
-            raise UserError(f"timm could not load the weights of `{name}`: {reason}") from error
+            raise UserError(
+                f"timm could not load the weights of `{name}`: {reason.rstrip('.')}. `timm.list_pretrained()` lists the "
+                "names that have weights."
+            ) from error
     else:
         with _seeded(seed):
             # A plain name goes through the one place that knows the encoders of this package.

@@ -50,6 +50,7 @@ class AblationRow:
 def ablation_chart(
     rows: Sequence[AblationRow],
     *,
+    title: str = "",
     random_knn: float | None = None,
     ranks_at_start: tuple[float, float] | None = None,
 ) -> Figure:
@@ -57,6 +58,7 @@ def ablation_chart(
 
     Args:
         rows: The cells, from the top; those that contradict their forecast are shaded.
+        title: Of the figure, such as the data set.
         random_knn: k-NN accuracy of the fresh encoder, in [0, 1].
         ranks_at_start: Effective rank of the fresh network's projections and representations.
 
@@ -64,6 +66,8 @@ def ablation_chart(
         The figure; save it by `figure.savefig(path)`.
     """
     figure = Figure(figsize=(11, 1.7 + 0.32 * len(rows)), dpi=150, layout="constrained")
+    if title:
+        figure.suptitle(title, fontsize=10)
     marks, accuracy, ranks = figure.subplots(1, 3, sharey=True, width_ratios=(1.5, 2, 2))
     for place, row in enumerate(rows):
         if not row.agrees:

@@ -59,12 +59,14 @@ def alignment_curves(results: Mapping[str, Any]) -> Figure:
     for place, (target, one) in enumerate(results["targets"].items()):
         colour = COLOURS[place % len(COLOURS)]
         title = "no moving average" if target == "none" else f"m = {target.replace('-cosine', ' to 1')}"
-        left.plot(results["steps"], _numbers(one["theory"]["cosine"]), color=colour, lw=1.4)
-        left.plot(results["steps"], _numbers(one["measured"]["cosine"]), "o", color=colour, ms=4, label=title)
+        # Each thinner than the one below, which therefore shows where both are the same.
+        more = len(results["targets"]) - 1 - place
+        left.plot(results["steps"], _numbers(one["theory"]["cosine"]), color=colour, lw=1.2 + 0.9 * more)
+        left.plot(results["steps"], _numbers(one["measured"]["cosine"]), "o", color=colour, ms=3 + 1.2 * more)
         x = [max(-value, _FLOOR) for value in one["measured"]["uniformity"]]
         y = [max(value, _FLOOR) for value in one["measured"]["alignment"]]
-        right.plot(x, y, "-o", color=colour, lw=1.0, ms=3, label=title)
-        right.plot(x[0], y[0], "o", ms=9, mfc="none", mec="#000000")
+        right.plot(x, y, "-o", color=colour, lw=1.0 + 0.9 * more, ms=3 + 1.2 * more, label=title)
+        right.plot(x[0], y[0], "o", ms=13, mfc="none", mec="#000000")
     left.set_title("cosine of $u_j$ and $W_p u_j$ (lines: equations)", fontsize=10, loc="left")
     left.set_ylim(min(-0.05, left.get_ylim()[0]), 1.03)
     over_steps(left)

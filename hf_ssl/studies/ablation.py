@@ -142,13 +142,13 @@ def run(settings: AblationSettings) -> AblationResult | AblationScores:
         logger.info("Left out %d: %s.", count, reason)
     bench = _Bench(settings)
     wanted = [(cell, seed) for seed in range(settings.seeds) for cell in cells]
-    if settings.output_dir is not None:
-        claim_folder(settings.output_dir, settings, COMMON, bench.source)
     names = [name for name in COMMON if name != "dataset"]
     common = public_settings(settings, names, bench.source) | {
         "dataset": public_name(bench.source.name, bench.source.kind)
     }
     predictions = Forecasts(settings.output_dir, common)
+    if settings.output_dir is not None:
+        claim_folder(settings.output_dir, settings, COMMON, bench.source)
     bench.predict(wanted, predictions, [ALL] if settings.output_dir is None else VARIANTS)
     if settings.theory_only:
         return AblationResult([bench.expect(cell, seed) for cell, seed in wanted], len(wanted), predictions)

@@ -115,6 +115,7 @@ def draw(folder: Path, parts: Sequence[Part]) -> list[Path]:
         start = part.runs[0].start
         figure = ablation_chart(
             [_row(group, part.predictions) for group in groups],
+            title=part.title,
             random_knn=statistics.mean(random) if random else None,
             ranks_at_start=(start.projection_rank, start.representation_rank),
         )

@@ -110,9 +110,9 @@ def run(settings: AugmentationSettings) -> AugmentationResult:
         return AugmentationResult(results, files=draw(results, settings.output_dir))
     check_one_process()
     bench = _Bench(settings)
-    claim_folder(settings.output_dir, settings, COMMON, bench.source)
     about = {"study": "augmentation", "command": bench.command(), "claims": CLAIMS}
     predictions = Predictions(settings.output_dir, {**about, "settings": bench.described()}, SaidEntry)
+    claim_folder(settings.output_dir, settings, COMMON, bench.source)
     seeds = [bench.predict(seed, predictions) for seed in range(settings.seeds)]
     about["settings"] = bench.described() | {"views": settings.views, "seeds": settings.seeds}
     late = predictions.late_text((recipe, one["seed"]) for one in seeds for recipe in settings.views)

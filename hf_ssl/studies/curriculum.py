@@ -111,10 +111,10 @@ def run(settings: CurriculumSettings) -> CurriculumResult:
         return CurriculumResult(results, files=_draw(results, settings.output_dir))
     check_one_process()
     bench = _Bench(settings)
-    claim_folder(settings.output_dir, settings, COMMON, bench.source)
     about = {"study": "curriculum", "command": public_command(command_line(), bench.source.name, bench.source.kind)}
     about |= {"claims": CLAIMS, "steps": bench.steps}
     predictions = Predictions(settings.output_dir, {**about, "settings": bench.described()}, SaidEntry)
+    claim_folder(settings.output_dir, settings, COMMON, bench.source)
     bench.predict(predictions)
     late = predictions.late_text((target, SEED) for target in settings.targets)
     # What was measured is no setting: it has other last digits on another machine, which may go on.

@@ -79,6 +79,8 @@ def run(settings: DictionariesSettings) -> DictionariesResult:
         return DictionariesResult(runs, len(runs), said, files)
     bench = Bench(settings)
     wanted = [(seed, cell) for seed in range(settings.seeds) for cell in (bench.fresh, *bench.cells)]
+    if (known := settings.output_dir / Predictions.FILE).exists():
+        Predictions.read(known)  # refused before the folder is claimed
     claim_folder(settings.output_dir, settings, _COMMON, bench.source)
     foretold = bench.foretell()
     if settings.predict_only and foretold is not None:

@@ -81,8 +81,9 @@ class Predictions:
         try:
             return cls.from_record(read_json(path))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
+            reason = f"it has no `{error.args[0]}`" if isinstance(error, KeyError) else error
             raise UserError(
-                f"`{path}` does not hold predictions of this study: {error}. Put the file back, or give another "
+                f"`{path}` does not hold predictions of this study: {reason}. Put the file back, or give another "
                 "`output_dir`."
             ) from error
 

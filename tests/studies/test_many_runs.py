@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 import hf_ssl
+from hf_ssl.commands import main
 from hf_ssl.errors import UserError
 from hf_ssl.studies import many_runs
 from hf_ssl.studies.ablation_grid import Cell
@@ -156,3 +157,12 @@ def test_settings_that_are_nearly_equal_have_folders_of_their_own():
     cell = {"method": "moco", "queue_size": 8, "batch_size": 4, "num_images": 8, "learning_rate": 0.12}
     folders = {DictionaryCell(**cell, momentum=momentum).folder for momentum in (0.9, 0.9999999, 1.0)}
     assert folders == {f"moco-m{text}-q8-b4-n8-lr0.12" for text in ("0.9", "0.9999999", "1")}
+
+
+@pytest.mark.parametrize("study", ["ablation", "augmentation", "curriculum", "dictionaries"])
+def test_refused_predictions_leave_a_new_folder_as_it_was(study: str, tmp_path: Path, capsys: pytest.CaptureFixture):
+    (tmp_path / "predictions.json").write_text('{"study": "another"}')
+    words = ["--dataset", "digits", "--num_steps", "2", "--batch_size", "8", "--num_workers", "0"]
+    assert main(["study", study, *words, "--output_dir", str(tmp_path)]) == 2
+    assert "predictions of this study: it" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["predictions.json"]
