@@ -281,8 +281,8 @@ def _open_timm(name: str, seed: int | None) -> tuple[nn.Module, ImageTransform]:
         except (RuntimeError, OSError, HfHubHTTPError, SafetensorError) as error:
             reason = str(error).strip().splitlines()[0]
             raise UserError(
-                f"timm could not load the weights of `{name}`: {reason.rstrip('.')}. `timm.list_pretrained()` lists the "
-                "names that have weights."
+                f"timm could not load the weights of `{name}`: {reason.rstrip('.')}. `timm.list_pretrained()` lists "
+                "the names that have weights."
             ) from error
     else:
         with _seeded(seed):

@@ -131,8 +131,8 @@ def open_classifier(
     except (RuntimeError, OSError, HfHubHTTPError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(
-            f"timm could not load the weights of `{name}`: {reason.rstrip('.')}. `timm.list_pretrained()` lists the "
-            "names that have weights."
+            f"timm could not load the weights of `{name}`: {reason.rstrip('.')}. `timm.list_pretrained()` lists "
+            "the names that have weights."
         ) from error
     data_config = resolve_data_config(pretrained_cfg=module.pretrained_cfg)
     if image_size is not None and image_size != data_config["input_size"][-1]:
