@@ -1,13 +1,13 @@
-"""Bring a study of methods into model_cards/: its numbers, a card of each encoder, and the tables made of results.
+"""Bring a study of methods or labels into model_cards/: its numbers, the cards of encoders, and tables of results.
 
     python scripts/model_cards.py runs/methods --name cifar10    # take over a study: results, cards, tables
     python scripts/model_cards.py                                # make the tables anew from model_cards/results
     python scripts/model_cards.py --check                        # only say whether they are what the results say
 
-The numbers lie in model_cards/results/NAME.json, as `hf-ssl study methods` and `scripts/benchmarks/speed.py` write
-them, without paths of this machine. The tables of README.md, model_cards/README.md and the guides stand between
-`<!-- results: KIND NAME -->` and `<!-- end of results -->` and are written by this script alone. The card of an
-encoder is that of the first seed.
+The numbers lie in model_cards/results/NAME.json, as `hf-ssl study methods`, `hf-ssl study labels` and
+`scripts/benchmarks/speed.py` write them, without paths of this machine. The tables of README.md, model_cards/README.md
+and the guides stand between `<!-- results: KIND NAME -->` and `<!-- end of results -->` and are written by this script
+alone. The card of an encoder is that of the first seed.
 """
 
 import argparse
@@ -28,6 +28,8 @@ from hf_ssl.hub.cards import card_to_push
 from hf_ssl.hub.model_card import render_model_card
 from hf_ssl.private import public_places, without_paths
 from hf_ssl.settings import of_json
+from hf_ssl.studies.labels import LabelRun
+from hf_ssl.studies.labels import table_of as table_of_labels
 from hf_ssl.studies.many_runs import mean_text
 from hf_ssl.studies.methods_report import (
     RANDOM,
@@ -51,6 +53,8 @@ import speed_tables  # noqa: E402  # pyright: ignore[reportMissingImports]
 _BLOCK = re.compile(r"(<!-- results: ([^>\n]*) -->\n).*?(<!-- end of results -->)", re.DOTALL)
 _MARKER = re.compile(r"<!-- (?:results:|end of results)")
 _INDEX = "model_cards/README.md"  # has a table of every study
+_SHOWN_AS = {"methods": "index", "labels": "labels"}
+"""Studies that may be taken over, and which table of the index shows each."""
 _IN_README = (RANDOM, "directpred", "byol", "moco_v2", SUPERVISED)
 _COPIES = {
     "cifar10-jpeg75": "CIFAR-10 in a copy of JPEG quality 75, which costs accuracy: compare these numbers with each "
@@ -128,6 +132,20 @@ def _without(words: Sequence[str], *flags: str) -> list[str]:
     return kept
 
 
+def labels_table(results: dict[str, Any]) -> str:
+    """What each share of the labels came to, from each encoder and from scratch, and how to repeat it."""
+    settings = results["settings"]
+    seeds = len({run["seed"] for run in results["runs"]})
+    about = (
+        f"Accuracy (%) on {results['test_images']:,} test images after {settings['num_steps']:,} steps of "
+        f"{settings['batch_size']} images, the last step counts; {seeds} seed{'s' if seeds > 1 else ''}, each with "
+        "labelled images of its own that are the same for every start. `scratch` is the same network with random "
+        f"weights. No setting was chosen for this table. {_COPIES.get(results['dataset'], '')}"
+    ).strip()
+    table = table_of_labels([of_json(LabelRun, one) for one in results["runs"]])
+    return "\n".join([table, about, "", "<!-- not run: takes hours -->", "```bash", *results["commands"], "```"])
+
+
 def readme_table(results: dict[str, Any]) -> str:
     """Five lines for the README."""
     runs = [one for one in runs_of(results) if one.method in _IN_README]
@@ -145,6 +163,7 @@ def _of_speed(table: Callable[[speed_tables.Parts], str]) -> Callable[[Path, str
 _TABLES: dict[str, Callable[[Path, str], str]] = {
     "index": lambda cards, name: index_table(_results(cards, name), f"{name}-"),
     "guide": lambda cards, name: index_table(_results(cards, name), f"../../model_cards/{name}-"),
+    "labels": lambda cards, name: labels_table(_results(cards, name)),
     "short": lambda cards, name: readme_table(_results(cards, name)),
     **{kind: _of_speed(table) for kind, table in speed_tables.TABLES.items()},
 }
@@ -198,8 +217,9 @@ def check_tables(pages: Mapping[str, str], cards: Path) -> None:
     Raises:
         UserError: If a study has no table in the index, or the README shows none.
     """
-    studies = [path.stem for path in sorted((cards / "results").glob("*.json")) if _is_of_methods(path)]
-    needed = [(_INDEX, f"index {name}") for name in studies] + [("README.md", "short ")]
+    results = sorted((cards / "results").glob("*.json"))
+    shown = {path.stem: _SHOWN_AS.get(read_json(path).get("study", "")) for path in results}
+    needed = [(_INDEX, f"{kind} {name}") for name, kind in shown.items() if kind] + [("README.md", "short ")]
     for page, table in needed:
         if f"<!-- results: {table}" not in pages[page]:
             raise UserError(
@@ -208,15 +228,16 @@ def check_tables(pages: Mapping[str, str], cards: Path) -> None:
             )
 
 
-def _is_of_methods(path: Path) -> bool:
-    return read_json(path).get("study") == "methods"
+def _results_in(study: Path) -> Path:
+    """The file with the numbers of a study."""
+    return next((path for name in _SHOWN_AS if (path := study / f"{name}.json").is_file()), study / "methods.json")
 
 
 def take_over(study: Path, name: str, cards: Path) -> list[Path]:
-    """Copy the numbers of a study and the cards of its encoders.
+    """Copy the numbers of a study and, of one of methods, the cards of its encoders.
 
     Args:
-        study: Folder of `hf-ssl study methods`.
+        study: Folder of `hf-ssl study methods` or `labels`.
         name: What the results are called.
         cards: The folder `model_cards`.
 
@@ -225,12 +246,12 @@ def take_over(study: Path, name: str, cards: Path) -> list[Path]:
     """
     results = cards / "results" / f"{name}.json"
     results.parent.mkdir(parents=True, exist_ok=True)
-    content = read_json(study / "methods.json")
+    content = read_json(_results_in(study))
     if kind_by_name(content["dataset"]) != "hub":  # an earlier version told whole paths
         content["settings"] |= public_places(content["settings"])
     write_json(results, without_paths(content))
     written = [results]
-    for one in runs_of(_results(cards, name)):
+    for one in [] if content.get("study") == "labels" else runs_of(_results(cards, name)):
         encoder = study / one.method / f"seed{one.seed}" / "encoder"
         if one.seed == 0 and one.method in VARIANTS:
             card = cards / f"{name}-{one.method}.md"
@@ -244,18 +265,22 @@ def take_over(study: Path, name: str, cards: Path) -> list[Path]:
 def main(arguments: Sequence[str]) -> int:
     """Run the command line; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("study", nargs="?", type=Path, help="folder of a finished `hf-ssl study methods`")
+    parser.add_argument("study", nargs="?", type=Path, help="folder of a finished `hf-ssl study methods` or `labels`")
     parser.add_argument("--name", help="name of its results, such as cifar10")
     parser.add_argument("--check", action="store_true", help="write nothing; exit code 1 if a table is not up to date")
     options = parser.parse_args(arguments)
     cards = ROOT / "model_cards"
     if options.study is not None:
-        if not (options.study / "methods.json").is_file():
-            parser.error(f"`{options.study}` has no methods.json: give the folder of a finished study of methods.")
+        found = _results_in(options.study)
+        if not found.is_file():
+            files = " or ".join(f"{name}.json" for name in _SHOWN_AS)
+            parser.error(f"`{options.study}` has no {files}: give the folder of a finished study.")
+        kind = LabelRun if found.stem == "labels" else MethodRun
         try:
-            runs_of(json.loads((options.study / "methods.json").read_text(encoding="utf-8")))
+            for one in json.loads(found.read_text(encoding="utf-8"))["runs"]:
+                of_json(kind, one)
         except (ValueError, KeyError, TypeError) as error:
-            parser.error(f"`{options.study / 'methods.json'}` is not of a study of methods: {error}.")
+            parser.error(f"`{found}` is not of a study of {found.stem}: {error}.")
         if options.name is None:
             known = ", ".join(sorted(path.stem for path in (cards / "results").glob("*.json")))
             parser.error(f"`--name` is needed: what the results are called. One that exists is replaced: {known}.")

@@ -210,6 +210,31 @@ def test_a_table_says_what_was_not_run_and_what_the_copy_costs(tmp_path: Path):
     assert model_cards.with_tables(text, tmp_path) == text
 
 
+def test_what_labels_are_worth_is_taken_over_with_its_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
+    root = repository(tmp_path / "checkout", monkeypatch)
+    study = tmp_path / "secret" / "labels"
+    small = {"num_steps": 2, "batch_size": 8, "num_workers": 0, "fractions": [0.1, 1.0], "seeds": 2}
+    hf_ssl.study("labels", encoders=["random:test_resnet"], dataset="digits", output_dir=study, **small)
+    index = root / "model_cards" / "README.md"
+    assert model_cards.main([str(study), "--name", "few"]) == 1
+    assert "`model_cards/README.md` has no table `labels few`" in capsys.readouterr().err
+    index.write_text(index.read_text() + "<!-- results: labels few -->\n<!-- end of results -->\n")
+    assert model_cards.main([str(study), "--name", "few"]) == 0 and model_cards.main(["--check"]) == 0
+    runs = json.loads((study / "labels.json").read_text())["runs"]
+    for start in ("scratch", "random:test_resnet"):
+        cells = [
+            " ± ".join(mean_and_deviation([one["accuracy"] for one in runs if kind(one, start, fraction)]))
+            for fraction in (0.1, 1.0)
+        ]
+        assert f"| {start} | {cells[0]} | {cells[1]} |" in index.read_text()
+    assert "after 2 steps of 8 images" in index.read_text() and "; 2 seeds, each with" in index.read_text()
+    assert not [path for path in root.rglob("*few*") if "secret" in path.read_text()]
+
+
+def kind(run: dict, start: str, fraction: float) -> bool:
+    return run["start"] == start and run["fraction"] == fraction
+
+
 @pytest.mark.parametrize(
     ("content", "name", "message"),
     [
