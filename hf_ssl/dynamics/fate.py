@@ -42,6 +42,8 @@ _MOST_DOUBLINGS = 120
 # its stable end, relative to it, if that lasts for so many times of the slowest rate there.
 _CLOSE = 1e-6
 _SLOWEST_TIMES = 40.0
+# A rate that is so much smaller than the fastest one is lost in the rounding of every step.
+_LOST_RATE = 1e-15
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -333,8 +335,10 @@ def _follow(mode: Mode, start: State, arrived: Callable[[State, float], bool]) -
         The state there, and whether growth was above the alignment bound on the way.
     """
     state, time, too_fast = start, 0.0, False
-    step = 1 / (mode.signal + mode.noise + (mode.beta or 0.0) + mode.eta + mode.eta_p)
-    for _ in range(_MOST_DOUBLINGS):
+    rates = [mode.eta, mode.eta_p, mode.beta or 0.0]
+    step = 1 / (mode.signal + mode.noise + sum(rates))
+    lost = min((rate for rate in rates if rate > 0), default=1.0) * step < _LOST_RATE
+    for _ in range(0 if lost else _MOST_DOUBLINGS):
         if arrived(state, time):
             return state, too_fast
         path = _solve(mode, start, state, step)
@@ -342,7 +346,10 @@ def _follow(mode: Mode, start: State, arrived: Callable[[State, float], bool]) -
         p, w, a = path.y[:, -1].tolist()
         state, time, step = (p, w, a), time + step, 2 * step
     raise UserError(
-        f"The end of a mode that starts at p = {start[0]:g}, s = {start[1] ** 2:g} could not be found: it starts on "
-        "the edge of its basin, or a weight decay is too small for double precision. Change the start or the decay a "
-        "little, or set a tiny decay to 0."
+        f"The end of a mode that starts at p = {start[0]:g}, s = {start[1] ** 2:g} could not be found: "
+        + (
+            "a weight decay, or 1 - `ema_momentum`, is too small for double precision. Set a tiny decay to 0."
+            if lost
+            else "it starts on the edge of its basin. Change the start a little."
+        )
     )

@@ -1,8 +1,9 @@
 """What the theory says about a training run: which eigenmodes survive, where they end, and why."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -12,6 +13,8 @@ from hf_ssl.dynamics.fate import Cause, Fate, Mode, State, fate_of, state_after
 from hf_ssl.errors import UserError
 
 PredictorForm = Literal["learned", "symmetric", "none"]
+_OF_MODES = {"signal": "positive", "noise": "at least 0", "predictor_scale": "", "encoder_scale": "at least 0"}
+"""Settings with one number for each mode, and the rule of each."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +56,17 @@ class TrainingSetting:
     target_scale: float = 1.0
 
     def __post_init__(self):
+        numbers = (
+            "learning_rate",
+            "predictor_lr_multiplier",
+            "weight_decay",
+            "predictor_weight_decay",
+            "target_scale",
+        )
+        for name in numbers:
+            value = getattr(self, name)
+            if value is not None and not math.isfinite(value):
+                raise UserError(f"`{name}` must be finite, got {value}.")
         for name in ("learning_rate", "predictor_lr_multiplier"):
             if not getattr(self, name) > 0:
                 raise UserError(f"`{name}` must be positive, got {getattr(self, name)}.")
@@ -65,6 +79,29 @@ class TrainingSetting:
                 f"`ema_momentum` must be in [0, 1), or None for no moving average, got {self.ema_momentum}: a target "
                 "that never moves is not in the theory."
             )
+        if self.predictor not in get_args(PredictorForm):
+            raise UserError(f"`predictor` must be one of {', '.join(get_args(PredictorForm))}, got {self.predictor}.")
+        self._check_modes()
+
+    def _check_modes(self) -> None:
+        """Refuse numbers of modes that are none, or that are not of the same modes."""
+        counts = {}
+        for name, rule in _OF_MODES.items():
+            values = _modes(getattr(self, name))
+            if values.ndim > 1 or not values.numel():
+                raise UserError(
+                    f"`{name}` must be one number, or a list with one for each mode, got {values.tolist()}."
+                )
+            if not values.isfinite().all():
+                raise UserError(f"`{name}` must be finite, got {values.tolist()}.")
+            least = float(values.min())
+            if (rule and least < 0) or (rule == "positive" and least == 0):
+                raise UserError(f"`{name}` must be {rule}, got {values.tolist()}.")
+            if values.numel() > 1:
+                counts[name] = values.numel()
+        if len(set(counts.values())) > 1:
+            told = ", ".join(f"`{name}` {count}" for name, count in counts.items())
+            raise UserError(f"What is given for each mode must be of as many modes, got {told}.")
 
     def flow(self) -> EigenmodeFlow:
         """The equations of this setting's modes; time is `learning_rate` a step."""

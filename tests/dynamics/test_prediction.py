@@ -220,9 +220,10 @@ def drawn_setting(draw: random.Random) -> tuple[TrainingSetting, list[dict[str, 
     return TrainingSetting(**values, **shared), modes
 
 
-def test_verdicts_are_those_of_an_integration_of_its_own():
-    draw, decided, kinds = random.Random(0), 0, set()
-    for _ in range(120):
+@pytest.mark.parametrize("seed", [0, 1])
+def test_verdicts_are_those_of_an_integration_of_its_own(seed):
+    draw, decided, kinds = random.Random(seed), 0, set()
+    for _ in range(60):
         setting, modes = drawn_setting(draw)
         found = predict_training(setting)
         for place, mode in enumerate(modes):
@@ -244,7 +245,16 @@ def test_verdicts_are_those_of_an_integration_of_its_own():
             assert (found.s[place].item() == 0) == (not survives)
         counted = re.match(r"(\d+) of 2 modes survive", found.reason)
         assert (int(counted[1]) if counted else 0) == int(found.survives.sum()), found.reason
-    assert decided > 200 and len(kinds) > 8, (decided, len(kinds))
+        # Which rule is named, by conditions of its own.
+        ingredients = setting.stop_gradient and setting.predictor != "none"
+        above = [setting.weight_decay >= m["signal"] ** 2 / (4 * (m["signal"] + m["noise"])) for m in modes]
+        decays = setting.weight_decay > 0 and setting.predictor_weight_decay != 0
+        assert ("is not below the critical" in found.reason) == (ingredients and decays and any(above)), found.reason
+        assert ("without stop-gradient, W follows" in found.reason) <= (not setting.stop_gradient)
+        assert ("without predictor, W follows" in found.reason) <= (setting.predictor == "none")
+        only_encoder = ingredients and setting.weight_decay > 0 and setting.predictor_weight_decay == 0
+        assert ("the encoder decays and the predictor does not" in found.reason) == only_encoder, found.reason
+    assert decided > 100 and len(kinds) > 8, (decided, len(kinds))
 
 
 def test_slow_collapse_shows_after_many_steps_alone():
@@ -269,6 +279,17 @@ def test_growth_against_the_bound_of_alignment():
         ({"weight_decay": -1.0}, "`weight_decay` must be at least 0"),
         ({"ema_momentum": 1.0}, r"`ema_momentum` must be in \[0, 1\)"),
         ({"noise": -1.0}, "`noise` must be at least 0"),
+        ({"signal": [1.0, 0.0]}, r"`signal` must be positive, got \[1.0, 0.0\]"),
+        ({"encoder_scale": -1.0}, "`encoder_scale` must be at least 0, got -1.0"),
+        ({"predictor": "foo"}, "`predictor` must be one of learned, symmetric, none, got foo"),
+        ({"learning_rate": float("inf")}, "`learning_rate` must be finite, got inf"),
+        ({"target_scale": float("nan")}, "`target_scale` must be finite, got nan"),
+        ({"predictor_scale": float("nan")}, "`predictor_scale` must be finite, got nan"),
+        ({"predictor_scale": [1.0, float("inf")]}, r"`predictor_scale` must be finite, got \[1.0, inf\]"),
+        ({"signal": []}, r"`signal` must be one number, or a list with one for each mode, got \[\]"),
+        ({"signal": [1.0, 2.0], "noise": [1.0, 2.0, 3.0]}, "must be of as many modes, got `signal` 2, `noise` 3"),
+        ({"weight_decay": 1e-20}, "too small for double precision. Set a tiny decay to 0"),
+        ({"weight_decay": 1e-30, "predictor_weight_decay": 1e-30}, "too small for double precision"),
     ],
 )
 def test_wrong_settings(wrong, message):
