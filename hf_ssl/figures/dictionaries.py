@@ -9,7 +9,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
+from hf_ssl.figures.dynamics import COLOURS
+
 _CHOICE, _BEST = "#D55E00", "#0072B2"
+_MARKERS = ("o", "s", "D", "^", "v", "<", ">", "P")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,9 +164,10 @@ def negatives_and_memory(rows: Sequence[NegativesRow]) -> Figure:
     kinds: dict[str, list[NegativesRow]] = {}
     for row in sorted(rows, key=lambda row: row.negatives):
         kinds.setdefault(row.kind, []).append(row)
-    for colour, (kind, group) in zip(_colours(len(kinds)), kinds.items(), strict=True):
+    for place, (kind, group) in enumerate(kinds.items()):
         number = [row.negatives for row in group]
-        style = {"color": colour, "marker": "o", "markersize": 4, "lw": 1.2, "label": kind}
+        style = {"color": COLOURS[place % len(COLOURS)], "marker": _MARKERS[place % len(_MARKERS)], "label": kind}
+        style |= {"markersize": 7, "mec": "white", "mew": 0.5, "lw": 1.2}
         left.plot(number, [row.effective for row in group], **style)
         right.plot(number, [(row.held + row.kept) / 1e6 for row in group], **style)
     ends = [min(row.negatives for row in rows), max(row.negatives for row in rows)]

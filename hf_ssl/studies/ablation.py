@@ -53,7 +53,7 @@ from hf_ssl.studies.ablation_grid import Cell, cells_of
 from hf_ssl.studies.ablation_predictions import AblationResults, Forecasts, Part, joined
 from hf_ssl.studies.ablation_report import HEAD, draw, line_of, scores_text, summary, write_results
 from hf_ssl.studies.ablation_settings import COMMON, AblationSettings
-from hf_ssl.studies.ablation_theory import Measured, Run, Start, measure_start, theory_of
+from hf_ssl.studies.ablation_theory import Look, Measured, Run, Start, measure_start, theory_of
 from hf_ssl.studies.many_runs import (
     StoppedError,
     check_one_process,
@@ -262,6 +262,7 @@ class _Bench:
             representation_rank=last["representation_effective_rank"],
             seconds=ended.seconds,
             deaths=deaths_of([(0, expected.start.eigenvalues), *spectra]),
+            looks=[Look(step=step, eigenvalues=values[:4]) for step, values in spectra],
         )
         run = Run(cell=cell, seed=seed, start=expected.start, theory=expected.theory, measured=measured)
         write_json(result, run.record())

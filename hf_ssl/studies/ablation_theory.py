@@ -187,6 +187,19 @@ def theory_of(
 
 
 @dataclass(frozen=True, kw_only=True)
+class Look:
+    """The projections at one step of a run.
+
+    Args:
+        step: Optimizer steps done.
+        eigenvalues: The four largest of their covariance.
+    """
+
+    step: int
+    eigenvalues: list[float]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Measured:
     """What a run of a cell came to.
 
@@ -199,6 +212,7 @@ class Measured:
         representation_rank: Effective rank of the representations of the last batch.
         seconds: Time of training.
         deaths: When each direction of the projections stops to carry variance; see `Forecast`. None in older records.
+        looks: The projections during the run. Empty in older records.
     """
 
     knn: float | None
@@ -209,6 +223,7 @@ class Measured:
     representation_rank: float
     seconds: float
     deaths: list[int | None] | None = None
+    looks: list[Look] = field(default_factory=list)
 
 
 def collapse_of(spread: float, projection_rank: float, rank_at_start: float) -> Collapse:

@@ -1,6 +1,7 @@
 """The guide of dictionaries: its tables are what the results files say, computed a second time."""
 
 import json
+import math
 import re
 from pathlib import Path
 
@@ -145,3 +146,34 @@ def test_the_matching_probabilities_are_those_of_the_results():
     assert f"lie {apart[0]:.1f} and {apart[1]:.1f} points apart" in text
     picked = [runs[one]["measured"]["contrast_accuracy"] for one in runs if one[0] != "fresh"]
     assert all(round(100 * value) == 1 for value in picked)
+
+
+def test_the_vectors_of_a_queue_without_momentum_swing():
+    head, *rows = table("cosine of keys with the same views now, 4,096 keys")
+    runs = {
+        one["cell"]["momentum"]: one["measured"]
+        for one in results("grid")["runs"]
+        if one["cell"]["queue_size"] == 4096 and one["seed"] == 0
+    }
+    for title, *cells in rows:
+        momentum, age = re.findall(r"[\d.]+", title)
+        looks = {
+            look["step"]: dict(zip(look["ages"], look["keys"], strict=True)) for look in runs[float(momentum)]["looks"]
+        }
+        assert cells == [f"{looks[int(step.split()[-1])][int(age)]:.2f}" for step in head[1:]]
+    spreads = [f"{runs[momentum]['loss_spread']:.3f}" for momentum in (0.0, 0.9, 0.99, 0.999)]
+    text = " ".join(GUIDE.split())
+    assert "is {} without momentum, and {}, {} and {} with 0.9, 0.99 and 0.999".format(*spreads) in text
+    below = {momentum: math.log(4097) - runs[momentum]["loss"] for momentum in (0.0, 0.99)}
+    assert f"it ends {below[0.0]:.2f} nats *below*" in text and f"Momentum 0.99 ends {below[0.99]:.2f} below" in text
+
+
+def test_the_time_of_a_step():
+    took: dict[str, list[float]] = {}
+    for one in results("mechanisms")["runs"]:
+        if one["measured"]["step_milliseconds"]:
+            took.setdefault(one["cell"]["method"], []).append(one["measured"]["step_milliseconds"])
+    text = " ".join(GUIDE.split())
+    assert "took {:.0f}, {:.0f} and {:.0f} ms end to end".format(*sorted(took["end_to_end"])) in text
+    for method, words in (("moco", "with the queue"), ("memory_bank", "with the bank")):
+        assert f"{min(took[method]):.0f} to {max(took[method]):.0f} ms {words}" in text

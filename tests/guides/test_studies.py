@@ -99,6 +99,32 @@ def test_what_the_guide_says_of_single_runs_is_in_the_files():
     assert "learns as well: {:.1f}, {:.1f} and {:.1f}.".format(*ranks["all"]) in text
 
 
+def test_which_directions_were_said_to_live_and_when_the_others_die():
+    text = " ".join(GUIDE.split())
+    pairs = [
+        (said["forecasts"]["all"]["deaths"], run["measured"]["deaths"])
+        for _, said, run in told_and_found(SECOND)
+        if said["before_run"]
+    ]
+    assert len(pairs) == 40
+    for place, start, joined in ((1, "Of the ", " that the 40 runs lose, "), (0, " at step 20, and ", None)):
+        steps = [step for pair in pairs for step in pair[place] if step is not None]
+        early = sum(step == 20 for step in steps)
+        said = f"{start}{len(steps):,}{joined}{early:,}" if joined else f"{start}{early:,} of the {len(steps):,} that"
+        assert said in text
+    alive = [(told.count(None), found.count(None)) for told, found in pairs]
+    assert "leave {} directions in all where {} are left".format(*map(sum, zip(*alive, strict=True))) in text
+    off = [abs(told - found) for told, found in alive]
+    assert f"right in {off.count(0)} runs, and off by at most one in {sum(one <= 1 for one in off)})" in text
+    late = [
+        abs(one - other)
+        for told, found in pairs
+        for one, other in zip(told, found, strict=False)
+        if one is not None and other is not None and max(one, other) > 20
+    ]
+    assert f"the steps of death lie {statistics.median(late):g} apart in the median, in runs of 400" in text
+
+
 @pytest.mark.parametrize("name", ["core_seed1", *FRESH, *SECOND])
 def test_what_was_said_before_the_runs_is_what_they_are_judged_by(name: str):
     said = json.loads((RESULTS / f"{name.replace('_seed1', '')}.predictions.json").read_text())

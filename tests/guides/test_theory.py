@@ -106,3 +106,40 @@ def test_the_theorem_in_its_own_setting():
     text = " ".join((ROOT / "scripts" / "guides" / "theory.md").read_text(encoding="utf-8").split())
     assert f"growth is {min(correlations):.2f} to {max(correlations):.2f}" in text
     assert f"right in {100 * min(signs):.0f} to {100 * max(signs):.0f} %" in text
+
+
+def test_one_direction_of_z_grows_and_the_others_stay():
+    text = " ".join((ROOT / "scripts" / "guides" / "theory.md").read_text(encoding="utf-8").split())
+    runs = [one for one in results("ablation/fresh_cifar-2")["runs"] if one["measured"]["looks"]]
+    assert len(runs) == 8 and {one["cell"]["weight_decay"] for one in runs} == {0.004}
+    start = [one["start"]["eigenvalues"] for one in runs]
+    early, late = ([one["measured"]["looks"][place] for one in runs] for place in (0, -1))
+    assert {look["step"] for look in early} == {20} and {look["step"] for look in late} == {400}
+
+    def ends(values, place: int) -> tuple[str, str]:
+        found = [one[place] for one in values]
+        return f"{min(found):.1f}", f"{max(found):.1f}"
+
+    early, late = ([look["eigenvalues"] for look in looks] for looks in (early, late))
+    largest = [f"{float(end):.0f}" for end in ends(early, 0)]
+    assert "of z goes from {} or {} to between {} and {}".format(*ends(start, 0), *largest) in text
+    assert "the second from {} or {} to between {} and {}.".format(*ends(start, 1), *ends(early, 1)) in text
+    assert "first two are {} to {} and {} to {}.".format(*ends(late, 0), *ends(late, 1)) in text
+
+
+def test_directions_that_turn_mostly_fall():
+    text = " ".join((ROOT / "scripts" / "guides" / "theory.md").read_text(encoding="utf-8").split())
+    rising: dict[str, dict[str, list[int]]] = {}
+    for target, one in results("curriculum")["targets"].items():
+        for kind in ("theory", "measured"):
+            first, last = one[kind]["s"][0], one[kind]["s"][-1]
+            turns = zip(one[kind]["turning_steps"], first, last, strict=True)
+            rising.setdefault(kind, {})[target] = [step for step, before, after in turns if after > before]
+    assert {len(steps) for steps in rising["theory"].values()} == {11} and "where eleven do by the equations" in text
+    measured = rising["measured"]
+    assert len(measured.pop("none")) == 4 and {len(steps) for steps in measured.values()} == {5}
+    assert "only four end above their start without a moving average and five with one" in text
+    assert max(measured["0.9"]) == 40 and max(measured["0.99"]) == 130
+    assert "the last turns at step 30 without, at 40 with m = 0.9 and at 130 with m = 0.99" in text
+    theory = results("curriculum")["targets"]["0.99"]["theory"]["cosine"]
+    assert f"the equations give {theory[3]:.2f}; they reach {theory[-1]:.2f} at the end" in text
