@@ -192,7 +192,8 @@ class _Bench:
         self.configs = {name: self._config(name) for name in options.runs or []}
         for name in options.runs or []:
             for seed in range(options.seeds):
-                if is_trained(self._folder(name, seed)):  # perhaps elsewhere
+                folder = self._folder(name, seed)
+                if is_trained(folder) and not (folder / _RESULT).exists():  # perhaps not by this study
                     self._differences(name, seed)
 
     def run(self, name: str, seed: int) -> FinishedRun:

@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import shutil
 import signal
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,6 +21,7 @@ from hf_ssl.modules.encoder import build_encoder
 from hf_ssl.studies import many_runs
 from hf_ssl.studies.many_runs import parts_of_recipe
 from hf_ssl.studies.published import TABLES
+from hf_ssl.studies.reproduce_report import FinishedRun, table_text
 from hf_ssl.training.arguments import TrainingSettings
 from hf_ssl.training.output import locked_output_dir
 
@@ -237,24 +239,28 @@ def test_settings_of_the_machine_reach_the_training(tmp_path: Path, monkeypatch:
 def test_a_run_of_pretrain_counts_if_it_is_that_of_the_row(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ):
-    place = tmp_path / "linear-100" / "seed0"
-    words = ["pretrain", "--method", "directpred", "--recipe", "stl10-linear", "--num_epochs", "none"]
+    made, place = tmp_path / "made", tmp_path / "linear-100" / "seed0"
+    words = ["pretrain", "--method", "directpred", "--recipe", "cifar-linear", "--num_epochs", "none"]
     words += ["--num_steps", "2", "--batch_size", "16", "--encoder", "test_resnet", "--num_workers", "0", "--cpu"]
-    words += ["--dataset", "digits", "--mixed_precision", "bf16", "--output_dir", str(place)]
+    words += ["--dataset", "digits", "--mixed_precision", "bf16", "--output_dir", str(made)]
+    for part in ("_evaluate", "_draw", "_portray"):  # which the study does not read
+        monkeypatch.setattr(f"hf_ssl.hub.finish.{part}", lambda *_: None)
     assert main(words) == 0
+    place.parent.mkdir()
+    place.symlink_to(made)
+    record = json.loads((place / "run.json").read_text())
+    record["training"] |= {"num_processes": 8, "images_per_device": 1}  # as 8 GPUs that hold one image each write it
+    (place / "run.json").write_text(json.dumps(record))
     monkeypatch.setattr(many_runs, "train", lambda *_: 1 / 0)
     weights = (place / "encoder" / "model.safetensors").read_bytes()
-    stl10 = {"table": "directpred-stl10"}
-    assert run(tmp_path, "--runs", "linear-100", "--split", "train", **stl10) == 0
+    assert run(tmp_path, "--runs", "linear-100") == 0
     assert (place / "encoder" / "model.safetensors").read_bytes() == weights
     rows = cells((tmp_path / "reproduction.md").read_text())
-    assert rows["linear-100"][4].endswith(
-        ", 1 seed, encoder test_resnet, batch_size 16, split train, eval_images 60, mixed_precision bf16"
-    )
-    images = IMAGES.format("STL-10", "linear probe, luckmatters on `test`, learnt from `train`")
-    assert images in (tmp_path / "reproduction.md").read_text()
+    given = ", 1 seed, encoder test_resnet, batch_size 16, eval_images 60"
+    computed = dict(word.split(" ") for word in rows["linear-100"][4].partition(f"{given}, ")[2].split(", "))
+    assert computed == {"mixed_precision": "bf16", "num_processes": "8", "images_per_device": "1"}
     # In the place of another row or seed, of other data, or begun with weights, it is another run.
-    other = tmp_path / "rho0.3-epsilon0.5" / "seed0"
+    other = tmp_path / "directpred-freq5-100" / "seed0"
     shutil.copytree(place, other)
     (other / "result.json").unlink()
     record = json.loads((other / "run.json").read_text())
@@ -262,17 +268,27 @@ def test_a_run_of_pretrain_counts_if_it_is_that_of_the_row(
     record["origin"] = {"encoder": "org/moco-r50", "kind": "hub"}
     (other / "run.json").write_text(json.dumps(record))
     capsys.readouterr()
-    assert run(tmp_path, "--runs", other.parent.name, "--split", "train", **stl10) == 2
+    assert run(tmp_path, "--runs", other.parent.name) == 2
     said = capsys.readouterr().err
     for part in (
-        f"The run in `{other}` is not `rho0.3-epsilon0.5` with seed 0 of this table: ",
-        "its `epsilon` is 0.1, not 0.5",
-        "its `freq` is 0, not 1",
+        f"The run in `{other}` is not `directpred-freq5-100` with seed 0 of this table: ",
+        "its `freq` is 0, not 5",
         "its `seed` is 3, not 0",
         "its images are `digits`, split `train`, not `digits`, split `train`",
         "it began with the weights of `org/moco-r50`. Move it out of the way",
     ):
         assert part in said
+
+
+def test_seeds_that_were_computed_otherwise_are_told_apart():
+    runs = [
+        FinishedRun("linear-100", seed, "digits", {"linear-luckmatters-best": 0.5}, 2.0, 4, 1.0, {}) for seed in (0, 1)
+    ]
+    table = TABLES["directpred-cifar10"]
+    assert cells(table_text(table, ["linear-100"], runs, {}, {}))["linear-100"][4] == "2 epochs of digits, 2 seeds"
+    runs.append(replace(runs[0], seed=2, changed={"num_processes": 8}))
+    trained = cells(table_text(table, ["linear-100"], runs, {}, {}))["linear-100"][4]
+    assert trained == "2 epochs of digits, seed 0, 1; 2 epochs of digits, seed 2, num_processes 8"
 
 
 def test_clusters_are_those_of_the_method(tmp_path: Path):
