@@ -135,6 +135,7 @@ COMMAND = CommandGroup(
             first=("dataset", "output_dir", "runs", "seeds", "list", "num_epochs", "num_steps"),
             groups={
                 "data": (*_DATA, "probe_split", "test_split", "eval_images", "augmented_passes"),
+                "machine": ("mixed_precision", "compile", "cache"),
                 "to try it out": ("batch_size", "encoder"),
             },
         ),

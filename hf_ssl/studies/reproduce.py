@@ -9,6 +9,9 @@ Each run has the settings of its recipe and is measured by the protocol of the p
 `--list` trains nothing and shows what is done and what is missing. A whole table takes days to weeks: `--num_steps`,
 `--encoder` and others try it out at a small size, which the table then says.
 
+The study trains in one process. For several GPUs, train a run by `accelerate launch -m hf_ssl pretrain` with the
+settings of its row into OUTPUT_DIR/RUN/seed0, or put it there: a finished run is compared with its row and measured.
+
 Killed or stopped? The same command continues. Writes reproduction.json and reproduction.md beside the runs, each of
 which has its `encoder` folder.
 """
@@ -22,16 +25,14 @@ from typing import Any
 import torch
 from accelerate.utils import set_seed
 
-from hf_ssl.data.settings import OF_DATA, PLACES, DataSettings, PlaceSettings
-from hf_ssl.data.sources.open import DataLike, Source
-from hf_ssl.errors import UserError, near_name
+from hf_ssl.data.settings import OF_DATA, PLACES, DataSettings
+from hf_ssl.data.sources.open import Source
+from hf_ssl.errors import UserError
 from hf_ssl.evaluation.comparison import compare, shared_labels
 from hf_ssl.evaluation.features import encoder_of
-from hf_ssl.evaluation.protocols import AUGMENTED
 from hf_ssl.evaluation.references import read_json
 from hf_ssl.methods import METHODS
 from hf_ssl.methods.base import SSLConfig
-from hf_ssl.settings import check_least, check_positive, checked
 from hf_ssl.studies.many_runs import (
     SETTINGS_FILE,
     StoppedError,
@@ -47,96 +48,20 @@ from hf_ssl.studies.many_runs import (
 )
 from hf_ssl.studies.published import TABLES, Row, Table
 from hf_ssl.studies.reproduce_report import FinishedRun, table_text
-from hf_ssl.studies.settings import chosen_names
-from hf_ssl.training.files import write_json
+from hf_ssl.studies.reproduce_runs import differences_from, is_trained, state_of, trained_method, wanted_identity
+from hf_ssl.studies.reproduce_settings import ReproduceSettings
+from hf_ssl.training.files import RUN_FILE, write_json
 from hf_ssl.training.plan import make_plan
+from hf_ssl.training.record import RunRecord
 
 logger = logging.getLogger(__name__)
 
 _SMALLER = {"encoder": "architecture", "batch_size": "batch_size"}
 _CHANGES = (*_SMALLER, "split", "probe_split", "test_split", "eval_images", "augmented_passes")
 # Settings that change the numbers of a run: one folder holds results of one choice of them.
-_COMMON = ("dataset", *PLACES, "table", "num_epochs", "num_steps", *_CHANGES)
+_COMMON = ("dataset", *PLACES, "table", "num_epochs", "num_steps", *_CHANGES, "mixed_precision", "compile", "cache")
 _EVAL_BATCH = 256
-
-
-@checked
-class ReproduceSettings(PlaceSettings):
-    """Which table, on which copy of its data.
-
-    Args:
-        table: directpred-cifar10, directpred-stl10, directpred-imagenet, moco-imagenet, mochi or
-            contrastive-clustering.
-        dataset: Where the table's data are: an id on the Hub, a folder, a file or an address, as for
-            `hf-ssl pretrain`; needed unless `list`.
-        output_dir: Folder of the runs; needed unless `list`, which looks there for what is done.
-        runs: Names of runs of the table, as `list` shows them; all if not given.
-        seeds: Runs of each kind, with seeds from 0; at least 1.
-        split: Split to train on; the table's if not given.
-        probe_split: Labelled split that the probe learns from; the table's if not given.
-        test_split: Labelled split to measure on; the table's if not given.
-        num_epochs: Epochs of each run, to try it out; those of the table if neither this nor `num_steps` is given.
-        num_steps: Optimizer steps of each run, instead of `num_epochs`.
-        batch_size: Images of a step, to try it out; the recipe's if not given.
-        encoder: Architecture, to try it out; the recipe's if not given.
-        eval_images: Images of each labelled split to measure on at most, at least 2; all if not given.
-        augmented_passes: Passes of random crops that `linear-sgd` and `linear-byol` learn from, as the papers' do; see
-            `hf-ssl evaluate`. 0: images as they are.
-        num_workers: Worker processes that decode and augment, at least 0.
-        list: Train nothing: show the runs, and the numbers of those that are done.
-    """
-
-    table: str
-    dataset: DataLike | None = None
-    output_dir: Path | None = None
-    runs: list[str] | None = None
-    seeds: int = 1
-    split: str | None = None
-    probe_split: str | None = None
-    test_split: str | None = None
-    num_epochs: float | None = None
-    num_steps: int | None = None
-    batch_size: int | None = None
-    encoder: str | None = None
-    eval_images: int | None = None
-    augmented_passes: int = 0
-    num_workers: int = 2
-    list: bool = False
-
-    def validate_table(self) -> None:
-        """Check what can be checked without data; runs that were not given become all of the table's."""
-        if self.table not in TABLES:
-            hint = near_name(self.table, TABLES) or f" Known: {', '.join(TABLES)}."
-            raise UserError(f"`study reproduce` knows no table `{self.table}`.{hint}")
-        found = TABLES[self.table]
-        self._check_numbers()
-        self.runs = [*found.rows] if self.runs is None else chosen_names(self.runs, [*found.rows], "run")
-        if self.list:
-            return
-        test = self.test_split or found.test_split
-        learnt = [self.split or found.split, self.probe_split or found.probe_split]
-        # A clustering has no probe, and is measured on whatever it was trained on.
-        if learnt[1] is not None and test in learnt:
-            raise UserError(
-                f"`test_split` is `{test}`, from which encoder or probe learn (`split` {learnt[0]}, `probe_split` "
-                f"{learnt[1]}): measure on other images."
-            )
-        if self.dataset is None:
-            raise UserError(
-                f"`dataset` is needed: where {found.data} is, such as `--dataset {found.place}`. `--list` shows the "
-                "runs without it."
-            )
-        if self.output_dir is None:
-            raise UserError(f"`output_dir` is needed: the folder of the runs, such as `runs/{self.table}`.")
-
-    def _check_numbers(self) -> None:
-        check_least(self, seeds=1, num_steps=1, batch_size=1, eval_images=2, augmented_passes=0, num_workers=0)
-        check_positive(self, "num_epochs")
-        if self.num_epochs is not None and self.num_steps is not None:
-            raise UserError("`num_epochs` and `num_steps` exclude each other. Give one of them.")
-        protocol = TABLES[self.table].protocol
-        if self.augmented_passes and protocol not in AUGMENTED:
-            raise UserError(f"`augmented_passes` is for {' and '.join(AUGMENTED)}, not for {protocol}. Leave it out.")
+_RESULT = "result.json"
 
 
 @dataclass(frozen=True)
@@ -164,9 +89,7 @@ def run(settings: ReproduceSettings) -> ReproduceResult:
     table = TABLES[settings.table]
     names = settings.runs or []
     if settings.list:
-        _check_table_of(settings)
-        done = _finished(settings, names)
-        return ReproduceResult(done, table_text(table, names, done))
+        return _listed(settings, table)
     check_one_process()
     bench, folder = _Bench(settings, table), settings.output_dir or Path()
     claim_folder(folder, settings, _COMMON, bench.source)
@@ -182,30 +105,67 @@ def run(settings: ReproduceSettings) -> ReproduceResult:
         exit_code = stopped.exit_code
     # Also those that were made before and are not asked for now.
     done = _finished(settings, [*table.rows])
-    text = table_text(table, [*table.rows], done)
+    text = table_text(table, [*table.rows], done, _begun(settings, [*table.rows]), _given(settings, bench.source.name))
     files = [folder / "reproduction.json", folder / "reproduction.md"]
     write_json(files[0], {"table": settings.table, "runs": [asdict(one) for one in done]})
     files[1].write_text(text)
     return ReproduceResult(done, text, files, exit_code)
 
 
-def _check_table_of(settings: ReproduceSettings) -> None:
-    """Refuse to list the runs of another table: some have the same names."""
-    record = (settings.output_dir or Path()) / SETTINGS_FILE
-    other = read_json(record).get("table") if settings.output_dir is not None and record.is_file() else settings.table
-    if other != settings.table:
+def _listed(settings: ReproduceSettings, table: Table) -> ReproduceResult:
+    """What is done, begun and missing; refuses a folder of another table, some of which have the same names."""
+    folder, names = settings.output_dir, settings.runs or []
+    if folder is not None and not folder.is_dir():
         raise UserError(
-            f"`{settings.output_dir}` holds runs of `{other}`, not of `{settings.table}`. Give another `output_dir`, "
-            "or leave it out to see what there is to run."
+            f"`output_dir` `{folder}` is not there, so no run is in it. Name the folder of the runs, or leave it out "
+            "to see what there is to run."
         )
+    given = _given(settings, settings.dataset)
+    if folder is not None and (folder / SETTINGS_FILE).is_file():
+        given = read_json(folder / SETTINGS_FILE)
+        if given.get("table") != settings.table:
+            other = f"`{given['table']}`" if given.get("table") else "another study"
+            raise UserError(
+                f"`{folder}` holds runs of {other}, not of `{settings.table}`. Give another "
+                "`output_dir`, or leave it out to see what there is to run."
+            )
+    done = _finished(settings, names)
+    text = table_text(table, names, done, _begun(settings, names), given)
+    place = (
+        f"- The study trains in one process. A run lies in `{folder or 'OUTPUT_DIR'}/RUN/seed0` (1, ...): one that "
+        "`hf-ssl pretrain` finished there with the settings of its row, on several GPUs perhaps, is measured and not "
+        "trained again.\n"
+    )
+    return ReproduceResult(done, text + place)
+
+
+def _given(settings: ReproduceSettings, dataset: Any) -> dict[str, Any]:
+    """What `settings.json` of the runs tells, without a folder."""
+    name = str(dataset) if isinstance(dataset, str | Path) else None
+    return {name: getattr(settings, name) for name in _COMMON} | {"dataset": name}
 
 
 def _finished(settings: ReproduceSettings, names: Sequence[str]) -> Sequence[FinishedRun]:
     """The runs that are done, of any seed."""
     if settings.output_dir is None:
         return []
-    found = [(name, path) for name in names for path in sorted((settings.output_dir / name).glob("seed*/result.json"))]
+    found = [(name, path) for name in names for path in sorted((settings.output_dir / name).glob(f"seed*/{_RESULT}"))]
     return [finished_run(path, FinishedRun, name=name) for name, path in found]
+
+
+def _begun(settings: ReproduceSettings, names: Sequence[str]) -> dict[str, list[str]]:
+    """How far the runs are that are not done: by name, one text for each seed."""
+    if settings.output_dir is None:
+        return {}
+    found = {name: sorted((settings.output_dir / name).glob(f"seed*/{RUN_FILE}")) for name in names}
+    return {
+        name: [
+            f"{state_of(path.parent)} (seed {path.parent.name.removeprefix('seed')})"
+            for path in paths
+            if not (path.parent / _RESULT).exists()
+        ]
+        for name, paths in found.items()
+    }
 
 
 class _Bench:
@@ -230,6 +190,11 @@ class _Bench:
         self.label = shared_labels(self.probe, self.test, options.label_column)[0]
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.configs = {name: self._config(name) for name in options.runs or []}
+        for name in options.runs or []:
+            for seed in range(options.seeds):
+                folder = self._folder(name, seed)
+                if is_trained(folder) and not (folder / _RESULT).exists():  # perhaps not by this study
+                    self._differences(name, seed)
 
     def run(self, name: str, seed: int) -> FinishedRun:
         """The finished run: read, gone on with, or made.
@@ -238,26 +203,37 @@ class _Bench:
             StoppedError: If a signal ended it.
         """
         folder = self._folder(name, seed)
-        result = folder / "result.json"
+        result = folder / _RESULT
         if result.exists():
             return finished_run(result, FinishedRun, name=name, seed=seed)
         row = self.table.rows[name]
-        set_seed(seed)
-        model = METHODS[row.method](self.configs[name])
-        seconds = train_run(model, self.source, self._data(self._recipe(row)), self._settings(name, seed))
+        if not is_trained(folder):
+            set_seed(seed)
+            model = METHODS[row.method](self.configs[name])
+            train_run(model, self.source, self._data(self._recipe(row)), self._settings(name, seed))
         plan = make_plan(self.source, self._settings(name, seed), 1)
+        given = {key: value for key in _CHANGES if (value := getattr(self.options, key))}
+        record = RunRecord.read(folder)
         finished = FinishedRun(
             name,
             seed,
             Path(self.source.name).name,
-            values=self._measure(model, f"{name}, seed {seed}", seed),
+            values=self._measure(trained_method(row.method, folder), f"{name}, seed {seed}", seed),
             epochs=None if plan.steps_per_epoch is None else plan.num_steps / plan.steps_per_epoch,
             steps=plan.num_steps,
-            seconds=seconds,
-            changed={key: value for key in _CHANGES if (value := getattr(self.options, key))},
+            seconds=0.0 if record is None else record.progress.seconds,
+            changed=given | self._differences(name, seed),
         )
         write_json(result, asdict(finished))
         return finished
+
+    def _differences(self, name: str, seed: int) -> dict[str, Any]:
+        """See `differences_from`."""
+        row, source = self.table.rows[name], self.source
+        data = self._data(self._recipe(row))
+        wanted = wanted_identity(row.method, self.configs[name], source, data, self._settings(name, seed))
+        of_data = f"`{source.name}`, split `{source.split}`"
+        return differences_from(wanted, self._folder(name, seed), f"`{name}` with seed {seed}", of_data)
 
     def _folder(self, name: str, seed: int) -> Path:
         return (self.options.output_dir or Path()) / name / f"seed{seed}"
@@ -270,6 +246,7 @@ class _Bench:
             **{name: getattr(options, name) for name in OF_DATA},
             split=self.table.split,
             view_recipe=recipe.get("view_recipe"),
+            cache=options.cache,
             num_workers=options.num_workers,
         )
 
@@ -280,6 +257,7 @@ class _Bench:
         if options.num_epochs is not None or options.num_steps is not None:
             recipe |= length_of(recipe, options.num_epochs, options.num_steps)
         given = {there: getattr(options, here) for here, there in _SMALLER.items()}
+        given |= {"mixed_precision": options.mixed_precision, "compile": options.compile or None}
         return recipe | {name: value for name, value in given.items() if value is not None}
 
     def _settings(self, name: str, seed: int) -> Any:

@@ -122,6 +122,21 @@ def is_locked(folder: Path) -> bool:
     return folder.resolve() in _held
 
 
+def is_in_use(folder: Path) -> bool:
+    """Whether any process is in `locked_output_dir` of a folder; False where the system has no locks."""
+    path = folder / _LOCK
+    if is_locked(folder):
+        return True  # to open the file again would let go of it
+    if fcntl is None or not os.access(path, os.R_OK):
+        return False
+    with path.open("rb") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError as error:
+            return error.errno in (errno.EACCES, errno.EAGAIN)
+    return False
+
+
 def _is_first_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 

@@ -51,6 +51,8 @@ TINY = {
     r"simulate sweep": "--size 8",
     r"simulate collapse": "--num_steps 20 --batch_size 16",
 }
+# This machine has no eight GPUs; the text has what a reader's machine is to do.
+ONE_PROCESS = ("--num_processes 8", "--num_processes 1")
 TINY_PYTHON = {
     "hf_ssl.pretrain(": "hf_ssl.pretrain(num_steps=4, warmup_steps=0, log_every=1, batch_size=16, num_workers=0, ",
     'encoder="resnet18"': 'encoder="test_resnet", image_size=32',
@@ -124,11 +126,19 @@ def with_small_settings(code: str) -> list[str]:
     """The command lines with the flags of `TINY` at their ends; what draws alone takes none of them."""
     lines = []
     for line in code.replace("\\\n", " ").splitlines():
-        command = line.partition("  #")[0].strip()
+        command = line.partition("  #")[0].strip().replace(*ONE_PROCESS)
         drawn = "--drawn_from" in command
         flags = [flags for part, flags in TINY.items() if not drawn and re.search(part, command)]
         lines.append(" ".join([command, *flags]))
     return lines
+
+
+def test_who_copies_the_run_book_trains_on_all_gpus_of_its_machine():
+    code = "".join(block.code for block in blocks_of("scripts/guides/imagenet.md"))
+    launched = [line for line in code.splitlines() if line.startswith("accelerate launch")]
+    assert launched and all("launch --num_processes 8 " in line for line in launched)
+    small = [line for line in with_small_settings(code) if line.startswith("accelerate launch")]
+    assert len(small) == len(launched) and all("launch --num_processes 1 " in line for line in small)
 
 
 def pictures(number: int, seed: int) -> list[Image.Image]:
