@@ -23,7 +23,7 @@ BENCHMARKS = Path(__file__).resolve().parent
 ROOT = BENCHMARKS.parents[1]
 LEAST = 20.0
 """Seconds, below which a step is not begun."""
-_GRACE = 30.0  # seconds in which a program that is asked to end may save what it has; a quarter of its time at most
+_GRACE = 30.0  # seconds in which a training that is asked to end may write a checkpoint
 _WORKERS = min(16, os.cpu_count() or 1)
 _FIRST_RUN = 0.6  # of the rest of the time, for the first of two training runs
 
@@ -97,14 +97,23 @@ class Check:
         partial.write_text(json.dumps(self.kept, indent=2) + "\n")
         os.replace(partial, self.options.output)
 
-    def program(self, name: str, words: Sequence[str | Path], seconds: float, **environment: str) -> int | None:
-        """Run a Python program with its output in a log, for so many seconds at most.
+    def program(
+        self, name: str, words: Sequence[str | Path], seconds: float, *, grace: float = 5.0, **environment: str
+    ) -> int | None:
+        """Run a Python program with its output in a log.
+
+        Args:
+            name: Of the log.
+            words: Of the command line.
+            seconds: That it may take at most, its end among them.
+            grace: Seconds of these that are left for its end, a quarter of them at most.
+            environment: Further variables.
 
         Returns:
-            Its exit code; None if its time was over. It was asked to end some time before that, and killed then.
+            Its exit code; None if its time was over: it was asked to end, and killed after the grace.
         """
         seconds = max(4.0, seconds)
-        grace = min(_GRACE, seconds / 4)
+        grace = min(grace, seconds / 4)
         with (self.work / f"{name}.log").open("w") as log:
             child = subprocess.Popen(
                 [sys.executable, *map(str, words)],
@@ -239,7 +248,7 @@ def directpred(check: Check, seconds: float) -> Outcome:
         name, folder = f"directpred-{kind}", check.work / f"directpred-{kind}"
         words = [*_recipe(check), *kinds[kind], "--dataset", dataset, "--output_dir", folder, "--resume", "auto"]
         words += ["--num_workers", str(_WORKERS if check.on_gpu else 0)]
-        code = check.program(name, ["-m", "hf_ssl", "pretrain", *words], share)
+        code = check.program(name, ["-m", "hf_ssl", "pretrain", *words], share, grace=_GRACE)
         if code == 0 and ends - time.monotonic() >= LEAST:
             name, code = f"{name}-evaluate", _evaluate(check, folder, dataset, ends - time.monotonic())
         if code not in (0, None):
