@@ -6,17 +6,18 @@
 
 Each step has a share of the time and is written to one JSON file as soon as it ends, so that a kill costs the running
 step. The next call goes on with what is missing: it leaves out steps that were done on such a device with the same
-code, and tests that have passed, and continues the training runs from their checkpoints. A failed test ends nothing;
-it is listed.
+code, PyTorch and data set, and tests that have passed, and continues the training runs from their checkpoints. A run
+that was trained otherwise is set aside and begins anew. A failed test ends nothing; it is listed.
 
 The package need not be installed. Packages that are missing are named, with the command that gets them; `--wheels`
-installs them from a folder, without a network, beside those that are there.
+installs them from a folder, without a network, beside those that are there. lightly, pytest-xdist and pytest-timeout
+are installed if their wheels are there: without lightly nothing is compared, without the others the tests take longer.
 
-Without a GPU, `--cpu` does the same in toy size: it shows that the check works, and measures nothing.
+Without a GPU, `--cpu` does the same in toy size, in files of its own: it shows that the check works, and measures
+nothing.
 """
 
 import argparse
-import hashlib
 import json
 import math
 import os
@@ -34,7 +35,7 @@ if str(BENCHMARKS) not in sys.path:
     sys.path.insert(0, str(BENCHMARKS))
 
 import gpu_packages  # noqa: E402  # pyright: ignore[reportMissingImports]
-from gpu_steps import LEAST, ROOT, STEPS, Check, MissingError, Outcome  # noqa: E402  # pyright: ignore[reportMissingImports]
+from gpu_steps import LEAST, ROOT, STEPS, Check, MissingError, Outcome, codes  # noqa: E402  # pyright: ignore[reportMissingImports]
 from gpu_table import table  # noqa: E402  # pyright: ignore[reportMissingImports]
 
 OUTPUT = ROOT / "model_cards" / "results" / "gpu_check.json"
@@ -55,37 +56,30 @@ print(json.dumps({
 """
 
 
-def code_of(root: Path) -> str:
-    """Checksum of the code whose results are kept."""
-    files = [root / "scripts" / "benchmarks" / name for name in ("step.py", "data.py")]
-    files += [path for folder in ("hf_ssl", "tests/gpu") for path in sorted((root / folder).rglob("*.py"))]
-    checksum = hashlib.sha256()
-    for path in files:
-        checksum.update(path.relative_to(root).as_posix().encode() + path.read_bytes())
-    return checksum.hexdigest()[:16]
-
-
 def run_steps(check: Check) -> Iterator[str]:
     """Do what is missing, in its order, and keep each step when it has ended; yields their names."""
     for name in check.options.steps:
-        work, share = STEPS[name]
         former = check.kept["steps"].get(name)
-        if former is not None and former["status"] == "done" and former["stamp"] == check.stamp:
+        current = check.is_current(name, former)
+        if current and former["status"] == "done":
             continue
-        began, seconds = time.monotonic(), min(share, check.left)
+        began, seconds = time.monotonic(), min(STEPS[name].seconds, check.left)
         if seconds < LEAST and check.on_gpu:
             outcome: Outcome = ("missing", None, "no time was left; the next call begins with it")
         else:
             try:
-                outcome = work(check, seconds)
+                outcome = STEPS[name].work(check, seconds)
             except MissingError as error:
                 outcome = ("missing", None, f"{error}.")
             except Exception as error:  # what breaks one step, such as a file that it left, must not cost the others
                 traceback.print_exc()
                 outcome = ("failed", None, f"{type(error).__name__}: {error}")
         status, result, reason = outcome
-        kept = {"status": status, "stamp": check.stamp, "seconds": round(time.monotonic() - began, 1)}
-        check.kept["steps"][name] = kept | {"reason": reason, "result": result}
+        if status == "missing" and current and former["result"]:  # what an earlier call came to is not lost
+            check.kept["steps"][name] = former | ({"reason": reason} if former["status"] == "partial" else {})
+        else:
+            kept = {"status": status, "stamp": check.stamp_of(name), "seconds": round(time.monotonic() - began, 1)}
+            check.kept["steps"][name] = kept | {"reason": reason, "result": result}
         check.keep()
         yield name
 
@@ -96,18 +90,22 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     add = parser.add_argument
-    add("--dataset", metavar="FOLDER", help="CIFAR-10, with splits train and test; without it DirectPred is left out")
+    add("--dataset", metavar="FOLDER", help="CIFAR-10, with splits train and test; without it shapes, no DirectPred")
     add("--wheels", type=Path, metavar="FOLDER", help="wheels from which missing packages are installed")
     add("--minutes", type=float, default=8.0, help="for everything [8]")
-    add("--output", type=Path, default=OUTPUT, metavar="FILE", help=f"[{OUTPUT.relative_to(ROOT)}]")
-    add("--work", type=Path, default=ROOT / "runs" / "gpu_check", metavar="FOLDER", help="runs, logs [runs/gpu_check]")
+    add("--work", type=Path, metavar="FOLDER", help="runs and logs [runs/gpu_check; with --cpu runs/gpu_check_cpu]")
+    add("--output", type=Path, metavar="FILE", help=f"[{OUTPUT.relative_to(ROOT)}; with --cpu check.json in --work]")
     add("--steps", nargs="+", choices=STEPS, default=list(STEPS), metavar="STEP", help=f"some of {', '.join(STEPS)}")
     add("--cpu", action="store_true", help="toy size, on the CPU")
     add("--table", action="store_true", help="print the table of the file again, and do nothing")
     options = parser.parse_args(arguments)
     if not 0 < options.minutes < math.inf:
         parser.error(f"`--minutes` must be a number above 0, got {options.minutes:g}.")
-    options.output, options.work = options.output.resolve(), options.work.resolve()
+    work = options.work or ROOT / "runs" / ("gpu_check_cpu" if options.cpu else "gpu_check")
+    output = options.output or (work / "check.json" if options.cpu else OUTPUT)
+    options.output, options.work = output.resolve(), work.resolve()
+    if options.cpu and options.output == OUTPUT:
+        parser.error(f"`--output` must be another file with `--cpu`, got {output}: it is for numbers of a GPU.")
     if options.dataset is not None and Path(options.dataset).exists():
         options.dataset = str(Path(options.dataset).resolve())  # its programs run in the clone
     return options
@@ -122,6 +120,8 @@ def main(arguments: Sequence[str]) -> int:
             kept = json.loads(options.output.read_text())
             if not isinstance(kept, dict) or not isinstance(kept.get("steps"), dict):
                 raise ValueError("it has no `steps`")
+            if not isinstance(kept.get("code", {}), dict):
+                raise ValueError("it is of an earlier version")
         except (OSError, ValueError) as error:
             print(f"error: `{options.output}` cannot be read as a check ({error}). Move it away.")
             return 2
@@ -139,10 +139,10 @@ def main(arguments: Sequence[str]) -> int:
     if environment is None:
         return 2
     check = Check(options, environment, began + 60 * options.minutes, kept)
-    if check.program("machine", ["-c", _MACHINE], 120.0) != 0:
+    if check.program("machine", ["-c", _MACHINE], min(120.0, check.left)) != 0:
         print(f"error: this machine cannot be described: {check.last_words('machine')}")
         return 2
-    kept["machine"], kept["code"] = json.loads(check.last_words("machine", "{")), code_of(ROOT)
+    kept["machine"], kept["code"] = json.loads(check.last_words("machine", "{")), codes()
     if check.on_gpu and kept["machine"]["device"] == "CPU":
         print("error: PyTorch sees no CUDA device here. `--cpu` does the same steps in toy size.")
         return 2
@@ -160,19 +160,27 @@ def _environment(options: argparse.Namespace) -> dict[str, str] | None:
     site = options.work / "site"
     if site.is_dir():
         sys.path.insert(0, str(site))  # before what is too old
-    missing = gpu_packages.lacking(gpu_packages.needed(ROOT))
-    if missing and options.wheels is not None:
+    missing, helpful = gpu_packages.lacking(gpu_packages.needed(ROOT)), gpu_packages.helpful(ROOT)
+    left_out = gpu_packages.lacking(helpful)
+    if options.wheels is not None:
         wheels, missing = gpu_packages.choose(missing, options.wheels)
-        if not missing:
+        more, left_out = gpu_packages.choose_some(left_out, options.wheels)
+        wheels = list(dict.fromkeys([*wheels, *more]))
+        if wheels and not missing:
             failure = gpu_packages.install(wheels, site)
             if failure is not None:
                 print(f"error: the wheels of `{options.wheels}` cannot be installed: {failure}")
                 return None
             sys.path.insert(0, str(site))
             missing = gpu_packages.lacking(gpu_packages.needed(ROOT))
+    if missing or left_out:
+        if missing:
+            print(f"error: these packages are missing: {', '.join(map(str, missing))}.")
+        if left_out:
+            print(f"Of use, but not necessary: {', '.join(map(str, left_out))}.")
+        print(f"Where there is a network:\n\n    {gpu_packages.how_to_get([*missing, *left_out])}\n")
+        print("Then give the folder by `--wheels wheels`.", flush=True)
     if missing:
-        print(f"error: these packages are missing: {', '.join(map(str, missing))}. Where there is a network:\n")
-        print(f"    {gpu_packages.how_to_get(missing)}\n\nThen give the folder by `--wheels wheels`.")
         return None
     places = [str(ROOT), str(BENCHMARKS), *([str(site)] if site.is_dir() else []), os.environ.get("PYTHONPATH", "")]
     variables = {
@@ -181,6 +189,8 @@ def _environment(options: argparse.Namespace) -> dict[str, str] | None:
         "TOKENIZERS_PARALLELISM": "false",
         "TORCHINDUCTOR_CACHE_DIR": str(options.work / "inductor"),  # what is compiled is not compiled again
     }
+    if options.cpu:
+        variables["CUDA_VISIBLE_DEVICES"] = ""  # a toy is no GPU's, also where there is one
     return os.environ | variables
 
 

@@ -4,10 +4,11 @@
     python scripts/model_cards.py                                # make the tables anew from model_cards/results
     python scripts/model_cards.py --check                        # only say whether they are what the results say
 
-The numbers lie in model_cards/results/NAME.json, as `hf-ssl study methods`, `hf-ssl study labels` and
-`scripts/benchmarks/speed.py` write them, without paths of this machine. The tables of README.md, model_cards/README.md
-and the guides stand between `<!-- results: KIND NAME -->` and `<!-- end of results -->` and are written by this script
-alone. The card of an encoder is that of the first seed.
+The numbers lie in model_cards/results/NAME.json, as `hf-ssl study methods`, `hf-ssl study labels`,
+`scripts/benchmarks/speed.py` and `scripts/gpu_check.py` write them, without paths of this machine. The tables of
+README.md, model_cards/README.md and the guides stand between `<!-- results: KIND NAME -->` and `<!-- end of results
+-->` and are written by this script alone; where the numbers of a GPU belong they say that there is none, until there
+is. The card of an encoder is that of the first seed.
 """
 
 import argparse
@@ -48,6 +49,7 @@ BENCHMARKS = ROOT / "scripts" / "benchmarks"
 if str(BENCHMARKS) not in sys.path:
     sys.path.insert(0, str(BENCHMARKS))
 
+import gpu_table  # noqa: E402  # pyright: ignore[reportMissingImports]
 import speed_tables  # noqa: E402  # pyright: ignore[reportMissingImports]
 
 _BLOCK = re.compile(r"(<!-- results: ([^>\n]*) -->\n).*?(<!-- end of results -->)", re.DOTALL)
@@ -160,11 +162,27 @@ def _of_speed(table: Callable[[speed_tables.Parts], str]) -> Callable[[Path, str
     return lambda cards, name: table(_results(cards, name)["parts"])
 
 
+def _of_gpu(table: Callable[[Mapping[str, Any]], str], missing: str) -> Callable[[Path, str], str]:
+    def made(cards: Path, name: str) -> str:
+        if not (cards / "results" / f"{name}.json").is_file():
+            return missing
+        results = _results(cards, name)
+        if results.get("machine", {}).get("device", "CPU") == "CPU":
+            raise UserError(f"`{name}.json` must be of a GPU. Remove it, or run `make gpu-check` where one is.")
+        return table(results)
+
+    return made
+
+
+_UNMEASURED = ("gpu gpu_check", "gpu_line gpu_check")
+"""Tables whose results may be missing."""
 _TABLES: dict[str, Callable[[Path, str], str]] = {
     "index": lambda cards, name: index_table(_results(cards, name), f"{name}-"),
     "guide": lambda cards, name: index_table(_results(cards, name), f"../../model_cards/{name}-"),
     "labels": lambda cards, name: labels_table(_results(cards, name)),
     "short": lambda cards, name: readme_table(_results(cards, name)),
+    "gpu": _of_gpu(gpu_table.table, "No GPU has run this code yet, so there is no number of one here."),
+    "gpu_line": _of_gpu(gpu_table.in_short, "All of it was measured on CPUs; no GPU has run this code yet."),
     **{kind: _of_speed(table) for kind, table in speed_tables.TABLES.items()},
 }
 
@@ -191,7 +209,8 @@ def with_tables(text: str, cards: Path) -> str:
 
     def made(block: re.Match[str]) -> str:
         kind, _, name = block[2].partition(" ")
-        if kind not in _TABLES or not (cards / "results" / f"{name}.json").is_file():
+        there = (cards / "results" / f"{name}.json").is_file() and not kind.startswith("gpu")
+        if kind not in _TABLES or not (there or block[2] in _UNMEASURED):
             known = ", ".join(sorted(path.stem for path in (cards / "results").glob("*.json")))
             raise UserError(
                 f"`<!-- results: {block[2]} -->` must be one of {', '.join(_TABLES)}, and then the name of results: "

@@ -9,20 +9,42 @@ import zipfile
 from collections.abc import Iterable, Sequence
 from email import message_from_string
 from pathlib import Path
+from typing import Any
 
 from packaging.requirements import Requirement
 from packaging.tags import sys_tags
-from packaging.utils import canonicalize_name, parse_wheel_filename
+from packaging.utils import InvalidWheelFilename, canonicalize_name, parse_wheel_filename
 
-BESIDE = ("pytest>=8.3",)
-"""What the check itself needs."""
+_BESIDE = ("pytest",)  # what the check itself needs
+_HELPFUL = ("lightly", "pytest-timeout", "pytest-xdist")
+# What they need besides. Lightly says that it needs more, for its own commands, and some of that has no wheel.
+_NEEDS = {"lightly": ("lightning-utilities",), "pytest-xdist": ("execnet",)}
 _PLATFORMS = ("manylinux_2_28", "manylinux_2_27", "manylinux_2_17", "manylinux2014")  # pip wants each by its name
 
 
 def needed(root: Path) -> list[Requirement]:
     """What the package and the check need, by `pyproject.toml`."""
-    project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
-    return [Requirement(text) for text in (*project["dependencies"], *BESIDE)]
+    return [*map(Requirement, _project(root)["dependencies"]), *_of_extras(root, _BESIDE)]
+
+
+def helpful(root: Path) -> list[Requirement]:
+    """What the check can do without: lightly to compare with, and what makes the tests shorter."""
+    return [*_of_extras(root, _HELPFUL), *(Requirement(name) for needs in _NEEDS.values() for name in needs)]
+
+
+def has_lightly(root: Path) -> bool:
+    """Whether lightly is there, with what the comparison needs of it."""
+    return not lacking([*_of_extras(root, ("lightly",)), *map(Requirement, _NEEDS["lightly"])])
+
+
+def _project(root: Path) -> dict[str, Any]:
+    return tomllib.loads((root / "pyproject.toml").read_text())["project"]
+
+
+def _of_extras(root: Path, names: Sequence[str]) -> list[Requirement]:
+    """Packages in the version that the extras ask for."""
+    texts = [text for extra in _project(root)["optional-dependencies"].values() for text in extra]
+    return [one for one in map(Requirement, texts) if one.name in names]
 
 
 def lacking(wanted: Iterable[Requirement]) -> list[Requirement]:
@@ -45,15 +67,18 @@ def choose(missing: Sequence[Requirement], folder: Path) -> tuple[list[Path], li
 
     Args:
         missing: From `lacking`.
-        folder: Holds wheels; those for another Python or another machine are left out.
+        folder: Holds wheels; those for another Python or another machine, and those that are cut off, are left out.
 
     Returns:
         The wheels, and what no wheel is there for.
     """
     wheels, fitting_tags = {}, set(sys_tags())
     for path in sorted(folder.glob("*.whl")):
-        name, version, _, tags = parse_wheel_filename(path.name)
-        if tags & fitting_tags:
+        try:
+            name, version, _, tags = parse_wheel_filename(path.name)
+        except InvalidWheelFilename:
+            continue
+        if tags & fitting_tags and zipfile.is_zipfile(path):
             wheels.setdefault(name, []).append((version, path))
     chosen, absent, queue = {}, {}, list(missing)
     while queue:
@@ -66,11 +91,23 @@ def choose(missing: Sequence[Requirement], folder: Path) -> tuple[list[Path], li
             absent[name] = wanted
             continue
         chosen[name] = max(fitting)[1]
-        queue += lacking(_needs_of(chosen[name]))
+        queue += lacking(_needs_of(name, chosen[name]))
     return list(chosen.values()), list(absent.values())
 
 
-def _needs_of(wheel: Path) -> list[Requirement]:
+def choose_some(missing: Sequence[Requirement], folder: Path) -> tuple[list[Path], list[Requirement]]:
+    """The same for packages that are of use one by one: each with all that it needs, or not at all."""
+    chosen, absent = {}, {}
+    for one in missing:
+        wheels, lacks = choose([one], folder)
+        chosen |= {} if lacks else dict.fromkeys(wheels)
+        absent |= dict.fromkeys(lacks)
+    return list(chosen), list(absent)
+
+
+def _needs_of(name: str, wheel: Path) -> list[Requirement]:
+    if name in _NEEDS:
+        return [Requirement(text) for text in _NEEDS[name]]
     with zipfile.ZipFile(wheel) as archive:
         (metadata,) = [name for name in archive.namelist() if name.endswith(".dist-info/METADATA")]
         lines = message_from_string(archive.read(metadata).decode()).get_all("Requires-Dist") or []

@@ -1,4 +1,4 @@
-"""The table of a GPU check, made from its JSON file alone."""
+"""The table of a GPU check, and what pages say of it, made from its JSON file alone."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -15,6 +15,22 @@ def table(kept: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def in_short(kept: Mapping[str, Any]) -> str:
+    """A sentence for the README."""
+    results = {name: step.get("result") or {} for name, step in kept["steps"].items()}
+    counts = results.get("tests", {}).get("counts", {})
+    passed, failed = (counts.get(outcome, 0) for outcome in ("passed", "failed"))
+    text = f"On {kept['machine']['device']}: {passed} tests for GPUs pass, {failed} fail"
+    speeds = [
+        f"{run['images_per_second']:,.0f} images a second{' compiled' if name == 'compiled' else ''}"
+        for name, run in results.get("directpred", {}).items()
+        if run.get("images_per_second")
+    ]
+    if speeds:
+        text += f"; DirectPred trains on {kept['steps']['directpred']['stamp']['dataset']} at {', '.join(speeds)}"
+    return f"{text}."
+
+
 def _rows(kept: Mapping[str, Any]) -> Iterator[Row]:
     machine = kept["machine"]
     versions = machine["versions"]
@@ -26,11 +42,20 @@ def _rows(kept: Mapping[str, Any]) -> Iterator[Row]:
     names = [name for name in ("torch", "torchvision", "timm", "lightly") if name in versions]
     yield "machine", "versions", ", ".join(f"{name} {versions[name]}" for name in names)
     for name, step in kept["steps"].items():
-        where = "" if step["stamp"]["device"] == machine["device"] else f" on {step['stamp']['device']}"
+        where = _where(step["stamp"], {**machine, "torch": versions["torch"], "code": kept["code"].get(name)})
+        if step["stamp"].get("dataset"):
+            yield f"{name}{where}", "data set", step["stamp"]["dataset"]
         if step["status"] != "done":
             yield f"{name}{where}", step["status"], _cell(step.get("reason", ""))
         if name in _ROWS:  # a file of another version may have other steps
             yield from _ROWS[name](f"{name}{where}", step.get("result") or {})
+
+
+def _where(stamp: Mapping[str, str], now: Mapping[str, str]) -> str:
+    """What a step was done with, if not with what the table names."""
+    differs = [f"{name} {stamp[name]}" for name in ("device", "torch") if stamp[name] != now[name]]
+    differs += ["other code"] if stamp["code"] != now["code"] else []
+    return f" ({', '.join(differs)})" if differs else ""
 
 
 def _of_tests(part: str, result: Mapping[str, Any]) -> Iterator[Row]:

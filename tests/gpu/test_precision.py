@@ -8,7 +8,7 @@ from accelerate import Accelerator
 from devices import exact_float32, only_cuda, same_draws
 from test_contract import CASES, make_batch, make_model
 from test_fp16_overflow import CASES as OVERFLOWS
-from test_fp16_overflow import FIRST_SCALE, OnCPU, check_overflows, run
+from test_fp16_overflow import OnCPU, check_overflows, run, too_large
 
 from hf_ssl.data.sources.open import open_source
 from hf_ssl.training import processes
@@ -48,7 +48,7 @@ class OnCuda(OnCPU):
     def __init__(self, **options):
         Accelerator.__init__(self, **options)
         assert self.device.type == "cuda" and isinstance(self.scaler, torch.amp.GradScaler)
-        self.scaler = torch.amp.GradScaler("cuda", init_scale=FIRST_SCALE)
+        self.scaler = too_large("cuda")
         OnCPU.last = self
 
 

@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 import hf_ssl
+from hf_ssl.errors import UserError
 from hf_ssl.studies.methods_report import MethodRun
 
 ROOT = Path(__file__).parents[2]
@@ -168,6 +169,40 @@ def test_a_lost_table_or_marker_is_named(tmp_path: Path, monkeypatch, capsys, pa
     for arguments in (["--check"], []):
         assert model_cards.main(arguments) == 1
         assert message in capsys.readouterr().err
+
+
+def test_pages_say_of_gpus_what_the_check_found_or_that_there_was_none(tmp_path: Path):
+    for name, kind in (("README.md", "gpu_line"), ("scripts/guides/speed.md", "gpu")):
+        text = (ROOT / name).read_text(encoding="utf-8")
+        (shown,) = re.findall(rf"<!-- results: {kind} gpu_check -->\n(.*?)<!-- end of", text, re.DOTALL)
+        assert text.count("GPU has run") == shown.count("GPU has run"), "said by hand"
+    page = "<!-- results: {} -->\n<!-- end of results -->\n"
+    for kind in ("gpu", "gpu_line"):
+        assert "GPU has run this code yet" in model_cards.with_tables(page.format(f"{kind} gpu_check"), tmp_path)
+        with pytest.raises(UserError, match="must be one of"):
+            model_cards.with_tables(page.format(f"{kind} another"), tmp_path)
+    with pytest.raises(UserError, match="must be one of"):
+        model_cards.with_tables(page.format("index gpu_check"), tmp_path)
+    stamp = {"code": "1", "device": "NVIDIA H", "torch": "2.11", "dataset": "cifar10"}
+    run = {"step": 7, "num_steps": 9, "evaluation": [], "images_per_second": 12345.6}
+    steps = {
+        "tests": {"counts": {"failed": 1, "passed": 250}},
+        "directpred": {"eager": run, "compiled": {**run, "images_per_second": 23456.7}},
+    }
+    machine = {"device": "NVIDIA H", "cpu": "C", "cores": 2, "driver": "580", "versions": {"torch": "2.11"}}
+    kept = {name: {"status": "done", "stamp": stamp, "reason": "", "result": one} for name, one in steps.items()}
+    check = {"machine": machine, "code": {"tests": "1", "directpred": "1"}, "steps": kept}
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "gpu_check.json").write_text(json.dumps(check))
+    table = model_cards.with_tables(page.format("gpu gpu_check"), tmp_path)
+    assert "| machine | NVIDIA H | C, 2 cores, driver 580 |" in table and "1 failed, 250 passed" in table
+    line = model_cards.with_tables(page.format("gpu_line gpu_check"), tmp_path)
+    assert "On NVIDIA H: 250 tests for GPUs pass, 1 fail; DirectPred trains on cifar10 at 12,346 images" in line
+    assert "23,457 images a second compiled." in line
+    check["machine"] = {**machine, "device": "CPU"}
+    (tmp_path / "results" / "gpu_check.json").write_text(json.dumps(check))
+    with pytest.raises(UserError, match="`gpu_check.json` must be of a GPU"):
+        model_cards.with_tables(page.format("gpu gpu_check"), tmp_path)
 
 
 def test_a_study_needs_a_name_and_its_card_says_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
