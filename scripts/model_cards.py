@@ -170,7 +170,8 @@ def readme_table(results: dict[str, Any]) -> str:
         lines.append(f"| {row.title} | {knn} | {linear} |")
     about = (
         f"A small encoder ({results['num_parameters'] / 1e6:.2f} M parameters) after {length_of(results)}; then "
-        f"frozen and measured on {results['test_images']:,} test images. {_COPIES.get(results['dataset'], '')}"
+        f"frozen and measured on {results['test_images']:,} test images. {title_of(RANDOM).capitalize()}: untrained; "
+        f"{title_of(SUPERVISED)}: trained with labels. {_COPIES.get(results['dataset'], '')}"
     ).strip()
     return "\n".join([*lines, "", about, *([spread] if (spread := spread_of(runs)) else [])])
 

@@ -179,8 +179,7 @@ def test_a_number_in_bfloat16_says_so_and_is_checked_on_cuda_alone(
         asked.append(bf16)
         return computed(encoder, batches, False)
 
-    of_protocol = {one["protocol"]: one for one in entries_of(encoder)}
-    assert all(one["settings"]["bf16"] is False for one in of_protocol.values() if one["protocol"] != "knn")
+    assert all(one["settings"]["bf16"] is False for one in entries_of(encoder))
     with monkeypatch.context() as there:
         there.setattr(features, "_computed", as_on_cuda)
         there.setattr("hf_ssl.commands.evaluate.take_portrait", lambda *_, **__: {})
@@ -189,7 +188,7 @@ def test_a_number_in_bfloat16_says_so_and_is_checked_on_cuda_alone(
             ["evaluate", str(encoder), "linear", "--dataset", "digits", "--max_images", "200", "--bf16"]
             + ["--num_workers", "0"]
         )
-    changed = {one["protocol"]: one["settings"]["bf16"] for one in entries_of(encoder) if one["protocol"] != "knn"}
+    changed = {one["protocol"]: one["settings"]["bf16"] for one in entries_of(encoder)}
     assert code == 0 and asked == [True, True] and changed["linear"] is True and not changed["clustering-nmi"]
     assert "bf16 `true`" in (encoder / "README.md").read_text()
     capsys.readouterr()

@@ -161,7 +161,8 @@ def test_pages_are_made_anew_and_compared(tmp_path: Path, monkeypatch: pytest.Mo
     about = (
         "A small encoder (0.37 M parameters) after 3 epochs of 50,000 images, 32 pixels; then frozen and measured on"
     )
-    assert f"{about} 10,000 test images. CIFAR-10 in a copy of JPEG quality 75" in readme and "\u00b1" not in readme
+    assert f"{about} 10,000 test images. Random encoder: untrained; supervised: trained with labels. CIFAR" in readme
+    assert "JPEG quality 75" in readme and "\u00b1" not in readme
 
 
 def test_the_readme_tells_no_number_of_the_study_outside_its_table():
