@@ -243,7 +243,7 @@ def test_a_method_of_ones_own_needs_neither_paper_nor_recipe(online, tmp_path, m
     finally:
         del METHODS["own"]
     text = online.files("org/own")["README.md"].decode()
-    assert "# Own encoder `test_resnet`\n" in text and "Features of two views are drawn together." in text
+    assert "# Own: encoder `test_resnet`\n" in text and "Features of two views are drawn together." in text
     assert "bibtex" not in text and "own" in metadata_of(text)["tags"]
 
 
