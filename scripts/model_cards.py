@@ -58,6 +58,7 @@ _INDEX = "model_cards/README.md"  # has a table of every study
 _SHOWN_AS = {"methods": "index", "labels": "labels"}
 """Studies that may be taken over, and which table of the index shows each."""
 _IN_README = (RANDOM, "directpred", "byol", "moco_v2", SUPERVISED)
+_DEVIATION = "\u00b1 is the standard deviation over seeds"
 _COPIES = {
     "cifar10-jpeg75": "CIFAR-10 in a copy of JPEG quality 75, which costs accuracy: compare these numbers with each "
     "other, not with published ones.",
@@ -89,21 +90,34 @@ def index_table(results: dict[str, Any], cards: str) -> str:
     notes = [differences_of(runs).strip()]
     notes += [collapses_of(results["collapses"]).strip()] if results["collapses"] else []
     notes += [f"Not run yet: {'; '.join(missing)}."] if missing else []
+    notes += [spread] if (spread := spread_of(runs)) else []
     return "\n".join([*lines, "", setting_of(results), *notes, "", *commands_of(results)])
 
 
 def setting_of(results: dict[str, Any]) -> str:
     """What was trained on what and how it was measured, in sentences."""
     settings = results["settings"]
-    length = f"{settings['num_epochs']:g} epochs" if settings["num_epochs"] else f"{settings['num_steps']:,} steps"
     precision = settings["mixed_precision"] or "float32"
     return (
-        f"{length} of {results['train_images']:,} images, {results['image_size']} pixels; encoder "
-        f"`{results['encoder']}`, {results['num_parameters'] / 1e6:.2f} M parameters; each method's recipe "
-        f"`{settings['recipe']}` with views `{settings['view_recipe']}`, {precision}. Frozen, measured on "
-        f"{results['test_images']:,} test images with the labels of all training images; no setting was chosen for "
-        f"this table. {_COPIES.get(results['dataset'], '')}"
+        f"{length_of(results)}; encoder `{results['encoder']}`, {results['num_parameters'] / 1e6:.2f} M parameters; "
+        f"each method's recipe `{settings['recipe']}` with views `{settings['view_recipe']}`, {precision}. Frozen, "
+        f"measured on {results['test_images']:,} test images with the labels of all training images; no setting was "
+        f"chosen for this table. {_COPIES.get(results['dataset'], '')}"
     ).strip()
+
+
+def length_of(results: dict[str, Any]) -> str:
+    """How long each run was, and on what."""
+    settings = results["settings"]
+    length = f"{settings['num_epochs']:g} epochs" if settings["num_epochs"] else f"{settings['num_steps']:,} steps"
+    return f"{length} of {results['train_images']:,} images, {results['image_size']} pixels"
+
+
+def spread_of(runs: Sequence[MethodRun]) -> str:
+    """What stands behind a mean, in words; empty where no row has several seeds."""
+    if all(len(row.linear) == 1 for row in rows_of(runs)):
+        return ""
+    return f"{_DEVIATION}; rows without it are of one seed."
 
 
 def commands_of(results: dict[str, Any]) -> list[str]:
@@ -144,18 +158,24 @@ def labels_table(results: dict[str, Any]) -> str:
         "labelled images of its own that are the same for every start. `scratch` is the same network with random "
         f"weights. No setting was chosen for this table. {_COPIES.get(results['dataset'], '')}"
     ).strip()
+    about += f" {_DEVIATION}." if seeds > 1 else ""
     table = table_of_labels([of_json(LabelRun, one) for one in results["runs"]])
     return "\n".join([table, about, "", "<!-- not run: takes hours -->", "```bash", *results["commands"], "```"])
 
 
 def readme_table(results: dict[str, Any]) -> str:
-    """Five lines for the README."""
+    """Five lines for the README, and what they are of in a few words."""
     runs = [one for one in runs_of(results) if one.method in _IN_README]
     lines = ["| encoder | k-NN (%) | linear probe (%) |", "|---|---|---|"]
     for row in rows_of(runs):
         knn, linear = (mean_text([100 * value for value in values], 1) for values in (row.knn, row.linear))
         lines.append(f"| {row.title} | {knn} | {linear} |")
-    return "\n".join(lines)
+    about = (
+        f"A small encoder ({results['num_parameters'] / 1e6:.2f} M parameters) after {length_of(results)}; then "
+        f"frozen and measured on {results['test_images']:,} test images. {title_of(RANDOM).capitalize()}: untrained; "
+        f"{title_of(SUPERVISED)}: trained with labels. {_COPIES.get(results['dataset'], '')}"
+    ).strip()
+    return "\n".join([*lines, "", about, *([spread] if (spread := spread_of(runs)) else [])])
 
 
 def _of_speed(table: Callable[[speed_tables.Parts], str]) -> Callable[[Path, str], str]:

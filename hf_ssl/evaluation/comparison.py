@@ -1,7 +1,7 @@
 """An encoder beside its baselines on the labels of a data set: what the command `evaluate` measures."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -107,7 +107,7 @@ def compare(
             clusters = extract_features(
                 assigning, test_source, description=f"clusters, {test_source.split}", **reading
             )
-        measurements[title] = measure(
+        measured = measure(
             train,
             test,
             labels,
@@ -118,6 +118,8 @@ def compare(
             probabilities=clusters.features if clusters is not None else None,
             augmented=augmented,
         )
+        # Of the features and not of a protocol, but every number depends on it.
+        measurements[title] = [replace(one, settings={**one.settings, "bf16": bf16}) for one in measured]
         num_train_images = len(train.row_ids)
         chance = {label: most_frequent_class_accuracy(train, test, label) for label in labels}
     return Comparison(measurements, chance, clusters, num_train_images)

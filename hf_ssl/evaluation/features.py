@@ -147,7 +147,7 @@ def features_of_ranges(
     Raises:
         UserError: If a feature is not finite, or `bf16` is asked for on another device than CUDA.
     """
-    pin_memory = _device_of(encoder.module).type == "cuda"
+    pin_memory = device_of(encoder.module).type == "cuda"
     batches = batches_of_ranges(
         source, encoder.transform, batch_size, ranges, num_workers=num_workers, pin_memory=pin_memory
     )
@@ -165,7 +165,7 @@ def _computed(
     encoder: Encoder, batches: Iterable[tuple[_Batch, Tensor | None]], bf16: bool
 ) -> Iterator[tuple[_Batch, Tensor]]:
     """Features of each batch of pixels, float32, on the CPU; no rows where there are no pixels."""
-    device = _device_of(encoder.module)
+    device = device_of(encoder.module)
     if bf16 and device.type != "cuda":
         raise UserError(f"`bf16` needs a CUDA device, got `{device.type}`. Leave it out.")
     num_ahead = 1 if device.type == "cuda" else 0
@@ -310,7 +310,7 @@ def _check_memory(num_passes: int, num_images: int, dim: int) -> None:
 
 def _together(encoder: Encoder, source: Source, batches: Iterable[Features]) -> Features:
     """Stack the batches of all processes, ordered by row."""
-    device = _device_of(encoder.module)
+    device = device_of(encoder.module)
     parts = _on_all(batches, source)
     empty = torch.zeros(0, dtype=torch.int64)
     row_ids = gather_rows(torch.cat([part.row_ids for part in parts] or [empty]), device)
@@ -345,5 +345,6 @@ def _on_all(batches: Iterable[Features], source: Source) -> list[Features]:
     return parts
 
 
-def _device_of(module: nn.Module) -> torch.device:
+def device_of(module: nn.Module) -> torch.device:
+    """Where the weights of a module are; the CPU if it has none."""
     return next((tensor.device for tensor in chain(module.parameters(), module.buffers())), torch.device("cpu"))

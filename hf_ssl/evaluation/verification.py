@@ -15,6 +15,7 @@ from hf_ssl.data.sources.open import Source
 from hf_ssl.errors import UserError
 from hf_ssl.evaluation.comparison import compare
 from hf_ssl.evaluation.encoders import Encoder
+from hf_ssl.evaluation.features import device_of
 from hf_ssl.evaluation.protocols import AUGMENTED, BEST_EPOCH, PROTOCOLS, Measurement, title_of
 from hf_ssl.evaluation.references import encoder_folder, hub_file, read_json
 
@@ -147,7 +148,7 @@ def _check_form(entry: Mapping[str, Any]) -> None:
             if name not in place and (kind == _TEXT_OR_NONE or place is settings):
                 continue
             value = place.get(name)
-            is_kind = isinstance(value, kind) and not isinstance(value, bool)
+            is_kind = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
             is_outside = kind is int and isinstance(value, int) and not 0 <= value < 2**63
             if not is_kind or is_outside or value != value:
                 raise UserError(f"`{name}` must be {words}, got {value!r}.")
@@ -165,9 +166,10 @@ _FORM |= {"num_images": (int, "an integer of at least 0")}
 _FORM_OF_SETTINGS = {
     name: (int, "an integer of at least 0") for name in ("k", "seed", "train_images", "augmented_passes")
 }
-_FORM_OF_SETTINGS |= {"temperature": ((int, float), "a number")}
+_FORM_OF_SETTINGS |= {"temperature": ((int, float), "a number"), "bf16": (bool, "true or false")}
 
 _OF_READING = ("k", "temperature", "seed", "train_images", "augmented_passes")
+_SINCE_LATER = ("bf16",)  # results of earlier versions do not have it, and are taken for float32
 _READ = ("dataset", "dataset_config", "split", "train_split", "label", "num_images")
 
 
@@ -187,7 +189,7 @@ def _settings(entry: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _reading(entry: Mapping[str, Any]) -> dict[str, Any]:
     """What the numbers of one reading share."""
-    return {name: _settings(entry)[name] for name in _OF_READING if name in _settings(entry)}
+    return {name: _settings(entry)[name] for name in (*_OF_READING, *_SINCE_LATER) if name in _settings(entry)}
 
 
 def _measure(
@@ -197,6 +199,10 @@ def _measure(
     open_split: Callable[[Mapping[str, Any], str], Source],
     options: Mapping[str, Any],
 ) -> list[Measurement]:
+    given = _reading(entry)
+    device = device_of(encoder.module).type
+    if given.get("bf16") and device != "cuda":
+        raise UserError(f"its features were computed in bfloat16 (`bf16`), which needs a CUDA device, not `{device}`.")
     test = open_split(entry, entry["split"])
     train_split = entry.get("train_split")
     if train_split is None and protocol != "clustering":
@@ -205,8 +211,7 @@ def _measure(
     for source in {id(one): one for one in (train, test)}.values():
         if entry["label"] not in source.labels:
             raise UserError(f"split `{source.split}` of `{source.name}` has no label column `{entry['label']}`.")
-    given = _reading(entry)
-    own = {name: given[name] for name in ("temperature", "seed", "augmented_passes") if name in given}
+    own = {name: given[name] for name in ("temperature", "seed", "augmented_passes", "bf16") if name in given}
     # A sample of either split has as many images as the larger of the two counts, or is the whole split.
     sample = max(given.get("train_images", 0), entry["num_images"])
     found: list[Measurement] = []

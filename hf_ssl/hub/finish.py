@@ -165,7 +165,7 @@ def _evaluate(
         "protocol": measured.protocol,
         "metric": "accuracy",
         "value": measured.value,
-        "settings": measured.settings,
+        "settings": {**measured.settings, "bf16": False},
         "command": record.command if record else None,
         "num_images": measured.num_images,
     }

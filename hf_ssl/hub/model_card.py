@@ -14,6 +14,7 @@ from huggingface_hub import EvalResult, ModelCard
 from safetensors import safe_open
 
 from hf_ssl.errors import UserError
+from hf_ssl.evaluation.comparison import BASELINES
 from hf_ssl.hub.cards import (
     facts_of_model,
     metadata_of_model,
@@ -27,8 +28,11 @@ from hf_ssl.hub.embedding import embedding_in
 from hf_ssl.hub.public import public_about
 from hf_ssl.methods import METHODS
 from hf_ssl.methods.base import SSLPreTrainedModel, method_name, own_settings
+from hf_ssl.methods.description import Description
 from hf_ssl.private import public_place
 from hf_ssl.training.record import RunRecord
+
+_TITLES = {**BASELINES, "most_frequent_class": "most frequent class"}
 
 
 def write_model_card(
@@ -82,9 +86,10 @@ def render_model_card(
     results = shared["results"]
     embedding = embedding_in(encoder_folder)
     place = shown_as or encoder_folder
+    told = describe_method(type(model) if model else METHODS.get(run.method), run.config, run.method)
     facts = {
         **shared,
-        **describe_method(type(model) if model else METHODS.get(run.method), run.method),
+        **told,
         "recorded": bool(run.data),
         "start": _start_of(run),
         "collapse": _collapse_of(run),
@@ -92,35 +97,41 @@ def render_model_card(
         "pretraining": shared["source"] if shared["on_hub"] else public_place(place.parent / "pretraining"),
         "metric": results[0]["metric"] if len({result["metric"] for result in results}) == 1 else "score",
         "kinds": sorted({"clusters" if _is_clustering(result) else "labels" for result in results}),
-        "baselines": list(dict.fromkeys(name for result in results for name in result.get("baselines") or {})),
+        "baselines": {name: _TITLES.get(name, name) for result in results for name in result.get("baselines") or {}},
         "protocols": _shared_settings(results),
         "commands": list(dict.fromkeys(result["command"] for result in results if result.get("command"))),
         "embedding": embedding and {**embedding, "dataset": name_of_data(public_about(embedding, run.data))},
     }
+    learning = [] if told["uses_labels"] else ["self-supervised-learning"]
     metadata = metadata_of_model(
         shared,
         _described,
         library_name="timm",
         pipeline_tag="image-feature-extraction",
-        tags=["transformers", "timm", "sentence-transformers", "self-supervised-learning", "hf_ssl", run.method],
+        tags=["transformers", "timm", "sentence-transformers", *learning, "hf_ssl", run.method],
         base_model_relation="finetune" if run.base_model else None,
     )
     return render_card("hub/model_card_template.md", facts, metadata)
 
 
-def describe_method(method: type[SSLPreTrainedModel] | None, name: str = "") -> dict[str, Any]:
-    """What a card says of a method: its name, its idea in a sentence, and its paper.
+def describe_method(
+    method: type[SSLPreTrainedModel] | None, settings: Mapping[str, Any], name: str = ""
+) -> dict[str, Any]:
+    """What a card says of a method: its name, its idea in a sentence, its paper, and whether it looks at labels.
 
     Args:
         method: Class of the method; None for one that this process does not know.
-        name: What to call that one.
+        settings: Of its config, by name; those that a record of an earlier version lacks are at their defaults.
+        name: What to call an unknown method.
     """
     if method is None:
-        return {"method": name, "idea": "", "paper": None}
-    # The docstring of a base class describes that one.
+        return {"method": name, "idea": "", "paper": None, "uses_labels": False}
+    # The docstring of a base class describes that one, and so does what it makes of settings.
     idea = (vars(method).get("__doc__") or "").strip().split("\n\n")[0]
-    name = method.__name__.removesuffix("ForPreTraining")
-    return {"method": name, "idea": " ".join(idea.split()), "paper": method.paper}
+    told = Description(method.__name__.removesuffix("ForPreTraining"), " ".join(idea.split()), method.paper)
+    if "described" in vars(method):
+        told = method.described(told, {**own_settings(method.config_class()), **settings})
+    return {"method": told.name, "idea": told.idea, "paper": told.paper, "uses_labels": told.uses_labels}
 
 
 def _start_of(run: RunRecord) -> str:

@@ -17,7 +17,7 @@ from hf_ssl.hub.publish import files_to_push, first_difference, is_stale, publis
 from hf_ssl.hub.push import push_files
 from hf_ssl.hub.timm_folder import plain_state_dict
 from hf_ssl.methods import METHODS
-from hf_ssl.methods.base import SSLPreTrainedModel
+from hf_ssl.methods.base import SSLPreTrainedModel, own_settings
 from hf_ssl.private import public_place
 from hf_ssl.training.files import RUN_FILE
 
@@ -30,7 +30,7 @@ def write_readme(model: SSLPreTrainedModel, folder: Path) -> None:
         folder: Where it was saved; the code of the text loads it from there.
     """
     facts: dict[str, Any] = {
-        **describe_method(type(model)),
+        **describe_method(type(model), own_settings(model.config)),  # pyright: ignore[reportArgumentType]
         "class": type(model).__name__,
         "module": type(model).__module__,
         # A class that was not registered is one that the Auto classes do not find.

@@ -17,6 +17,7 @@ from transformers import PreTrainedConfig
 from transformers.utils import ModelOutput  # pyright: ignore[reportPrivateImportUsage]
 
 from hf_ssl.errors import UserError, near_name
+from hf_ssl.methods.description import Description, Paper
 from hf_ssl.modules.pretrained import SSLConfig, SSLImageProcessor, WithEncoder
 
 
@@ -35,41 +36,6 @@ class SSLOutput(ModelOutput):
     representations: Tensor | None = None
     projections: Tensor | None = None
     metrics: dict[str, Tensor] | None = None
-
-
-@dataclass(frozen=True)
-class Paper:
-    """The publication behind a method; model cards and the README's table read it.
-
-    Args:
-        title: Title as published.
-        authors: Authors in BibTeX form, joined by ` and `.
-        arxiv: arXiv identifier, such as `2102.06810`.
-        year: Year of the arXiv version.
-    """
-
-    title: str
-    authors: str
-    arxiv: str
-    year: int
-
-    @property
-    def url(self) -> str:
-        """Abstract page on arXiv."""
-        return f"https://arxiv.org/abs/{self.arxiv}"
-
-    @property
-    def bibtex(self) -> str:
-        """BibTeX entry."""
-        surname = self.authors.split(" and ")[0].split(",")[0].split()[-1].lower()
-        first_word = "".join(letter for letter in self.title.split()[0].lower() if letter.isalnum())
-        return (
-            f"@article{{{surname}{self.year}{first_word},\n"
-            f"  title={{{self.title}}},\n"
-            f"  author={{{self.authors}}},\n"
-            f"  journal={{arXiv preprint arXiv:{self.arxiv}}},\n"
-            f"  year={{{self.year}}}\n}}"
-        )
 
 
 class SSLPreTrainedModel(WithEncoder, ABC):
@@ -118,6 +84,16 @@ class SSLPreTrainedModel(WithEncoder, ABC):
             labels: Class of each image, (batch,), int64, -1 where it has none. None unless `needs_labels`: methods
                 train without labels, and only an analysis may look at them.
         """
+
+    @classmethod
+    def described(cls, plain: Description, settings: Mapping[str, Any]) -> Description:
+        """What cards say of the method with these settings, where these make it another than its docstring says.
+
+        Args:
+            plain: Name of the class, first sentence of its docstring, and `paper`.
+            settings: All settings of the config, by name.
+        """
+        return plain
 
     def after_optimizer_step(self, step: int, num_steps: int) -> None:
         """Update parameters that gradients do not move; called once after each optimizer step.

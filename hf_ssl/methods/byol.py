@@ -1,7 +1,9 @@
 """BYOL (Grill et al., 2020, https://arxiv.org/abs/2006.07733), also with the linear predictors of later studies."""
 
 import copy
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, Literal
 
 import torch
 from huggingface_hub.dataclasses import strict
@@ -9,6 +11,7 @@ from torch import Tensor, nn
 
 from hf_ssl.errors import UserError
 from hf_ssl.methods.base import Paper, SSLConfig, SSLOutput, SSLPreTrainedModel
+from hf_ssl.methods.description import Description, kind_of_target
 from hf_ssl.modules.encoder import build_encoder
 from hf_ssl.modules.heads import mlp
 from hf_ssl.modules.losses import regression_loss
@@ -183,6 +186,30 @@ class BYOLForPreTraining(SSLPreTrainedModel):
     view_recipe = "byol"
     batch_norm = "sync"
     frozen_modules = ("target_encoder", "target_projector")
+
+    @classmethod
+    def described(cls, plain: Description, settings: Mapping[str, Any]) -> Description:
+        """Its predictor and its target may be others than the paper's."""
+        predictor, target = settings["predictor"], kind_of_target(settings)
+        changes = {"mlp": [], "linear": ["with a linear predictor"], "none": ["without a predictor"]}[predictor]
+        whose = "a moving average of itself"
+        if target == "fixed":
+            changes.append("with a target that never moves")
+            whose = "a second network that stays as it began"
+        elif target == "itself":
+            changes.append("without the moving average")
+            whose = "itself, held constant by a stop-gradient"
+        if not settings["stop_gradient"]:
+            changes.append("without the stop-gradient")
+            whose = "itself, through which the gradient flows as well"
+        learns = {"mlp": "learns to predict", "none": "without a predictor learns to match"}.get(
+            predictor, f"with a {predictor} predictor learns to predict"
+        )
+        return replace(
+            plain,
+            name=" ".join(["BYOL", " and ".join(changes)]).strip(),
+            idea=f"An online network {learns} the projection of another view by {whose}.",
+        )
 
     def __init__(self, config: BYOLConfig):
         """Build encoder, heads and target."""

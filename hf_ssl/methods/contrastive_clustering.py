@@ -1,6 +1,9 @@
 """Contrastive Clustering (Li et al., 2020, https://arxiv.org/abs/2009.09687)."""
 
 import math
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
 
 import torch
 from huggingface_hub.dataclasses import strict
@@ -10,6 +13,7 @@ from torch.nn import functional as F
 from hf_ssl.distributed import gather_with_gradient, rank
 from hf_ssl.errors import UserError
 from hf_ssl.methods.base import Paper, SSLConfig, SSLOutput, SSLPreTrainedModel
+from hf_ssl.methods.description import Description
 from hf_ssl.modules.heads import mlp
 from hf_ssl.modules.losses import nt_xent
 
@@ -142,6 +146,11 @@ class ContrastiveClusteringForPreTraining(SSLPreTrainedModel):
     # The official code trains on one GPU: statistics over all processes keep that with several.
     batch_norm = "sync"
     least_images = 2
+
+    @classmethod
+    def described(cls, plain: Description, settings: Mapping[str, Any]) -> Description:
+        """Its name in words."""
+        return replace(plain, name="Contrastive Clustering")
 
     def __init__(self, config: ContrastiveClusteringConfig):
         """Build encoder and heads.

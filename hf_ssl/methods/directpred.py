@@ -5,8 +5,9 @@ Long because a method is one file: its config, its model and what only they use.
 
 import copy
 import math
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Literal
 
 import torch
 from huggingface_hub.dataclasses import strict
@@ -16,6 +17,7 @@ from torch.nn import functional as F
 from hf_ssl.distributed import broadcast, mean_over_processes
 from hf_ssl.errors import UserError
 from hf_ssl.methods.base import Paper, SSLConfig, SSLOutput, SSLPreTrainedModel
+from hf_ssl.methods.description import Description, kind_of_target
 from hf_ssl.modules.encoder import build_encoder
 from hf_ssl.modules.heads import mlp
 from hf_ssl.modules.losses import negative_cosine
@@ -195,6 +197,14 @@ _STL10 = {
 _LINEAR = {"freq": 0}
 
 
+_PAPER_OF_DIRECTSET = Paper(
+    title="Towards Demystifying Representation Learning with Non-contrastive Self-supervision",
+    authors="Wang, Xiang and Chen, Xinlei and Du, Simon S. and Tian, Yuandong",
+    arxiv="2110.04947",
+    year=2021,
+)
+
+
 class DirectPredForPreTraining(SSLPreTrainedModel):
     """BYOL's linear predictor is computed from the correlation of the projections instead of being learned.
 
@@ -275,6 +285,34 @@ class DirectPredForPreTraining(SSLPreTrainedModel):
     projection_mean: Tensor
     correlation_batches: Tensor
     top_direction: Tensor
+
+    @classmethod
+    def described(cls, plain: Description, settings: Mapping[str, Any]) -> Description:
+        """By its rule, how often the predictor is set, and the target."""
+        whose = {
+            "average": "BYOL's",
+            "fixed": "With a target that never moves, BYOL's",
+            "itself": "Without the moving average, BYOL's",
+        }[kind_of_target(settings)]
+        freq, rule = settings["freq"], settings["rule"]
+        if freq == 0:
+            idea = f"{whose} linear predictor is trained by gradients: the baseline of DirectPred, which computes it."
+            return replace(plain, name="DirectPred's linear baseline", idea=idea)
+        made = {
+            "directpred": "computed from the",
+            "directset": f"computed from the power {settings['exponent']:g} of the",
+            "directcopy": "a copy of the",
+        }[rule]
+        statistic = "covariance" if settings["remove_mean"] else "correlation"
+        often = "instead of being learned"
+        if freq > 1:
+            often = f"every {freq} optimizer steps, and gradients train it in between"
+        return Description(
+            {"directpred": "DirectPred", "directset": "DirectSet", "directcopy": "DirectCopy"}[rule]
+            + (f" every {freq} steps" if freq > 1 else ""),
+            f"{whose} linear predictor is {made} {statistic} of the projections {often}.",
+            plain.paper if rule == "directpred" else _PAPER_OF_DIRECTSET,
+        )
 
     def __init__(self, config: DirectPredConfig):
         """Build encoder, heads, target and correlation."""

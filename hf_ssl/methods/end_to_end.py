@@ -4,7 +4,9 @@ The mechanism is the end-to-end dictionary of He et al., 2019 (arXiv 1911.05722,
 """
 
 import copy
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, Literal
 
 import torch
 from huggingface_hub.dataclasses import strict
@@ -14,6 +16,7 @@ from torch.nn import functional as F
 from hf_ssl.distributed import gather_with_gradient, rank
 from hf_ssl.errors import UserError
 from hf_ssl.methods.base import Paper, SSLConfig, SSLOutput, SSLPreTrainedModel
+from hf_ssl.methods.description import MOCO_PAPER, Description
 from hf_ssl.modules.heads import mlp
 from hf_ssl.modules.losses import cross_view_info_nce, nt_xent
 
@@ -151,6 +154,18 @@ class EndToEndForPreTraining(SSLPreTrainedModel):
     view_recipe = "simclr"
     batch_norm = "sync"
     least_images = 2
+
+    @classmethod
+    def described(cls, plain: Description, settings: Mapping[str, Any]) -> Description:
+        """SimCLR, or what MoCo's paper compares itself with."""
+        separate = settings["separate_keys"]
+        if settings["symmetric"] and not separate:
+            return replace(plain, name="SimCLR")
+        find = "Two views of an image must find each other among the other images of the batch"
+        if not settings["symmetric"]:
+            find = "A view of an image must find the other view among those of the other images of the batch"
+        network = "a second network for the other view learns by gradient as well" if separate else "no second network"
+        return replace(plain, name="End-to-end contrast", idea=f"{find}; {network}, no memory.", paper=MOCO_PAPER)
 
     def __init__(self, config: EndToEndConfig):
         """Build encoder and projector."""

@@ -1,7 +1,9 @@
 """Memory bank, or InstDisc (Wu et al., 2018, https://arxiv.org/abs/1805.01978)."""
 
 import math
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, Literal
 
 import torch
 from huggingface_hub.dataclasses import strict
@@ -11,6 +13,7 @@ from torch.nn import functional as F
 from hf_ssl.distributed import gather, world_size
 from hf_ssl.errors import UserError
 from hf_ssl.methods.base import Paper, SSLConfig, SSLOutput, SSLPreTrainedModel
+from hf_ssl.methods.description import Description
 from hf_ssl.modules.losses import info_nce
 
 
@@ -174,6 +177,14 @@ class MemoryBankForPreTraining(SSLPreTrainedModel):
 
     bank: Tensor
     log_normalizer: Tensor
+
+    @classmethod
+    def described(cls, plain: Description, settings: Mapping[str, Any]) -> Description:
+        """Its name in words; entries that keep all of themselves never change."""
+        idea = plain.idea
+        if settings["bank_momentum"] == 1:
+            idea = "An image must find its own among random vectors that never change, one for every image."
+        return replace(plain, name="Memory bank", idea=idea)
 
     def __init__(self, config: MemoryBankConfig):
         """Build encoder, projector and bank.

@@ -4,7 +4,9 @@ Long because a method is one file: its config, its model and what only they use.
 """
 
 import copy
-from typing import Literal, NamedTuple
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, Literal, NamedTuple
 
 import torch
 from huggingface_hub.dataclasses import strict
@@ -15,6 +17,7 @@ from hf_ssl.diagnostics.negatives import false_negative_share, matching_probabil
 from hf_ssl.distributed import gather, rank, shared_uniform, world_size
 from hf_ssl.errors import UserError
 from hf_ssl.methods.base import Paper, SSLConfig, SSLOutput, SSLPreTrainedModel
+from hf_ssl.methods.description import Description
 from hf_ssl.modules.batch_norm import split_batch_norm
 from hf_ssl.modules.heads import mlp
 from hf_ssl.modules.losses import contrast
@@ -323,6 +326,16 @@ class MoCHiForPreTraining(SSLPreTrainedModel):
     queue_position: Tensor
     queue_labels: Tensor
     training_passes: Tensor
+
+    @classmethod
+    def described(cls, plain: Description, settings: Mapping[str, Any]) -> Description:
+        """Without mixtures it is MoCo, and its oracle looks at labels."""
+        name, idea, mask = plain.name, plain.idea, settings["class_oracle"] == "mask"
+        if not settings["num_mixed_negatives"] and not settings["num_mixed_queries"]:
+            name, idea = "MoCHi without mixtures", "MoCo, to which no mixtures of hard negatives are added."
+        if mask:
+            idea += " Keys of the query's class are left out, by their labels: an oracle, for analysis."
+        return replace(plain, name=name, idea=idea, uses_labels=mask)
 
     def __init__(self, config: MoCHiConfig):
         """Build encoder, head, target and queue."""

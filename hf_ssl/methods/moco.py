@@ -1,7 +1,9 @@
 """MoCo v1 (He et al., 2019, https://arxiv.org/abs/1911.05722) and v2 (Chen et al., 2020, arXiv 2003.04297)."""
 
 import copy
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, Literal
 
 import torch
 from huggingface_hub.dataclasses import strict
@@ -11,6 +13,7 @@ from torch.nn import functional as F
 from hf_ssl.distributed import rank
 from hf_ssl.errors import UserError
 from hf_ssl.methods.base import Paper, SSLConfig, SSLOutput, SSLPreTrainedModel
+from hf_ssl.methods.description import MOCO_PAPER, Description, maker_of_keys
 from hf_ssl.modules.batch_norm import split_batch_norm
 from hf_ssl.modules.heads import mlp
 from hf_ssl.modules.losses import info_nce
@@ -62,6 +65,14 @@ class MoCoConfig(SSLConfig):
             raise UserError(f"`ema_momentum` must be in [0, 1], got {self.ema_momentum}.")
 
 
+_VERSION_2 = Paper(
+    title="Improved Baselines with Momentum Contrastive Learning",
+    authors="Chen, Xinlei and Fan, Haoqi and Girshick, Ross and He, Kaiming",
+    arxiv="2003.04297",
+    year=2020,
+)
+
+
 class MoCoForPreTraining(SSLPreTrainedModel):
     """A query must find the key of its image, made by a moving average of the network, among many past keys.
 
@@ -82,12 +93,7 @@ class MoCoForPreTraining(SSLPreTrainedModel):
 
     config_class = MoCoConfig
     config: MoCoConfig
-    paper = Paper(
-        title="Momentum Contrast for Unsupervised Visual Representation Learning",
-        authors="He, Kaiming and Fan, Haoqi and Wu, Yuxin and Xie, Saining and Girshick, Ross",
-        arxiv="1911.05722",
-        year=2019,
-    )
+    paper = MOCO_PAPER
     recipes = {
         "paper-imagenet": {
             "architecture": "resnet50",
@@ -174,6 +180,15 @@ class MoCoForPreTraining(SSLPreTrainedModel):
 
     queue: Tensor
     queue_position: Tensor
+
+    @classmethod
+    def described(cls, plain: Description, settings: Mapping[str, Any]) -> Description:
+        """Version 2 by its nonlinear projector, else version 1."""
+        both = "; each view is once the query and once the key" if settings["symmetric"] else ""
+        idea = f"A query must find the key of its image, {maker_of_keys(settings)}, among many past keys{both}."
+        if settings["projector"] == "mlp":
+            return replace(plain, name="MoCo v2", idea=idea, paper=_VERSION_2)
+        return replace(plain, name="MoCo v1", idea=idea)
 
     def __init__(self, config: MoCoConfig):
         """Build encoder, head, target and queue."""

@@ -1,7 +1,9 @@
 """MoCo v3 (Chen et al., 2021, https://arxiv.org/abs/2104.02057)."""
 
 import copy
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, Literal
 
 import torch
 from huggingface_hub.dataclasses import strict
@@ -12,6 +14,7 @@ from torch.nn import functional as F
 from hf_ssl.distributed import gather, rank
 from hf_ssl.errors import UserError
 from hf_ssl.methods.base import Paper, SSLConfig, SSLOutput, SSLPreTrainedModel
+from hf_ssl.methods.description import Description, maker_of_keys
 from hf_ssl.modules.heads import mlp
 from hf_ssl.modules.losses import cross_view_info_nce
 from hf_ssl.modules.momentum import cosine_momentum, update_target
@@ -65,7 +68,7 @@ class MoCoV3Config(SSLConfig):
 
 
 class MoCoV3ForPreTraining(SSLPreTrainedModel):
-    """A predicted query must find the key of its image, made by a moving average, among those of the same batch.
+    """A predicted query must find the key of its image, made by a moving average of the network, within the batch.
 
     Use it when: the encoder is a vision transformer, or batches of a thousand images and more are possible: it has no
     queue, so its negatives come from the batch.
@@ -201,6 +204,13 @@ class MoCoV3ForPreTraining(SSLPreTrainedModel):
     batch_norm = "sync"
     least_images = 2
     frozen_modules = ("target_encoder", "target_projector")
+
+    @classmethod
+    def described(cls, plain: Description, settings: Mapping[str, Any]) -> Description:
+        """As the paper writes its name; the target may be no moving average."""
+        maker = maker_of_keys(settings)
+        idea = f"A predicted query must find the key of its image, {maker}, within the batch."
+        return replace(plain, name="MoCo v3", idea=idea)
 
     def __init__(self, config: MoCoV3Config):
         """Build encoder, heads and target.

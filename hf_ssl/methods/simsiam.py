@@ -1,11 +1,16 @@
 """SimSiam (Chen and He, 2020, https://arxiv.org/abs/2011.10566)."""
 
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
 import torch
 from huggingface_hub.dataclasses import strict
 from torch import Tensor
 
 from hf_ssl.errors import UserError
 from hf_ssl.methods.base import Paper, SSLConfig, SSLOutput, SSLPreTrainedModel
+from hf_ssl.methods.description import Description
 from hf_ssl.modules.heads import mlp
 from hf_ssl.modules.losses import negative_cosine
 
@@ -123,6 +128,14 @@ class SimSiamForPreTraining(SSLPreTrainedModel):
     }
     view_recipe = "simsiam"
     batch_norm = "sync"
+
+    @classmethod
+    def described(cls, plain: Description, settings: Mapping[str, Any]) -> Description:
+        """Without the stop-gradient it is what the paper shows to collapse."""
+        if settings["stop_gradient"]:
+            return plain
+        idea = "One network predicts its own projection of another view, through which the gradient flows as well."
+        return replace(plain, name="SimSiam without the stop-gradient", idea=idea)
 
     def __init__(self, config: SimSiamConfig):
         """Build encoder and heads."""

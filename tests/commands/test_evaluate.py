@@ -216,7 +216,7 @@ def test_clusters_of_the_method_are_scored_and_written_beside_the_encoder(evalua
         assert result["value"] == pytest.approx(value)
         assert result["baselines"]["raw"] == pytest.approx(baseline[name])
         assert ("most_frequent_class" in result["baselines"]) == (name == "accuracy")
-        assert result["settings"] == {"algorithm": "cluster head", "num_clusters": 5}
+        assert result["settings"] == {"algorithm": "cluster head", "num_clusters": 5, "bf16": False}
         assert (result["split"], result["train_split"], result["num_images"]) == ("train", None, 90)
     assert results["tone", "clustering-nmi"]["metric"] == "normalised mutual information"
 
@@ -275,7 +275,7 @@ def test_augmented_passes_are_for_the_probes_of_the_papers_alone(evaluate, run, 
         probed = linear_probes(train.features, columns[0], test.features, columns[1], "sgd", 2, passes)["coin"]
         result = after["coin", "linear-sgd"]
         assert (result["baselines"]["raw"] if kind else result["value"]) == pytest.approx(probed.accuracy)
-        assert result["settings"] == {**probed.settings, "train_images": 90}
+        assert result["settings"] == {**probed.settings, "train_images": 90, "bf16": False}
     card = (run / "encoder" / "README.md").read_text()
     assert "augmented_passes `2`" in card and "reads pass e mod 2" in card
     assert "train, 2 augmented passes: " in capsys.readouterr().err

@@ -9,10 +9,12 @@ from typing import Any
 
 import datasets
 import pytest
+import torch
 from PIL import Image
 
 import hf_ssl
 from hf_ssl.commands import main
+from hf_ssl.evaluation import features
 from hf_ssl.hub.model_card import write_model_card
 
 
@@ -159,11 +161,54 @@ def test_entries_of_another_form_are_not_checkable(encoder: Path, capsys: pytest
     broken += [first | {"settings": settings | {name: value}} for name in ("k", "train_images") for value in values]
     broken += [first | {"settings": settings | {"augmented_passes": value}} for value in (-1, 10**12, "x")]
     broken += [first | {"settings": settings | {name: "x"}} for name in ("seed", "temperature")]
+    broken += [first | {"settings": settings | {"bf16": value}} for value in (None, 1, "true")]
     broken += [first | {"settings": settings | {"seed": -1}}, first | {"value": float("nan")}]
     broken += [first | {name: [1]} for name in ("dataset_config", "train_split", "protocol", "dataset")]
     (encoder / "results.json").write_text(json.dumps({"results": broken}))
     code, lines = verify(encoder, capsys=capsys)
     assert code == 0 and f", {len(broken)} not checkable here" in lines[-1]
+
+
+def test_a_number_in_bfloat16_says_so_and_is_checked_on_cuda_alone(
+    encoder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
+    asked: list[bool] = []
+    computed = features._computed
+
+    def as_on_cuda(encoder, batches, bf16):  # autocast of a CPU would give other numbers
+        asked.append(bf16)
+        return computed(encoder, batches, False)
+
+    entries = {one["protocol"]: one for one in entries_of(encoder)}
+    assert all(one["settings"]["bf16"] is False for one in entries.values())
+    (encoder / "results.json").write_text(json.dumps({"results": [entries["knn"], entries["linear"]]}))
+    with monkeypatch.context() as there:
+        there.setattr(features, "_computed", as_on_cuda)
+        there.setattr("hf_ssl.commands.evaluate.take_portrait", lambda *_, **__: {})
+        there.setattr("hf_ssl.commands.evaluate.write_embedding", lambda *_: None)
+        code = main(
+            ["evaluate", str(encoder), "linear", "--dataset", "digits", "--max_images", "200", "--bf16"]
+            + ["--num_workers", "0"]
+        )
+    changed = {one["protocol"]: one["settings"]["bf16"] for one in entries_of(encoder)}
+    assert code == 0 and asked == [True, True] and changed == {"knn": False, "linear": True}
+    assert "bf16 `true`" in (encoder / "README.md").read_text()
+    capsys.readouterr()
+    code, lines = verify(encoder, capsys=capsys)
+    assert code == 0 and ", 0 different, 1 not checkable here" in lines[-1]
+    (told,) = [line for line in lines if "not checkable here: " in line]
+    assert told.endswith("its features were computed in bfloat16 (`bf16`), which needs a CUDA device, not `cpu`.")
+    asked.clear()
+    monkeypatch.setattr(features, "_computed", as_on_cuda)
+    monkeypatch.setattr("hf_ssl.evaluation.verification.device_of", lambda _: torch.device("cuda"))
+    code, lines = verify(encoder, capsys=capsys)
+    assert code == 0 and ", 0 different, 0 not checkable here" in lines[-1] and set(asked) == {True, False}
+
+
+def test_results_of_a_version_that_did_not_note_bf16_are_checked(encoder: Path, capsys: pytest.CaptureFixture):
+    entries = [one | {"settings": without(one["settings"], "bf16")} for one in entries_of(encoder)[:1]]
+    (encoder / "results.json").write_text(json.dumps({"results": entries}))
+    assert " 0 different, 0 not checkable here" in verify(encoder, capsys=capsys)[1][-1]
 
 
 def test_images_that_do_not_count_are_no_obstacle(encoder: Path, tmp_path: Path, capsys: pytest.CaptureFixture):

@@ -115,6 +115,17 @@ def test_results_with_and_without_baselines_share_a_table(encoder_folder):
     assert "| shapes | test | label | weighted k-NN | 81.2 |  |  | 10,000 |" in text
 
 
+def test_baselines_are_told_by_their_titles_and_chance_is_no_encoder(encoder_folder):
+    chance = {"most_frequent_class": 0.1}
+    text = render_with(encoder_folder, [RESULTS[0] | {"baselines": chance}])
+    assert "| accuracy (%) | most frequent class (%) | images |" in text and "| 81.2 | 10.0 | 10,000 |" in text
+    assert "Always answering the most frequent class" in text and "protocols scored" not in text
+    text = render_with(encoder_folder, [RESULTS[0] | {"baselines": chance | RESULTS[0]["baselines"]}])
+    assert "| most frequent class (%) | raw pixels (%) | random encoder (%) |" in text
+    assert "The same protocols scored raw pixels and random encoder beside it.\nAlways answering" in text
+    assert "most_frequent_class" not in text
+
+
 def render_with(folder, results):
     write_record(folder, "results.json", {"results": results})
     return render_model_card(folder, "org/enc")
@@ -368,7 +379,7 @@ def test_a_method_without_paper_or_unknown_here_has_a_card(encoder_folder, run_r
     run_record["method"] = "mine"
     write_record(encoder_folder, "run.json", run_record)
     text = render_model_card(encoder_folder)
-    assert "# mine encoder `test_resnet`, pretrained on ORG/NAME" in text
+    assert "# mine: encoder `test_resnet`, pretrained on ORG/NAME" in text
     for gap in ("None", "\n\n\n", "{{"):
         assert gap not in text
 
@@ -415,8 +426,35 @@ def test_every_method_has_a_card(encoder_folder, run_record, method):
     run_record["method"] = method
     write_record(encoder_folder, "run.json", run_record)
     text = render_model_card(encoder_folder)
-    assert METHODS[method].paper.title in text
-    assert METHODS[method].paper.arxiv in text
+    paper = {"moco": "2003.04297"}.get(method, METHODS[method].paper.arxiv)  # by default it is version 2
+    assert f"https://arxiv.org/abs/{paper}" in text and f"journal={{arXiv preprint arXiv:{paper}}}" in text
+
+
+@pytest.mark.parametrize(
+    ("method", "config", "title", "idea", "arxiv"),
+    [
+        ("directpred", {"freq": 0}, "DirectPred's linear baseline", "is trained by gradients", "2102.06810"),
+        ("directpred", {"freq": 1, "rule": "directcopy"}, "DirectCopy", "is a copy of the correlation", "2110.04947"),
+        ("moco", {"projector": "mlp"}, "MoCo v2", "among many past keys", "2003.04297"),
+        ("byol", {"use_ema": False}, "BYOL without the moving average", "by itself, held constant", "2006.07733"),
+    ],
+)
+def test_title_and_idea_follow_the_settings(encoder_folder, run_record, method, config, title, idea, arxiv):
+    write_record(encoder_folder, "run.json", run_record | {"method": method, "config": config})
+    text = render_model_card(encoder_folder, "org/enc")
+    assert f"\n# {title}: encoder `test_resnet`, pretrained on ORG/NAME\n" in text
+    assert f"pretrained without labels by [{title}](https://arxiv.org/abs/{arxiv}) on" in text
+    told = text.split("## Method\n\n")[1].split("## Results")[0]
+    assert idea in told and f"journal={{arXiv preprint arXiv:{arxiv}}}" in told
+    assert text.count("arxiv.org/abs/") == 2 == text.count(arxiv) - 1
+
+
+def test_an_analysis_that_looks_at_labels_is_not_called_free_of_them(encoder_folder, run_record):
+    for oracle, looks in (("measure", False), ("mask", True)):
+        write_record(encoder_folder, "run.json", run_record | {"method": "mochi", "config": {"class_oracle": oracle}})
+        text = render_model_card(encoder_folder, "org/enc")
+        assert ("without labels" not in text) == ("with a look at labels" in text) == looks
+        assert ("self-supervised-learning" not in metadata_of(text)["tags"]) == looks
 
 
 def test_a_folder_without_record_has_no_card(encoder_folder):

@@ -107,7 +107,7 @@ def test_the_readme_of_a_saved_method_says_how_to_load_it(tmp_path, photo, monke
     method = make_method()
     method.save_pretrained("saved")
     text = (tmp_path / "saved" / "README.md").read_text()
-    assert "# BYOL with encoder `test_resnet`" in text and METHODS["byol"].paper.url in text
+    assert "# BYOL: encoder `test_resnet`" in text and METHODS["byol"].paper.url in text
     assert metadata_of(text)["tags"] == ["self-supervised-learning", "hf_ssl", "hf_ssl_byol"]
     blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     assert len(blocks) == 2
@@ -243,7 +243,7 @@ def test_a_method_of_ones_own_needs_neither_paper_nor_recipe(online, tmp_path, m
     finally:
         del METHODS["own"]
     text = online.files("org/own")["README.md"].decode()
-    assert "# Own encoder `test_resnet`\n" in text and "Features of two views are drawn together." in text
+    assert "# Own: encoder `test_resnet`\n" in text and "Features of two views are drawn together." in text
     assert "bibtex" not in text and "own" in metadata_of(text)["tags"]
 
 

@@ -10,6 +10,8 @@ import yaml
 
 import hf_ssl
 from hf_ssl.errors import UserError
+from hf_ssl.hub.model_card import describe_method
+from hf_ssl.methods import METHODS
 from hf_ssl.studies.methods_report import MethodRun
 
 ROOT = Path(__file__).parents[2]
@@ -87,6 +89,19 @@ def test_every_encoder_has_a_card_with_its_numbers_weights_and_command(results: 
         assert any(command in text for command in content["commands"])
 
 
+@pytest.mark.parametrize("card", sorted(CARDS.glob("*-*.md")), ids=lambda path: path.stem)
+def test_a_card_tells_the_method_that_its_settings_make(card: Path):
+    text = card.read_text(encoding="utf-8")
+    method = METHODS[yaml.safe_load(text.split("---")[1])["tags"][-1]]
+    rows = re.findall(r"^\| config \| (\w+) \| `(.*)` \|$", text, re.MULTILINE)
+    is_text = re.compile(r"(?!true$|false$)[a-z]\w*")
+    settings = {name: value if is_text.fullmatch(value) else json.loads(value) for name, value in rows}
+    assert set(settings) > {"architecture", "image_size"}
+    told = describe_method(method, settings)
+    assert re.search(rf"^# {re.escape(told['method'])}: encoder `", text, re.MULTILINE)
+    assert f"{told['idea']} Paper: [{told['paper'].title}]({told['paper'].url})" in text.split("## Method")[1]
+
+
 def results_of(*runs: MethodRun) -> dict:
     settings = {"num_epochs": 3.0, "num_steps": None, "mixed_precision": None, "recipe": "quickstart"}
     return {
@@ -142,7 +157,20 @@ def test_pages_are_made_anew_and_compared(tmp_path: Path, monkeypatch: pytest.Mo
     repository(tmp_path, monkeypatch)
     assert model_cards.main(["--check"]) == 1 and "is not what the results say" in capsys.readouterr().out
     assert model_cards.main([]) == 0 and model_cards.main(["--check"]) == 0
-    assert "| DirectPred | 50.0 | 60.0 |" in (tmp_path / "README.md").read_text()
+    readme = (tmp_path / "README.md").read_text()
+    assert "| DirectPred | 50.0 | 60.0 |" in readme
+    about = (
+        "A small encoder (0.37 M parameters) after 3 epochs of 50,000 images, 32 pixels; then frozen and measured on"
+    )
+    assert f"{about} 10,000 test images. Random encoder: untrained; supervised: trained with labels. CIFAR" in readme
+    assert "JPEG quality 75" in readme and "\u00b1" not in readme
+
+
+def test_the_readme_tells_no_number_of_the_study_outside_its_table():
+    text = (ROOT / "README.md").read_text(encoding="utf-8").split("## Measured\n")[1].split("\n## ")[0]
+    block = re.search(r"<!-- results: short \w+ -->.*?<!-- end of results -->", text, re.DOTALL)
+    assert block is not None and re.search(r"\d+ epochs of \d", block.group())
+    assert not re.search(r"\d", text.replace(block.group(), ""))
 
 
 @pytest.mark.parametrize(
@@ -240,6 +268,7 @@ def test_a_table_says_what_was_not_run_and_what_the_copy_costs(tmp_path: Path):
     assert text.startswith("before\n<!-- results: index x -->\n| encoder |") and text.endswith("results -->\nafter\n")
     assert "| DirectPred | 2 | 50.5 ± 0.7 | 60.0 ± 0.0 | [card](x-directpred.md) |" in text
     assert "Not run yet: supervised; End-to-end (SimCLR); " in text and "JPEG quality 75" in text
+    assert "\n\u00b1 is the standard deviation over seeds; rows without it are of one seed.\n" in text
     assert "A collapse was reported in training by: DirectPred, seed 1 (dimensional, step 1,700)." in text
     assert "3 epochs of 50,000 images, 32 pixels; encoder `test_resnet`, 0.37 M parameters" in text
     assert model_cards.with_tables(text, tmp_path) == text
