@@ -152,3 +152,14 @@ def test_the_runs_of_moco_and_mochi_are_those_of_the_results():
     assert all(mochi < moco for mochi, moco in zip(even["mochi"], even["moco_v2"], strict=True))
     means = [f"{statistics.mean(even[method]):.2f}" for method in ("mochi", "moco_v2")]
     assert f"in both seeds ({means[0]} against {means[1]} on average)" in text
+
+
+def test_the_linear_predictor_of_the_methods_collapses_in_every_seed():
+    assert "collapses in all three seeds and ends below the random encoder" in " ".join(GUIDE.split())
+    results = json.loads((RESULTS.parent / "cifar10.json").read_text())
+    linear = {one["method"]: [] for one in results["runs"]}
+    for one in results["runs"]:
+        linear[one["method"]].append(one["linear"])
+    assert sorted(one["seed"] for one in results["collapses"] if one["method"] == "linear") == [0, 1, 2]
+    assert len(linear["linear"]) == 3 and max(linear["linear"]) < min(linear["random"])
+    assert len(linear["directpred"]) == 3 and min(linear["directpred"]) > max(linear["random"])
