@@ -322,3 +322,23 @@ def test_another_study_or_place_is_refused_before_anything_is_copied(
         model_cards.main([str(tmp_path), "--name", name])
     assert ended.value.code == 2 and message in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["methods.json"]
+
+
+def test_what_the_guide_says_of_labels_is_what_the_results_say():
+    guide = " ".join((ROOT / "scripts" / "guides" / "fine_tune.md").read_text(encoding="utf-8").split())
+    assert "a tenth of the labels beats the same network from scratch with all of them. With all labels" in guide
+    short, long = (
+        json.loads((CARDS / "results" / f"imagenette_labels{end}.json").read_text()) for end in ("", "_long")
+    )
+    assert f"{short['train_images']:,} images: in {short['settings']['num_steps']} steps" in guide
+    assert long["settings"]["num_steps"] == 11 * short["settings"]["num_steps"]
+
+    def accuracies(results: dict, start: str, fraction: float) -> list[float]:
+        return [one["accuracy"] for one in results["runs"] if kind(one, start, fraction)]
+
+    scratch = accuracies(short, "scratch", 1.0)
+    starts = [start for start in short["encoders"] if start != "scratch"]
+    assert len(scratch) == 3 and len(starts) == 3
+    assert all(min(accuracies(short, start, 0.1)) > max(scratch) for start in starts)
+    ahead = min(accuracies(short, "directpred", 1.0)) - max(scratch)
+    assert 0 < min(accuracies(long, "directpred", 1.0)) - max(accuracies(long, "scratch", 1.0)) < ahead
