@@ -131,7 +131,7 @@ def test_a_finished_cell_is_not_run_again(
 
 def test_a_folder_keeps_one_choice_of_settings(finished: Path, capsys: pytest.CaptureFixture):
     assert run(*again(finished, "--num_steps", "5")) == 2
-    assert "have `num_steps` 4, got 5. Give another `output_dir`" in capsys.readouterr().err
+    assert "were made for `num_steps` 4, got 5. Predictions are not changed: give another" in capsys.readouterr().err
 
 
 def test_a_study_needs_one_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
