@@ -135,23 +135,50 @@ def test_what_was_said_before_the_runs_is_what_they_are_judged_by(name: str):
     assert {run for run in runs if name not in SECOND or run[1] > 0} == before
 
 
-def test_the_runs_of_moco_and_mochi_are_those_of_the_results():
+def test_the_table_of_negatives_is_what_the_runs_came_to():
     runs = json.loads((RESULTS.parent / "negatives.json").read_text())["runs"]
+    columns = [("linear", 1), ("knn", 1), ("false_negative_share", 1), ("contrast_accuracy", 1)]
+    columns += [("contrast_accuracy_with_mixed", 1), ("view_alignment_h", 3), ("class_alignment_h", 3)]
+    columns += [("uniformity_h", 2), ("view_alignment_z", 3), ("uniformity_z", 2)]
+    lines = GUIDE[GUIDE.index("| method | linear (%) |") :].split("\n\n")[0].splitlines()[2:]
+    shown = {cells[0]: cells[1:] for cells in ([cell.strip() for cell in line.split("|")[1:-1]] for line in lines)}
+    assert [*shown] == ["fresh", "moco_v2", "mochi", "moco_v2-oracle", "mochi-oracle", "supervised"]
+    for method, cells in shown.items():
+        own = [run["measured"] for run in runs if run["method"] == method]
+        assert len(own) == 2
+        for cell, (name, digits) in zip(cells, columns, strict=True):
+            factor = 100 if digits == 1 else 1
+            values = [factor * one[name] for one in own if one[name] is not None]
+            mean, deviation = (f(values) if values else 0.0 for f in (statistics.mean, statistics.stdev))
+            assert cell == (f"{mean:.{digits}f} \N{PLUS-MINUS SIGN} {deviation:.{digits}f}" if values else "")
 
-    def values(method: str, name: str, factor: float = 1) -> list[float]:
-        return [factor * run["measured"][name] for run in runs if run["method"] == method]
 
-    def shown(method: str, name: str) -> str:
-        found = values(method, name, 100)
-        return f"{statistics.mean(found):.1f} \N{PLUS-MINUS SIGN} {statistics.stdev(found):.1f}"
-
+def test_what_the_guide_says_of_negatives():
     text = " ".join(GUIDE.split())
-    for name, what in (("linear", "by the linear probe"), ("knn", "by k-NN")):
-        assert f"{shown('moco_v2', name)} and {shown('mochi', name)} % {what}" in text
-    even = {method: values(method, "uniformity_h") for method in ("moco_v2", "mochi")}
-    assert all(mochi < moco for mochi, moco in zip(even["mochi"], even["moco_v2"], strict=True))
-    means = [f"{statistics.mean(even[method]):.2f}" for method in ("mochi", "moco_v2")]
-    assert f"in both seeds ({means[0]} against {means[1]} on average)" in text
+    found: dict[str, list[dict]] = {}
+    for run in json.loads((RESULTS.parent / "negatives.json").read_text())["runs"]:
+        found.setdefault(run["method"], []).append(run["measured"])
+
+    def mean(method: str, name: str) -> float:
+        return statistics.mean(one[name] for one in found[method])
+
+    even = [f"{mean(method, 'uniformity_h'):.2f}" for method in ("mochi", "moco_v2")]
+    assert f"MoCo v2 ({even[0]} against {even[1]} on average)" in text
+    by = {
+        method: 100 * (mean(f"{method}-oracle", "linear") - mean(method, "linear")) for method in ("moco_v2", "mochi")
+    }
+    assert (
+        f"of MoCo v2 by {by['moco_v2']:.1f} points on average and lowers that of MoCHi by {-by['mochi']:.1f}" in text
+    )
+    for one in ("moco_v2", "mochi"):
+        seeds = [abs(run["linear"] - other["linear"]) for run, other in [found[f"{one}-oracle"]]]
+        assert abs(by[one]) < 100 * max(seeds)
+    best = max(mean(method, "linear") for method in found if method != "supervised")
+    assert round(100 * (mean("supervised", "linear") - best)) == 11 and "leads by eleven points" in text
+    for mochi, moco, supervised in zip(found["mochi"], found["moco_v2"], found["supervised"], strict=True):
+        assert mochi["uniformity_h"] < min(moco["uniformity_h"], supervised["uniformity_h"])
+        assert mochi["uniformity_z"] > moco["uniformity_z"] and moco["false_negative_share"] > 0.1
+        assert moco["false_negative_share"] > moco["false_negative_share_early"]
 
 
 def test_the_linear_predictor_of_the_methods_collapses_in_every_seed():
