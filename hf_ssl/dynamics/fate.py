@@ -335,9 +335,9 @@ def _follow(mode: Mode, start: State, arrived: Callable[[State, float], bool]) -
         The state there, and whether growth was above the alignment bound on the way.
     """
     state, time, too_fast = start, 0.0, False
-    rates = [mode.eta, mode.eta_p, mode.beta or 0.0]
-    step = 1 / (mode.signal + mode.noise + sum(rates))
-    lost = min((rate for rate in rates if rate > 0), default=1.0) * step < _LOST_RATE
+    step = 1 / (mode.signal + mode.noise + (mode.beta or 0.0) + mode.eta + mode.eta_p)
+    # With one decay alone, or one that is not lost, a mode arrives all the same.
+    lost = min(mode.eta, mode.eta_p) > 0 and max(mode.eta, mode.eta_p) * step < _LOST_RATE
     for _ in range(0 if lost else _MOST_DOUBLINGS):
         if arrived(state, time):
             return state, too_fast
@@ -348,7 +348,7 @@ def _follow(mode: Mode, start: State, arrived: Callable[[State, float], bool]) -
     raise UserError(
         f"The end of a mode that starts at p = {start[0]:g}, s = {start[1] ** 2:g} could not be found: "
         + (
-            "a weight decay, or 1 - `ema_momentum`, is too small for double precision. Set a tiny decay to 0."
+            "its weight decays are too small for double precision. Set a tiny decay to 0."
             if lost
             else "it starts on the edge of its basin. Change the start a little."
         )

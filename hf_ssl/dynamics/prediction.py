@@ -13,8 +13,8 @@ from hf_ssl.dynamics.fate import Cause, Fate, Mode, State, fate_of, state_after
 from hf_ssl.errors import UserError
 
 PredictorForm = Literal["learned", "symmetric", "none"]
-_OF_MODES = {"signal": "positive", "noise": "at least 0", "predictor_scale": "", "encoder_scale": "at least 0"}
-"""Settings with one number for each mode, and the rule of each."""
+_OF_MODES = ("signal", "noise", "predictor_scale", "encoder_scale")
+"""Settings with one number for each mode; the flow refuses signals and noises that are none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +86,7 @@ class TrainingSetting:
     def _check_modes(self) -> None:
         """Refuse numbers of modes that are none, or that are not of the same modes."""
         counts = {}
-        for name, rule in _OF_MODES.items():
+        for name in _OF_MODES:
             values = _modes(getattr(self, name))
             if values.ndim > 1 or not values.numel():
                 raise UserError(
@@ -94,9 +94,8 @@ class TrainingSetting:
                 )
             if not values.isfinite().all():
                 raise UserError(f"`{name}` must be finite, got {values.tolist()}.")
-            least = float(values.min())
-            if (rule and least < 0) or (rule == "positive" and least == 0):
-                raise UserError(f"`{name}` must be {rule}, got {values.tolist()}.")
+            if name == "encoder_scale" and bool((values < 0).any()):
+                raise UserError(f"`{name}` must be at least 0, got {values.tolist()}.")
             if values.numel() > 1:
                 counts[name] = values.numel()
         if len(set(counts.values())) > 1:
