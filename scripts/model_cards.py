@@ -201,7 +201,7 @@ _TABLES: dict[str, Callable[[Path, str], str]] = {
     "guide": lambda cards, name: index_table(_results(cards, name), f"../../model_cards/{name}-"),
     "labels": lambda cards, name: labels_table(_results(cards, name)),
     "short": lambda cards, name: readme_table(_results(cards, name)),
-    "gpu": _of_gpu(gpu_table.table, "No GPU has run this code yet, so there is no number of one here."),
+    "gpu": _of_gpu(gpu_table.table, "No GPU has run this code yet, so this page has no GPU numbers."),
     "gpu_line": _of_gpu(gpu_table.in_short, "All of it was measured on CPUs; no GPU has run this code yet."),
     **{kind: _of_speed(table) for kind, table in speed_tables.TABLES.items()},
 }

@@ -279,7 +279,7 @@ def _open_timm(name: str, seed: int | None) -> tuple[nn.Module, ImageTransform]:
         except UserError:
             raise
         except (RuntimeError, OSError, HfHubHTTPError, SafetensorError) as error:
-            reason = str(error).strip().splitlines()[0]
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise UserError(
                 f"timm could not load the weights of `{name}`: {reason.rstrip('.')}. `timm.list_pretrained()` lists "
                 "the names that have weights."
@@ -312,7 +312,7 @@ def _open_transformers(
     except UserError:
         raise
     except (OSError, ValueError, SafetensorError, pickle.UnpicklingError) as error:  # the last where weights hold code
-        reason = str(error).strip().splitlines()[0]
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(f"transformers could not load the encoder `{name}`: {reason}") from error
     without_pooler = [key for key in missing if "pooler" not in key.split(".")]
     if without_pooler:

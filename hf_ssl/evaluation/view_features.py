@@ -16,6 +16,7 @@ from hf_ssl.data.views.draws import NUM_DRAWS, draw_rows, sizes_of
 from hf_ssl.data.views.recipes import ViewRecipe
 from hf_ssl.errors import UserError
 from hf_ssl.evaluation.encoders import Encoder, Picture
+from hf_ssl.evaluation.features import device_of
 from hf_ssl.evaluation.finite import check_finite
 
 
@@ -96,7 +97,7 @@ def extract_view_features(
     """
     augmentation = find_recipe(recipe, view_settings)
     views = ManyViews(encoder.transform.of_crops(), augmentation, image_size, num_views, seed)
-    device = next(encoder.module.parameters()).device
+    device = device_of(encoder.module)
     batches = evaluation_batches(
         source,
         views,

@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 from hf_ssl.answers import ForeignAnswerError, hub_answers
 from hf_ssl.errors import UserError
 from hf_ssl.evaluation.encoders import Encoder
+from hf_ssl.evaluation.features import device_of
 from hf_ssl.evaluation.finite import check_finite
 from hf_ssl.features.folder import RECORD, has_paths, is_complete, read_record, shard_path, write_record
 from hf_ssl.writing import replacing
@@ -135,7 +136,7 @@ def features_of_pictures(encoder: Encoder, pictures: Sequence[NDArray[np.uint8]]
     Raises:
         UserError: If a feature is not finite.
     """
-    device = next((tensor.device for tensor in encoder.module.parameters()), torch.device("cpu"))
+    device = device_of(encoder.module)
     rows = []
     with torch.inference_mode():
         for picture in pictures:

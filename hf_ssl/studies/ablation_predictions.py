@@ -201,7 +201,7 @@ def judged(parts: Sequence[Part]) -> tuple[list[Part], list[str]]:
         return list(parts), []
     begun = f"{num_runs - known} of these {num_runs} runs had begun before they were predicted"
     if not known:
-        return list(parts), [f"{begun}, so this is no test of the forecast."]
+        return list(parts), [f"{begun}, so they do not test the forecast."]
     return before, [f"{begun} and are not scored."]
 
 

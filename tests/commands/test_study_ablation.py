@@ -87,7 +87,7 @@ def test_forecasts_that_come_after_a_run_say_so(finished: Path, tmp_path: Path, 
     (folder / "predictions.json").unlink()
     assert run(*again(folder)) == 0
     assert (
-        "2 of these 2 runs had begun before they were predicted, so this is no test of the forecast."
+        "2 of these 2 runs had begun before they were predicted, so they do not test the forecast."
         in capsys.readouterr().out
     )
     assert not any(entry["before_run"] for entry in json.loads((folder / "predictions.json").read_text())["runs"])

@@ -93,7 +93,7 @@ def test_runs_are_scored_by_kind_rank_and_deaths():
     known = Part(found[1:], file)
     assert judged([known]) == (
         [known],
-        ["3 of these 3 runs had begun before they were predicted, so this is no test of the forecast."],
+        ["3 of these 3 runs had begun before they were predicted, so they do not test the forecast."],
     )
     assert judged([Part(found[:1], file)])[1] == []
     table = score_table([part])
