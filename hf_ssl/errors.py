@@ -41,6 +41,18 @@ class LostProcessError(UserError):
         self.at_once = at_once
 
 
+def first_line(error: BaseException, *, kind: bool = False) -> str:
+    """What another package says in an error, as part of a sentence: the first line of its text, without a full stop.
+
+    Args:
+        error: The error. Its class stands for a text that is empty.
+        kind: Whether the class is named before the text.
+    """
+    name = type(error).__name__
+    line = next(iter(str(error).strip().splitlines()), "").rstrip(".")
+    return line if line and not kind else f"{name}: {line}" if line else name
+
+
 def near_name(name: str, known: Iterable[str]) -> str:
     """` Did you mean ...?` for a misspelt name, empty if nothing is near."""
     near = difflib.get_close_matches(name, list(known), n=1)

@@ -15,7 +15,7 @@ from huggingface_hub.errors import HfHubHTTPError
 
 from hf_ssl.answers import hub_answers
 from hf_ssl.demo.collection import Collection
-from hf_ssl.errors import UserError
+from hf_ssl.errors import UserError, first_line
 from hf_ssl.evaluation.encoders import encoder_folder
 from hf_ssl.hub.cards import render_card
 from hf_ssl.hub.push import push_files
@@ -81,7 +81,7 @@ def published_reference(reference: str) -> str:
         with hub_answers():
             about = HfApi().model_info(name, revision=revision or None)
     except (HfHubHTTPError, OSError) as error:
-        raise UserError(f"The Hub gave no encoder `{repo}`: {str(error).strip().splitlines()[0]}") from None
+        raise UserError(f"The Hub gave no encoder `{repo}`: {first_line(error)}.") from None
     if about.private:
         logger.warning("`%s` is private: the Space needs a token that reads it, as its secret `HF_TOKEN`.", name)
     return f"{reference.removesuffix(repo)}{name}@{about.sha}"

@@ -27,7 +27,7 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModel
 
 from hf_ssl.answers import hub_answers
 from hf_ssl.data.decode.pillow import upright_rgb
-from hf_ssl.errors import UserError
+from hf_ssl.errors import UserError, first_line
 from hf_ssl.evaluation.references import encoder_folder, timm_reference
 from hf_ssl.modules.encoder import build_encoder, hidden_size_of
 from hf_ssl.modules.preprocessing import preprocessing
@@ -271,19 +271,26 @@ def _open(name: str, seed: int | None) -> tuple[nn.Module, ImageTransform | Proc
     return _open_transformers(repo, revision or None, seed)
 
 
+@contextmanager
+def loading_by_timm(reference: str) -> Iterator[None]:
+    """Raise `UserError` where timm cannot load the weights of a reference, see `timm_reference`."""
+    try:
+        with hub_answers():
+            yield
+    except UserError:
+        raise
+    except (RuntimeError, OSError, HfHubHTTPError, SafetensorError) as error:
+        names = "`timm.list_pretrained()` lists the names that have weights."
+        raise UserError(
+            f"timm could not load the weights of `{reference}`: {first_line(error)}. "
+            f"{'Are its files complete?' if ':' in reference else names}"
+        ) from error
+
+
 def _open_timm(name: str, seed: int | None) -> tuple[nn.Module, ImageTransform]:
     if seed is None:
-        try:
-            with hub_answers():
-                model = timm.create_model(name, pretrained=True, num_classes=0)
-        except UserError:
-            raise
-        except (RuntimeError, OSError, HfHubHTTPError, SafetensorError) as error:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise UserError(
-                f"timm could not load the weights of `{name}`: {reason.rstrip('.')}. `timm.list_pretrained()` lists "
-                "the names that have weights."
-            ) from error
+        with loading_by_timm(name):
+            model = timm.create_model(name, pretrained=True, num_classes=0)
     else:
         with _seeded(seed):
             # A plain name goes through the one place that knows the encoders of this package.
@@ -312,8 +319,7 @@ def _open_transformers(
     except UserError:
         raise
     except (OSError, ValueError, SafetensorError, pickle.UnpicklingError) as error:  # the last where weights hold code
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(f"transformers could not load the encoder `{name}`: {reason}") from error
+        raise UserError(f"transformers could not load the encoder `{name}`: {first_line(error)}.") from error
     without_pooler = [key for key in missing if "pooler" not in key.split(".")]
     if without_pooler:
         raise UserError(

@@ -19,7 +19,7 @@ from huggingface_hub.errors import (
 )
 
 from hf_ssl.answers import hub_answers
-from hf_ssl.errors import UserError, near_name
+from hf_ssl.errors import UserError, first_line, near_name
 from hf_ssl.settings import of_json
 
 _LOCAL = "local-dir:"
@@ -163,4 +163,4 @@ def _why_not(error: Exception, repo: str, filename: str, revision: str) -> str:
     if isinstance(error, EntryNotFoundError):
         other = " Other files of weights are not loaded, because they may hold code."
         return f"the repository has none.{other if filename.endswith('.safetensors') else ''}"
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+    return f"{first_line(error)}."

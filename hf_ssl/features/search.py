@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from hf_ssl.answers import ForeignAnswerError, hub_answers
-from hf_ssl.errors import UserError
+from hf_ssl.errors import UserError, first_line
 from hf_ssl.evaluation.encoders import Encoder
 from hf_ssl.evaluation.features import device_of
 from hf_ssl.evaluation.finite import check_finite
@@ -105,10 +105,9 @@ def open_features(folder_or_repo: str, split: str | None = None, revision: str |
         except ForeignAnswerError:
             raise
         except (HfHubHTTPError, EntryNotFoundError, OSError, ValueError) as error:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
             raise UserError(
                 f"There is no folder `{folder_or_repo}`, and the Hub gave no `{name}` of a data set of that name: "
-                f"{reason}."
+                f"{first_line(error)}."
             ) from error
 
     record = read_record(fetch(RECORD).parent)
@@ -319,7 +318,7 @@ def new_index(factory: str, dim: int) -> Any:
 
 
 def _refusal(factory: str, error: RuntimeError) -> str:
-    reason = str(error).strip().splitlines()[0].rpartition(": ")[2].rstrip(".")
+    reason = first_line(error).rpartition(": ")[2]
     return f"faiss cannot make the index `{factory}`: {reason}."
 
 

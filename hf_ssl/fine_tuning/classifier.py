@@ -8,15 +8,14 @@ from typing import Any
 
 import timm
 import torch
-from huggingface_hub.errors import HfHubHTTPError
 from timm.data.config import resolve_data_config
 from timm.models import group_parameters
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hf_ssl.data.sources.open import Source
-from hf_ssl.errors import UserError
-from hf_ssl.evaluation.encoders import Encoder, ImageTransform, encoder_folder, timm_reference
+from hf_ssl.errors import UserError, first_line
+from hf_ssl.evaluation.encoders import Encoder, ImageTransform, encoder_folder, loading_by_timm, timm_reference
 from hf_ssl.evaluation.features import extract_features
 from hf_ssl.evaluation.protocols import with_classes_of
 from hf_ssl.modules.preprocessing import preprocessing
@@ -118,21 +117,15 @@ def open_classifier(
         arguments.setdefault("img_size", image_size)
     pretrained = not encoder.startswith(RANDOM)
     try:
-        with torch.random.fork_rng(devices=[]):
+        with loading_by_timm(reference), torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             module: Any = timm.create_model(
                 reference, pretrained=pretrained, num_classes=len(class_names), **arguments
             )
     except (TypeError, AssertionError) as error:
         raise UserError(
-            f"timm cannot build `{architecture}` with `model_args` {published | arguments}: {error}. Give "
+            f"timm cannot build `{architecture}` with `model_args` {published | arguments}: {first_line(error)}. Give "
             "`model_args` that this encoder takes."
-        ) from error
-    except (RuntimeError, OSError, HfHubHTTPError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(
-            f"timm could not load the weights of `{name}`: {reason.rstrip('.')}. `timm.list_pretrained()` lists "
-            "the names that have weights."
         ) from error
     data_config = resolve_data_config(pretrained_cfg=module.pretrained_cfg)
     if image_size is not None and image_size != data_config["input_size"][-1]:

@@ -13,7 +13,7 @@ from timm.layers.patch_embed import PatchEmbed
 from timm.models import get_pretrained_cfg
 from torch import nn
 
-from hf_ssl.errors import UserError, near_name
+from hf_ssl.errors import UserError, first_line, near_name
 from hf_ssl.modules import resnet_cifar as resnet_cifar  # registers the encoders with CIFAR stem
 
 
@@ -38,8 +38,8 @@ def build_encoder(architecture: str, model_args: Mapping[str, Any] | None = None
         encoder = timm.create_model(architecture, num_classes=0, **arguments)
     except (TypeError, AssertionError, ValueError) as error:
         raise UserError(
-            f"timm cannot build `{architecture}` with `model_args` {arguments}: {_reason(error)} Give `model_args` "
-            "that this encoder takes, `{}` for none; a recipe brings those of its own encoder."
+            f"timm cannot build `{architecture}` with `model_args` {arguments}: {first_line(error)}. Give "
+            "`model_args` that this encoder takes, `{}` for none; a recipe brings those of its own encoder."
         ) from error
     if hidden_size_of(encoder) == 0:
         raise UserError(f"`{architecture}` gives no pooled features. Choose another encoder.")
@@ -107,7 +107,7 @@ def check_encoder(architecture: str, model_args: Mapping[str, Any] | None, image
                 features = encoder(torch.zeros(1, 3, image_size, image_size))
         except (RuntimeError, AssertionError, ValueError, TypeError, IndexError) as error:
             raise UserError(
-                f"`{architecture}` cannot take images of `image_size` {image_size}: {_reason(error)} Give another "
+                f"`{architecture}` cannot take images of `image_size` {image_size}: {first_line(error)}. Give another "
                 "size, or another encoder."
             ) from error
     width = hidden_size_of(encoder)
@@ -141,12 +141,6 @@ def _check_known(architecture: str) -> None:
 
 def _pair(size: Any) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else tuple(size)
-
-
-def _reason(error: Exception) -> str:
-    """What timm or PyTorch say, as one sentence."""
-    lines = str(error).strip().splitlines()
-    return f"{lines[0].rstrip('.')}." if lines else "it fails."
 
 
 def hidden_size_of(encoder: nn.Module) -> int:

@@ -38,7 +38,7 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from hf_ssl.commands.errors import errors_for_users
-from hf_ssl.errors import UserError, near_name
+from hf_ssl.errors import UserError, first_line, near_name
 from hf_ssl.methods import METHODS
 from hf_ssl.methods.base import SSLPreTrainedModel
 from hf_ssl.methods.directpred import iterated_predictor, spectral_predictor
@@ -401,7 +401,7 @@ def _waits(stages: Stages) -> str:
         for stage in stages.values():
             stage()
     except RuntimeError as error:
-        return str(error).splitlines()[0]
+        return first_line(error)
     finally:
         torch.cuda.set_sync_debug_mode("default")
     return "no"

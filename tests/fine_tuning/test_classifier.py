@@ -7,6 +7,7 @@ import timm
 import torch
 
 from hf_ssl.data.sources.open import open_source
+from hf_ssl.errors import UserError
 from hf_ssl.fine_tuning.classifier import check_classes, choose_trained, open_classifier, score, training_mode
 
 DIGITS = [str(number) for number in range(10)]
@@ -62,6 +63,14 @@ def test_weights_of_the_encoder_are_kept_and_the_rest_follows_the_seed(tmp_path)
     assert not torch.equal(one.fc.weight, other.fc.weight)
     scratch = open_classifier(f"random:{tmp_path}", DIGITS, seed=0).module
     assert not torch.equal(scratch.conv1[0].weight, encoder.conv1[0].weight)
+
+
+def test_damaged_weights_are_a_message(tmp_path):
+    timm.models.save_for_hf(timm.create_model("test_resnet", num_classes=0), tmp_path, safe_serialization=True)
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(UserError, match="could not load the weights of .*Are its files complete?"):
+        open_classifier(str(tmp_path), DIGITS)
 
 
 def test_image_size_reaches_model_and_preprocessing():

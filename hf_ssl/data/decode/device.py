@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from hf_ssl.data.decode.pictures import Jpeg, Picture, SkippedImageError, decode
-from hf_ssl.errors import UserError
+from hf_ssl.errors import UserError, first_line
 
 _GROUP_BYTES = 2**28  # of pictures that are decoded at once: some hundred usual photos
 _FLIPPED = {2: (1,), 3: (0, 1), 4: (0,), 6: (1,), 7: (0, 1), 8: (0,)}  # sides, after rows and columns are swapped
@@ -40,7 +40,7 @@ class DeviceDecoder:
         except (ImportError, AttributeError, RuntimeError) as error:
             raise UserError(
                 f"`decode_on` gpu needs torchvision's JPEG decoder for `{device}`, which fails here: "
-                f"{_first_line(error)}. Install a torchvision with `torchvision.io.decode_jpeg` that is built for the "
+                f"{first_line(error)}. Install a torchvision with `torchvision.io.decode_jpeg` that is built for the "
                 "same CUDA as torch (`pip install torchvision`), or set `decode_on` to cpu."
             ) from error
 
@@ -90,9 +90,7 @@ class DeviceDecoder:
             return skipped
         if not self._told:
             self._told = True
-            _logger.warning(
-                "The CPU decodes the JPEGs that `%s` cannot, such as: %s", self._device, _first_line(error)
-            )
+            _logger.warning("The CPU decodes the JPEGs that `%s` cannot, such as: %s", self._device, first_line(error))
         return self._sent(picture)
 
     def _files_to_pictures(self, files: list[bytes]) -> list[Tensor]:
@@ -134,7 +132,3 @@ def _upright(picture: Tensor, orientation: int) -> Tensor:
     if orientation in _SWAPPED:
         picture = picture.transpose(0, 1)
     return picture.flip(_FLIPPED[orientation]) if orientation in _FLIPPED else picture
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")

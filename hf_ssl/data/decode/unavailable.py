@@ -17,7 +17,7 @@ import fsspec.config
 import pyarrow as pa
 from datasets import config
 
-from hf_ssl.errors import UserError
+from hf_ssl.errors import UserError, first_line
 
 _logger = logging.getLogger(__name__)
 
@@ -123,14 +123,10 @@ def reason_in_words(error: BaseException) -> str:
     while (following := chain[-1].__cause__ or chain[-1].__context__) is not None and following not in chain:
         chain.append(following)
     own = [one for one in chain if comes_from_reading(one)] or [error]
-    cause = next((one for one in own if _NAMED.search(_first_line(one))), own[-1])
-    told = _first_line(cause)[:300].rstrip(".: ")
+    cause = next((one for one in own if _NAMED.search(first_line(one))), own[-1])
+    told = first_line(cause, kind=True)[:300].rstrip(".: ")
     place = None if _NAMED.search(told) else next(filter(None, map(_place_of, chain)), None)
-    return f"{type(cause).__name__}{f': {told}' if told else ''}{f' (`{place}`)' if place else ''}"
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [""])[0]
+    return f"{told}{f' (`{place}`)' if place else ''}"
 
 
 def _place_of(error: BaseException) -> str | None:

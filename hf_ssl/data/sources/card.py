@@ -15,7 +15,7 @@ from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidat
 
 from hf_ssl.answers import hub_answers
 from hf_ssl.data.decode.access import leads_outside
-from hf_ssl.errors import UserError
+from hf_ssl.errors import UserError, first_line
 
 
 def read_card(name: str, folder: Path) -> tuple[MetadataConfigs, DatasetInfosDict]:
@@ -36,8 +36,9 @@ def read_card(name: str, folder: Path) -> tuple[MetadataConfigs, DatasetInfosDic
             infos = DatasetInfosDict.from_directory(str(folder))
         return MetadataConfigs.from_dataset_card_data(card), infos
     except (ValueError, TypeError, KeyError, AttributeError, OSError, yaml.YAMLError, DatasetsError) as error:
-        detail = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
-        raise UserError(f"The README.md of `{name}` cannot be read as a data set's: {detail}. Repair it.") from error
+        raise UserError(
+            f"The README.md of `{name}` cannot be read as a data set's: {first_line(error)}. Repair it."
+        ) from error
 
 
 def choose_config(name: str, configs: MetadataConfigs, wanted: str | None) -> tuple[str | None, dict[str, Any]]:

@@ -21,7 +21,7 @@ from datasets.table import cast_table_to_features
 
 from hf_ssl.data.decode.image_bytes import DAMAGED_ARCHIVE
 from hf_ssl.data.sources.unchanged import Stamp, check_unchanged, stamp_of
-from hf_ssl.errors import UserError
+from hf_ssl.errors import UserError, first_line
 
 _logger = logging.getLogger(__name__)
 
@@ -192,7 +192,7 @@ def parquet_records(
                         places.append((path, group, rows, rows, after))
                     rows = after
         except (pa.ArrowException, OSError) as error:
-            raise UserError(f"`{path}` cannot be read as parquet: {str(error).splitlines()[0]}") from None
+            raise UserError(f"`{path}` cannot be read as parquet: {first_line(error)}.") from None
     features = datasets.Features()
     for schema, path in {str(schema): (schema, path) for schema, path in zip(schemas, files, strict=True)}.values():
         features = datasets.Features({**_features_of(schema, path), **features})
@@ -278,7 +278,7 @@ def _batches(path: str, group: int, columns: list[str] | None, stamp: Stamp) -> 
                 check_unchanged(path, stamp)  # a file that is written to while it is open gives anything
                 yield batch
     except (pa.ArrowException, OSError) as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise OSError(reason if path in reason else f"`{path}`: {reason}") from error
 
 
@@ -296,7 +296,7 @@ def _as_the_others(table: pa.Table, types: dict[str, pa.DataType], features: dat
         except (pa.ArrowException, TypeError, ValueError) as error:
             raise UserError(
                 f"Column `{name}` of `{path}` holds {column.type}, which cannot be read as the {type_} of the other "
-                f"files: {str(error).splitlines()[0].rstrip('.')}. Convert the column, or take the file away."
+                f"files: {first_line(error)}. Convert the column, or take the file away."
             ) from None
     return pa.table(columns)
 

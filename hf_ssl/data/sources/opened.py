@@ -15,7 +15,7 @@ import pyarrow as pa
 from datasets.exceptions import DatasetGenerationError, DatasetsError
 
 from hf_ssl.answers import hub_answers
-from hf_ssl.errors import UserError
+from hf_ssl.errors import UserError, first_line
 
 # What opening a data set raises when its files, its name, its config or the network are not as they should be.
 _OPENING_ERRORS = (DatasetsError, OSError, ValueError, RuntimeError, IndexError, tarfile.TarError, pa.ArrowException)
@@ -112,6 +112,5 @@ def attempt(name: str, open_: Callable[[], Any]) -> Any:
         hint = "" if os.path.exists(os.path.expanduser(name)) else hint
         cause = error.__cause__ if isinstance(error, DatasetGenerationError) else None
         error = cause if isinstance(cause, Exception) else error
-        detail = (str(error).strip().splitlines() or [""])[0].rstrip(".")
-        detail = detail.partition(_ALL_ENDINGS)[0]
-        raise UserError(f"`dataset` `{name}` cannot be opened: {type(error).__name__}: {detail}.{hint}") from error
+        detail = first_line(error, kind=True).partition(_ALL_ENDINGS)[0]
+        raise UserError(f"`dataset` `{name}` cannot be opened: {detail}.{hint}") from error

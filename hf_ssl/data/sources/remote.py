@@ -18,7 +18,7 @@ from hf_ssl.data.sources.patterns import MODULES
 from hf_ssl.data.sources.resolve import Choice
 from hf_ssl.data.sources.tar_bytes import is_tar
 from hf_ssl.data.sources.tars import tar_layout, tar_records
-from hf_ssl.errors import UserError
+from hf_ssl.errors import UserError, first_line
 
 _HUB = "hf://datasets/"
 
@@ -139,7 +139,7 @@ def _check_scheme(name: str) -> None:
         package = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": "adlfs"}.get(
             scheme
         )
-        how = f"Install it: pip install {package}" if package else f"{str(error).splitlines()[0].rstrip('.')}."
+        how = f"Install it: pip install {package}" if package else f"{first_line(error)}."
         raise UserError(f"`dataset` `{name}` needs a package that reads `{scheme}://`. {how}") from None
     except ValueError:
         raise UserError(

@@ -16,7 +16,7 @@ from accelerate.utils import gather_object
 from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
 from hf_ssl.distributed import rank, world_size
-from hf_ssl.errors import LostProcessError
+from hf_ssl.errors import LostProcessError, first_line
 from hf_ssl.training.watch.signals import end_process
 
 logger = logging.getLogger(__name__)
@@ -77,14 +77,12 @@ class Ranks:
             self._found.wait(SILENCE_SECONDS + 3 * BEAT_SECONDS)
             self._ended.set()
             if not self._found.is_set():
-                reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-                self._lost = (-1, f"The connection to another process of the run is lost ({reason}).")
+                self._lost = (-1, f"The connection to another process of the run is lost ({first_line(error)}).")
             raise LostProcessError(self._sentence(), at_once=self._speaks()) from error
         self._ended.set()
-        reason = (str(error).strip().splitlines() or [""])[0]
-        why = reason if isinstance(error, ValueError) else f"{type(error).__name__}: {reason}"
         try:
-            self._tell(rank(), f"{self._name(rank())} has failed: {why}")
+            why = first_line(error, kind=not isinstance(error, ValueError))
+            self._tell(rank(), f"{self._name(rank())} has failed: {why}.")
         except RuntimeError as unreachable:
             logger.debug("The other processes could not be told: %s", unreachable)
 
