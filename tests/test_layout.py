@@ -85,7 +85,7 @@ def test_no_method_imports_another(path: Path):
     if path.stem in ("__init__", "base"):
         return
     others = {name.split(".")[1] for name in imports_of(path) if name.startswith("methods.")}
-    assert others <= {"base", "description"}
+    assert others <= {"base"}
 
 
 def test_training_knows_the_base_of_methods_alone():
@@ -100,7 +100,7 @@ def test_no_file_is_a_room_without_a_name():
 
 
 def test_methods_and_files_correspond():
-    files = {path.stem for path in (PACKAGE / "methods").glob("*.py")} - {"__init__", "base", "description"}
+    files = {path.stem for path in (PACKAGE / "methods").glob("*.py")} - {"__init__", "base"}
     assert {model.__module__.rsplit(".", 1)[1] for model in METHODS.values()} == files
     for name, model in METHODS.items():
         assert model.config_class.model_type == f"hf_ssl_{name}"

@@ -28,7 +28,7 @@ from hf_ssl.hub.embedding import embedding_in
 from hf_ssl.hub.public import public_about
 from hf_ssl.methods import METHODS
 from hf_ssl.methods.base import SSLPreTrainedModel, method_name, own_settings
-from hf_ssl.methods.description import Description
+from hf_ssl.modules.description import Description
 from hf_ssl.private import public_place
 from hf_ssl.training.record import RunRecord
 

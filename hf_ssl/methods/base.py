@@ -17,7 +17,7 @@ from transformers import PreTrainedConfig
 from transformers.utils import ModelOutput  # pyright: ignore[reportPrivateImportUsage]
 
 from hf_ssl.errors import UserError, near_name
-from hf_ssl.methods.description import Description, Paper
+from hf_ssl.modules.description import Description, Paper
 from hf_ssl.modules.pretrained import SSLConfig, SSLImageProcessor, WithEncoder
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from hf_ssl.errors import UserError
 from hf_ssl.methods.base import Paper, SSLConfig, SSLOutput, SSLPreTrainedModel
-from hf_ssl.methods.description import Description, kind_of_target
+from hf_ssl.modules.description import Description, kind_of_target
 from hf_ssl.modules.encoder import build_encoder
 from hf_ssl.modules.heads import mlp
 from hf_ssl.modules.losses import regression_loss

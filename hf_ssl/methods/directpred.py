@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from hf_ssl.distributed import broadcast, mean_over_processes
 from hf_ssl.errors import UserError
 from hf_ssl.methods.base import Paper, SSLConfig, SSLOutput, SSLPreTrainedModel
-from hf_ssl.methods.description import Description, kind_of_target
+from hf_ssl.modules.description import Description, kind_of_target
 from hf_ssl.modules.encoder import build_encoder
 from hf_ssl.modules.heads import mlp
 from hf_ssl.modules.losses import negative_cosine

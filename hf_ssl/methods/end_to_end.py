@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from hf_ssl.distributed import gather_with_gradient, rank
 from hf_ssl.errors import UserError
 from hf_ssl.methods.base import Paper, SSLConfig, SSLOutput, SSLPreTrainedModel
-from hf_ssl.methods.description import MOCO_PAPER, Description
+from hf_ssl.modules.description import MOCO_PAPER, Description
 from hf_ssl.modules.heads import mlp
 from hf_ssl.modules.losses import cross_view_info_nce, nt_xent
 

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from hf_ssl.distributed import gather, world_size
 from hf_ssl.errors import UserError
 from hf_ssl.methods.base import Paper, SSLConfig, SSLOutput, SSLPreTrainedModel
-from hf_ssl.methods.description import Description
+from hf_ssl.modules.description import Description
 from hf_ssl.modules.losses import info_nce
 
 

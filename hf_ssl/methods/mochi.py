@@ -17,8 +17,8 @@ from hf_ssl.diagnostics.negatives import false_negative_share, matching_probabil
 from hf_ssl.distributed import gather, rank, shared_uniform, world_size
 from hf_ssl.errors import UserError
 from hf_ssl.methods.base import Paper, SSLConfig, SSLOutput, SSLPreTrainedModel
-from hf_ssl.methods.description import Description
 from hf_ssl.modules.batch_norm import split_batch_norm
+from hf_ssl.modules.description import Description
 from hf_ssl.modules.heads import mlp
 from hf_ssl.modules.losses import contrast
 from hf_ssl.modules.momentum import update_target

@@ -13,8 +13,8 @@ from torch.nn import functional as F
 from hf_ssl.distributed import rank
 from hf_ssl.errors import UserError
 from hf_ssl.methods.base import Paper, SSLConfig, SSLOutput, SSLPreTrainedModel
-from hf_ssl.methods.description import MOCO_PAPER, Description, maker_of_keys
 from hf_ssl.modules.batch_norm import split_batch_norm
+from hf_ssl.modules.description import MOCO_PAPER, Description, maker_of_keys
 from hf_ssl.modules.heads import mlp
 from hf_ssl.modules.losses import info_nce
 from hf_ssl.modules.momentum import update_target

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from hf_ssl.distributed import gather, rank
 from hf_ssl.errors import UserError
 from hf_ssl.methods.base import Paper, SSLConfig, SSLOutput, SSLPreTrainedModel
-from hf_ssl.methods.description import Description, maker_of_keys
+from hf_ssl.modules.description import Description, maker_of_keys
 from hf_ssl.modules.heads import mlp
 from hf_ssl.modules.losses import cross_view_info_nce
 from hf_ssl.modules.momentum import cosine_momentum, update_target

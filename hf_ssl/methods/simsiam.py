@@ -10,7 +10,7 @@ from torch import Tensor
 
 from hf_ssl.errors import UserError
 from hf_ssl.methods.base import Paper, SSLConfig, SSLOutput, SSLPreTrainedModel
-from hf_ssl.methods.description import Description
+from hf_ssl.modules.description import Description
 from hf_ssl.modules.heads import mlp
 from hf_ssl.modules.losses import negative_cosine
 
