@@ -27,9 +27,12 @@ class BYOLConfig(SSLConfig):
         projector_layers: Linear layers of the projector, at least 1.
         projector_hidden_dim: Width of the projector's hidden layers, at least 1.
         projection_dim: Width of projections and predictions, at least 1.
+        projector_affine: Scale and shift in the projector's BatchNorm; the code of DirectPred's authors has none.
+        projector_bias: Bias in the projector's last layer; the code of DirectPred's authors has one.
         predictor: `mlp` as in the paper, `linear` for one matrix without bias, `none` to predict by the projection.
         predictor_layers: Linear layers of an `mlp` predictor, at least 1.
         predictor_hidden_dim: Width of the hidden layers of an `mlp` predictor, at least 1.
+        predictor_affine: Scale and shift in the BatchNorm of an `mlp` predictor; see `projector_affine`.
         symmetrize: Replace a `linear` predictor W by (W + W^T) / 2 after every optimizer step.
         use_ema: Predict a moving average of the network; without, the network itself behind a stop-gradient.
         stop_gradient: Stop the gradient of a target that is the network itself; without, the network collapses.
@@ -43,9 +46,12 @@ class BYOLConfig(SSLConfig):
     projector_layers: int = 2
     projector_hidden_dim: int = 4096
     projection_dim: int = 256
+    projector_affine: bool = True
+    projector_bias: bool = False
     predictor: Literal["mlp", "linear", "none"] = "mlp"
     predictor_layers: int = 2
     predictor_hidden_dim: int = 4096
+    predictor_affine: bool = True
     symmetrize: bool = False
     use_ema: bool = True
     stop_gradient: bool = True
@@ -64,6 +70,11 @@ class BYOLConfig(SSLConfig):
         if self.symmetrize and self.predictor != "linear":
             raise UserError(
                 f"`symmetrize` needs `predictor` linear, got {self.predictor}. Set it, or leave `symmetrize` off."
+            )
+        if not self.predictor_affine and self.predictor != "mlp":
+            raise UserError(
+                f"`predictor_affine` off needs `predictor` mlp, got {self.predictor}: no other has a BatchNorm. Set "
+                "`predictor`, or leave `predictor_affine` on."
             )
         if self.use_ema and not self.stop_gradient:
             raise UserError(
@@ -87,8 +98,11 @@ class BYOLForPreTraining(SSLPreTrainedModel):
     block at zero, which the official code leaves to its users; `--model_args '{"zero_init_last": false}'` starts it at
     one. `cifar` is the 200-epoch benchmark of lightly-ai/lightly (cifar10_benchmark.py: 0.869 k-NN with batches of
     128, learning rate 0.06, weight decay 5e-4, ImageNet's mean and deviation): its loss is a quarter of the sum used
-    here, so a quarter of the rate and four times the decay make the same steps. `quickstart` trains a small encoder in
-    minutes on a CPU, with values of its own.
+    here, so a quarter of the rate and four times the decay make the same steps. `stl10` is the baseline of
+    DirectPred's paper with a predictor of two layers without bias (table 3; facebookresearch/luckmatters,
+    ssl/real-dataset). Deviations: that code also trains on the last, smaller batch of an epoch, and its predictor has
+    no bias in the hidden layer either, which the BatchNorm behind it would take off again. `quickstart` trains a
+    small encoder in minutes on a CPU, with values of its own.
     """
 
     config_class = BYOLConfig
@@ -160,6 +174,32 @@ class BYOLForPreTraining(SSLPreTrainedModel):
             "lr_schedule": "cosine_by_epoch",
             "warmup_epochs": 0,
         },
+        "stl10": {
+            "architecture": "resnet18",
+            "image_size": 96,
+            "image_mean": (0.0, 0.0, 0.0),
+            "image_std": (1.0, 1.0, 1.0),
+            "view_recipe": "directpred_stl",
+            "projector_hidden_dim": 512,
+            "projection_dim": 128,
+            "projector_affine": False,
+            "projector_bias": True,
+            "predictor_hidden_dim": 512,
+            "predictor_affine": False,
+            "ema_momentum": 0.996,
+            "ema_schedule": "constant",
+            "target_init": "independent",
+            "batch_size": 128,
+            "num_epochs": 100,
+            "optimizer": "sgd",
+            "base_learning_rate": 0.06,
+            "learning_rate_scaling": "linear",
+            "weight_decay": 4e-4,
+            "optimizer_momentum": 0.9,
+            "decay_norm_and_bias": True,
+            "lr_schedule": "constant",
+            "warmup_epochs": 0,
+        },
         "quickstart": {
             "architecture": "test_resnet",
             "image_size": 32,
@@ -218,8 +258,14 @@ class BYOLForPreTraining(SSLPreTrainedModel):
         dim = config.projection_dim
         self.predictor: nn.Module = nn.Identity()
         if config.predictor == "mlp":
-            layers = config.predictor_layers
-            self.predictor = mlp(dim, config.predictor_hidden_dim, dim, num_layers=layers, output_bias=False)
+            self.predictor = mlp(
+                dim,
+                config.predictor_hidden_dim,
+                dim,
+                num_layers=config.predictor_layers,
+                hidden_norm="affine" if config.predictor_affine else "plain",
+                output_bias=False,
+            )
         elif config.predictor == "linear":
             self.predictor = nn.Linear(dim, dim, bias=False)
         if not config.use_ema:
@@ -239,7 +285,8 @@ class BYOLForPreTraining(SSLPreTrainedModel):
             config.projector_hidden_dim,
             config.projection_dim,
             num_layers=config.projector_layers,
-            output_bias=False,
+            hidden_norm="affine" if config.projector_affine else "plain",
+            output_bias=config.projector_bias,
         )
 
     def forward(self, pixel_values: Tensor, indices: Tensor | None = None, labels: Tensor | None = None) -> SSLOutput:

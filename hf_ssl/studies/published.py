@@ -83,6 +83,15 @@ def _stl10(rho: float, epsilon: float, number: str) -> tuple[str, Row]:
     return f"rho{rho}-epsilon{epsilon}", Row("directpred", "stl10", {_BEST: number}, "2102.06810, table 6", changes)
 
 
+# A linear predictor has no BatchNorm that could do without scale and shift.
+_SYMMETRIC = {"predictor": "linear", "symmetrize": True, "predictor_affine": True}
+
+
+def _predictor(name: str, changes: Mapping[str, Any], number: str) -> tuple[str, Row]:
+    """A cell of table 3, of a predictor without bias that gradients train."""
+    return name, Row("byol", "stl10", {_BEST: number}, "2102.06810, table 3", changes)
+
+
 def _imagenet(method: str, recipe: str, top_1: str, top_5: str) -> Row:
     return Row(method, recipe, {"linear-byol": top_1}, f"2102.06810, table 9 (top-5: {top_5})")
 
@@ -143,6 +152,14 @@ TABLES = {
                     "-freq5": ("77.54 +- 0.11", "79.90 +- 0.66", "80.28 +- 0.62"),
                     "-linear": ("75.06 +- 0.52", "75.25 +- 0.74", "75.25 +- 0.74"),
                 },
+            ),
+            **dict(
+                [
+                    _predictor("mlp-100", {}, "78.85 +- 0.25"),
+                    _predictor("mlp-no-ema-100", {"use_ema": False}, "65.98 +- 0.71"),
+                    _predictor("linear-symmetric-100", _SYMMETRIC, "75.09 +- 0.48"),
+                    _predictor("linear-symmetric-no-ema-100", _SYMMETRIC | {"use_ema": False}, "36.62 +- 1.85"),
+                ]
             ),
             "linear-no-ema-100": Row(
                 "directpred", "stl10-linear", {_BEST: "72.85 +- 0.16"}, "2102.06810, table 3", {"use_ema": False}

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 import hf_ssl
 from hf_ssl.commands import main
@@ -87,6 +88,24 @@ def test_offsets_of_table_7():
     assert len(found) == 8
     assert found["offset0.1"] == ({"epsilon": 0.0, "offset": 0.1}, "46.57 +- 18.43")
     assert found["offset-0.1-freq2"] == ({"epsilon": 0.0, "offset": -0.1, "freq": 2}, "76.31 +- 0.27")
+
+
+def test_predictors_of_table_3():
+    rows = TABLES["directpred-stl10"].rows
+    found = {name: (*row.published.values(),) for name, row in rows.items() if row.source == "2102.06810, table 3"}
+    assert found == {
+        "mlp-100": ("78.85 +- 0.25",),
+        "mlp-no-ema-100": ("65.98 +- 0.71",),
+        "linear-symmetric-100": ("75.09 +- 0.48",),
+        "linear-symmetric-no-ema-100": ("36.62 +- 1.85",),
+        "linear-no-ema-100": ("72.85 +- 0.16",),
+    }
+    settings = {**hf_ssl.METHODS["byol"].recipes["stl10"], **rows["linear-symmetric-no-ema-100"].changes}
+    config = hf_ssl.METHODS["byol"].config_class
+    model = hf_ssl.METHODS["byol"](config(**{key: settings[key] for key in settings if hasattr(config, key)}))
+    assert model.predictor.weight.shape == (128, 128) and model.predictor.bias is None
+    model.after_optimizer_step(1, 2)
+    assert torch.equal(model.predictor.weight, model.predictor.weight.T) and not model.config.use_ema
 
 
 def test_published_numbers_of_directpred():

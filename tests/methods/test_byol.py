@@ -52,6 +52,9 @@ def test_heads_are_those_of_the_official_code():
         kinds = [type(layer) for layer in head]
         assert kinds == [nn.Linear, nn.BatchNorm1d, nn.ReLU, nn.Linear]
         assert head[0].in_features == width and head[0].bias is not None and head[3].bias is None
+    plain = make_model(projector_affine=False, projector_bias=True, predictor_affine=False)
+    assert plain.projector[3].bias is not None and plain.predictor[3].bias is None
+    assert not plain.projector[1].affine and not plain.predictor[1].affine and not plain.target_projector[1].affine
     assert isinstance(make_model(predictor="linear").predictor, nn.Linear)
     assert list(make_model(predictor="none").predictor.parameters()) == []
 
@@ -163,6 +166,10 @@ def test_without_predictor_and_target_the_outputs_collapse():
         ({"stop_gradient": False}, "`stop_gradient` must be true with `use_ema`, got false: a moving average"),
         ({"predictor": "cubic"}, "predictor"),
         ({"ema_schedule": "linear"}, "ema_schedule"),
+        (
+            {"predictor_affine": False, "predictor": "linear"},
+            "`predictor_affine` off needs `predictor` mlp, got linear",
+        ),
     ],
 )
 def test_wrong_settings_are_refused(settings, message):

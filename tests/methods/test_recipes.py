@@ -105,3 +105,7 @@ def test_the_runs_of_directpreds_tables_are_recipes():
         assert (rows[0]["rho"], rows[0]["epsilon"], rows[0]["ema_momentum"]) == (0.3, 0.1, 0.996)
         assert plan_of("directpred", name, CIFAR).learning_rate == pytest.approx(0.03)
     assert (directpred["stl10"]["image_mean"], directpred["stl10"]["image_std"]) == ((0, 0, 0), NONE)
+    # Table 3: the same, with the predictor of byol_config.yaml that gradients train.
+    heads = {"predictor_hidden_dim": 512, "predictor_affine": False, "ema_schedule": "constant"}
+    others = {key: value for key, value in directpred["stl10"].items() if key not in ("rho", "epsilon")}
+    assert byol["stl10"] == {**others, **heads}

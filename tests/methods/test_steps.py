@@ -50,9 +50,10 @@ def test_simsiam(layers, stopped):
     compare_steps(model, forward)
 
 
-def byol_loss(state: State, batch: Batch, predict, use_ema: bool = True) -> Node:
+def byol_loss(
+    state: State, batch: Batch, predict, use_ema: bool = True, projector: str = "linear norm relu matrix"
+) -> Node:
     """Squared distances of unit vectors, from each online view to the target's other view, added up."""
-    projector = "linear norm relu matrix"
     z = [sequential(state, "projector", encode(state, "encoder", view), projector) for view in batch.views]
     p = [predict(z_i) for z_i in z]
     targets = z
@@ -82,6 +83,25 @@ def test_byol(schedule):
         done = (batch.step - 1) / batch.num_steps
         rising = 1 - (1 - 0.8) * (1 + math.cos(math.pi * done)) / 2
         move_targets(state, rising if schedule == "cosine" else 0.8)
+
+    compare_steps(model, forward, after)
+
+
+@pytest.mark.parametrize("use_ema", [True, False])
+def test_byol_with_the_heads_of_directpreds_authors(use_ema):
+    heads = {"projector_affine": False, "projector_bias": True, "predictor_affine": False}
+    settings = {"use_ema": use_ema, "ema_momentum": 0.8, "ema_schedule": "constant", "target_init": "independent"}
+    model = make_tiny("byol", **HEADS, **heads, **settings)
+
+    def forward(state: State, batch: Batch) -> Node:
+        def predict(z: Node) -> Node:
+            return sequential(state, "predictor", z, "linear plain_norm relu matrix")
+
+        return byol_loss(state, batch, predict, use_ema, "linear plain_norm relu linear")
+
+    def after(state: State, batch: Batch) -> None:
+        if use_ema:
+            move_targets(state, 0.8)
 
     compare_steps(model, forward, after)
 

@@ -153,6 +153,7 @@ def _image_in(folder: Path, path: str) -> dict[str, str | bytes | None]:
     except OSError:  # said when the image is read
         return {"bytes": None, "path": f"zip://{member}::{archive}"}
     except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, EOFError, KeyError):
+        # `NotImplementedError` is raised for an unknown compression, `RuntimeError` for an encrypted member.
         return {"bytes": None, "path": DAMAGED_ARCHIVE}
 
 
