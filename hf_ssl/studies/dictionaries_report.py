@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -154,13 +155,13 @@ def _figures(
     rows = [
         NegativesRow(
             kind=_kind(cell),
-            negatives=run.late("negatives") or 1,
-            effective=run.late("effective") or 1,
-            held=run.measured.held_bytes or 0,
-            kept=run.measured.dictionary_bytes or 0,
+            negatives=mean([run.late("negatives") or 1 for run in group]),
+            effective=mean([run.late("effective") or 1 for run in group]),
+            held=mean([run.measured.held_bytes or 0 for run in group]),
+            kept=mean([run.measured.dictionary_bytes or 0 for run in group]),
         )
-        for cell, (run, *_) in groups.items()
-        if run.measured.looks and cell.learning_rate == next(iter(groups)).learning_rate
+        for cell, group in groups.items()
+        if group[0].measured.looks and cell.learning_rate == next(iter(groups)).learning_rate
     ]
     if len({row.negatives for row in rows}) > 1:
         figures["negatives.png"] = negatives_and_memory(rows)

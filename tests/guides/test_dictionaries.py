@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import statistics
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,18 @@ def results(name: str) -> dict:
     return json.loads((RESULTS / f"dictionaries-{name}.json").read_text())
 
 
+def in_groups(name: str) -> list[tuple[dict, list[dict]]]:
+    """Each cell of a results file, with what was measured by seed."""
+    groups: dict[str, tuple[dict, list[dict]]] = {}
+    for run in results(name)["runs"]:
+        groups.setdefault(json.dumps(run["cell"]), (run["cell"], []))[1].append(run["measured"])
+    return list(groups.values())
+
+
+def mean_of(runs: list[dict], name: str) -> float:
+    return statistics.mean(run[name] for run in runs)
+
+
 def table(first_cell: str) -> list[list[str]]:
     """Rows of the table whose head begins so, without the line below the head."""
     lines = GUIDE[GUIDE.index(f"\n| {first_cell} |") + 1 :].split("\n\n")[0].splitlines()
@@ -32,8 +45,9 @@ def table(first_cell: str) -> list[list[str]]:
 def test_a_table_of_the_grid_is_what_the_runs_came_to(title: str, name: str):
     head, *rows = table(title)
     sizes = [int(re.sub(r"\D", "", cell)) for cell in head[1:]]
-    runs = [run for run in results("grid")["runs"] if run["seed"] == 0]
-    found = {(run["cell"]["momentum"], run["cell"]["queue_size"]): run["measured"][name] for run in runs}
+    cells = [(cell, runs) for cell, runs in in_groups("grid") if cell["method"] == "moco"]
+    assert {len(runs) for _, runs in cells} == {3}
+    found = {(cell["momentum"], cell["queue_size"]): mean_of(runs, name) for cell, runs in cells}
     assert len(rows) == 5 and len(sizes) >= 4
     for momentum, *cells in rows:
         expected = [found[float(momentum.removeprefix("momentum ")), size] for size in sizes]
@@ -43,22 +57,22 @@ def test_a_table_of_the_grid_is_what_the_runs_came_to(title: str, name: str):
 def test_the_table_of_mechanisms_is_what_the_runs_came_to():
     head, *rows = table("mechanism")
     runs = {}
-    for one in results("mechanisms")["runs"]:
-        cell, measured = one["cell"], one["measured"]
-        if one["seed"] or cell["method"] == "fresh" or cell["queue_size"] not in (None, 1024):
+    for cell, group in in_groups("mechanisms"):
+        if cell["method"] == "fresh" or cell["queue_size"] not in (None, 1024):
             continue
+        assert len(group) == 3
         name = {
             "end_to_end": f"end to end, one network, batch {cell['batch_size']}",
             "end_to_end-two": f"end to end, two networks, batch {cell['batch_size']}",
             "memory_bank": f"memory bank, {cell['num_images']:,} images",
             "moco": f"queue, momentum {cell['momentum'] or 0:g}",
         }[cell["method"]]
-        looks = [look for look in measured["looks"] if look["step"] > measured["looks"][-1]["step"] / 2]
-        late = {key: sum(look[key] for look in looks) / len(looks) for key in ("negatives", "effective")}
-        age = measured["stored_age_share"]
-        runs[name] = [f"{100 * measured['knn']:.1f}", "" if age is None else f"{100 * age:.1f}"]
-        runs[name] += [f"{late['negatives']:.0f}", f"{late['effective']:.0f}"]
-        runs[name] += [f"{measured['dictionary_bytes'] / 1e6:.2f}", f"{measured['held_bytes'] / 1e6:.1f}"]
+        looks = [look for run in group for look in run["looks"] if look["step"] > run["looks"][-1]["step"] / 2]
+        has_age = group[0]["stored_age_share"] is not None
+        runs[name] = [f"{100 * mean_of(group, 'knn'):.1f}"]
+        runs[name] += [f"{100 * mean_of(group, 'stored_age_share'):.1f}" if has_age else ""]
+        runs[name] += [f"{mean_of(looks, key):.0f}" for key in ("negatives", "effective")]
+        runs[name] += [f"{mean_of(group, 'dictionary_bytes') / 1e6:.2f}", f"{mean_of(group, 'held_bytes') / 1e6:.1f}"]
     assert head[2] == "oldest keys" and len(rows) == 12
     for name, *cells in rows:
         assert [*cells[:1], *cells[2:]] == runs[name], name
