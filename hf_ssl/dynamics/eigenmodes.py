@@ -124,7 +124,10 @@ class EigenmodeFlow:
         return (self.alpha_p * self.total * torch.as_tensor(s, dtype=torch.float64) + self.predictor_decay) / 2
 
     def invariant(self, p: Number, s: Number) -> Tensor:
-        """Distance s - p^2 / alpha_p from the parabola; decays as exp(-2 eta t) if both weight decays are equal."""
+        """Distance s - p^2 / alpha_p from the parabola.
+
+        It decays as exp(-2 eta t) if both weight decays are equal, with a predictor and a stop-gradient (theorem 1).
+        """
         p = torch.as_tensor(p, dtype=torch.float64)
         return s - p.square() / self.alpha_p
 

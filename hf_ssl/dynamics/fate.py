@@ -288,9 +288,11 @@ def _without_decay(mode: Mode, state: State) -> Fate:
         end = max(-mode.alpha_p * invariant, 0.0) ** 0.5
         return Fate(survives=False, p=end if p > 0 else -end, s=0.0, cause="invariant")
     s = invariant + goal * goal / mode.alpha_p
+    # A start beside the end that repels leaves it as late as one likes. The verdict does not wait for it.
+    latest = 1e6 / (mode.signal + mode.noise)
 
-    def arrived(now: State, _: float) -> bool:
-        return abs(now[0] - goal) < 1e-3 * goal and abs(now[1] ** 2 - s) < 1e-2 * s
+    def arrived(now: State, time: float) -> bool:
+        return time > latest or (abs(now[0] - goal) < 1e-3 * goal and abs(now[1] ** 2 - s) < 1e-2 * s)
 
     return Fate(survives=True, p=goal, s=s, cause="invariant", grows_too_fast=_follow(mode, state, arrived)[1])
 

@@ -11,7 +11,8 @@ predictor learn from them as those of a run do. Each of five terms can be left o
 It is orthogonal to y, so sum(W * dloss/dW) = sum(W_p * dloss/dW_p) = 0: the loss does not change with the scale of
 either weight, whose norms change by weight decay and by the length of steps alone. Where all y and t have one length,
 this is the squared loss at 1 / |y|^2 of the rate, on the directions across y. So without the term, the loss is the
-squared one, with the learning rate divided by the mean |z|^2 at the start and the weight decay multiplied by it.
+squared one, with the learning rate divided by the mean |z|^2 at the start and the weight decay multiplied by it. That
+y is shorter than z in a fresh predictor (by about sqrt(3) with PyTorch's initial weights) is not accounted for.
 
 **Common mean.** Inputs are x = m + d with a mean m and deviations d. While |W m| is large beside |W d|, all targets
 have nearly the direction of W m, and dloss/dW = -2 W_p^T (t/|t| - c y/|y|) x^T / |y| is to first order an outer
@@ -25,9 +26,9 @@ of their own. Without the term, pairs are normal, with the measured mean, the me
 noise sigma^2 B, where sigma^2 is the ratio of the traces.
 
 **BatchNorm.** Where the last layer's inputs come from a BatchNorm (and ReLU), its scale and shift learn and decay too.
-The shift is the same for all images, so it can learn what all targets share; the scale falls by exp(-eta t), as a
-normalised loss does not change with the scale of all inputs and cannot hold it. Both leave images less of z. Without
-the term, scale and shift are fixed.
+The shift is the same for all images, so it can learn what all targets share. A normalised loss does not change with a
+common factor of both, so that it cannot hold them against the decay exp(-eta t), and a shift that grows takes from the
+scale. Both leave images less of z. Without the term, scale and shift are fixed.
 
 **Hidden layers.** The projector's linear layers before the last one learn from the same gradient, taken through what
 comes after them. As for the last layer, it is to first order an outer product with the mean of what the layer sees.

@@ -203,8 +203,8 @@ class LinearNetworkFlow:
     def balance(self, weights: Weights) -> Tensor:
         """W W^T - W_p^T W_p / alpha_p, which decays as exp(-2 eta t) C (theorem 1), (..., dim, dim).
 
-        It holds for any X, X' and target, for equal weight decays; not in general for a `symmetric` predictor, where
-        it holds as soon as the eigenvectors are aligned.
+        It holds for any X, X' and target behind a stop-gradient, for a predictor that learns and equal weight decays;
+        not in general for a `symmetric` predictor, where it holds as soon as the eigenvectors are aligned.
         """
         predictor = weights.predictor
         return weights.online @ weights.online.mT - predictor.mT @ predictor / self.alpha_p
@@ -213,8 +213,10 @@ class LinearNetworkFlow:
         """Frobenius norm of what theorem 1 leaves unexplained along a path, (times,).
 
         Raises:
-            UserError: If the weight decays are not equal, which the theorem needs.
+            UserError: If the flow does not meet the assumptions of the theorem.
         """
+        if not (self.stop_gradient and self.predictor):
+            raise UserError("Theorem 1 needs `stop_gradient` and a `predictor` that learns: turn both on.")
         if self.eta_p is not None and self.eta_p != self.eta:
             raise UserError(
                 f"Theorem 1 needs equal weight decays: `eta_p` must equal `eta`, got {self.eta_p} and {self.eta}."
@@ -254,7 +256,7 @@ class LinearNetworkFlow:
         [F, {W_p, F}] = {F, L}, the decays enter as -2 eta L and -eta_p L alone: half of their sum is their part of K.
 
         Raises:
-            UserError: If the flow does not meet the assumptions.
+            UserError: If flow or weights do not meet the assumptions.
         """
         eye = torch.eye(len(self.between), dtype=torch.float64)
         variance = self.within[0, 0].item()
@@ -264,6 +266,8 @@ class LinearNetworkFlow:
                 "Theorem 3 needs `between` I, `within` a multiple of I, `beta` None and a `symmetric` predictor."
             )
         predictor = weights.predictor
+        if not torch.allclose(predictor, predictor.mT):
+            raise UserError("Theorem 3 needs weights whose predictor is symmetric: take (W + W^T) / 2.")
         bracket = self.alpha_p / 2 * self.correlation(weights) + predictor @ predictor
         dim = torch.eye(predictor.shape[-1], dtype=predictor.dtype)
         decay = self.eta + (self.eta if self.eta_p is None else self.eta_p) / 2

@@ -24,7 +24,9 @@ class TrainingSetting:
     The paper's section 2.1 relates them to the equations: a step is the time `learning_rate`, so that alpha_p is the
     predictor's learning rate relative to that of the encoder, beta = (1 - ema_momentum) / learning_rate, and eta the
     optimizer's weight decay w - lr (g + wd w). An optimizer with one weight decay and two learning rates decays the
-    predictor alpha_p times as fast: eta_p = alpha_p eta, where the paper has eta_p = eta.
+    predictor alpha_p times as fast: eta_p = alpha_p eta, where the paper has eta_p = eta. The loss of the equations is
+    |W_p z - t|^2 / 2; for c times that, multiply `learning_rate` by c and divide both weight decays by c. For unit
+    vectors and both directions, 2 - 2 cos each, c is 4.
 
     Args:
         learning_rate: Of the encoder, positive. With SGD momentum m, that divided by 1 - m.
@@ -126,12 +128,12 @@ class Prediction:
     Args:
         survives: Whether the mode keeps its variance forever.
         p: Eigenvalue of the predictor that it tends to.
-        s: Eigenvalue of the correlation that it tends to, 0 for a mode that collapses, infinity for one that grows
-            forever (a predictor that decays alone).
+        s: Eigenvalue of W W^T that it tends to (that of the correlation is `signal` times it), 0 for a mode that
+            collapses, infinity for one that grows forever (a predictor that decays alone).
         p_after: Eigenvalue of the predictor after `num_steps`; where it tends to, without `num_steps`.
-        s_after: The same of the correlation: what a measurement at that step compares with.
+        s_after: The same of W W^T: what a measurement at that step compares with.
         fixed_points: Edge of the basin of collapse and stable end, for the target's final lag.
-        critical_weight_decay: Weight decay from which on every start collapses.
+        critical_weight_decay: Weight decay above which every start collapses; modes just at it count as collapsed.
         stays_aligned: Whether growth stays below the alignment bound until the mode's end is certain. Where not, the
             eigenvectors of a `symmetric` predictor may drift from those of the correlation (Obs. 6 to 8), and modes
             that survive here can collapse in a network.
@@ -160,8 +162,8 @@ def predict_training(setting: TrainingSetting, num_steps: int | None = None) -> 
     Each mode is decided by `hf_ssl.dynamics.fate`, whose one computation gives verdict, end and reason: by a proof,
     or by following the mode until it is where it stays for good. The equations are those of a linear network with a
     squared loss; normalised outputs, BatchNorm, adaptive optimizers and nonlinear encoders are outside the theory.
-    Slow collapse is common: at learning rate 0.03 and weight decay 4e-4, a mode takes 80,000 steps to fall to 1 / e,
-    so compare measurements with `s_after`.
+    Slow collapse is common: at learning rate 0.03 and weight decay 4e-4, s takes 42,000 steps to fall to 1 / e, so
+    compare measurements with `s_after`.
 
     Args:
         setting: The run.

@@ -7,8 +7,7 @@ k(0) = q(0). Written out,
 
 First order. Let F(w) be the vector that weights w give to a fixed view. While weights move little, F is affine in
 them: F(w) = F(w0) + J (w - w0). Affine maps commute with the averages of (1), whose weights add up to 1, so that the
-vector of the key encoder is the same average of what the query encoder has made of that view at all times. That is
-the one approximation; all that follows is exact.
+vector of the key encoder is the same average of what the query encoder has made of that view at all times.
 
 Cosines. Let the query encoder's vectors have the length n(s), the same for all views, and C(s, s') be the cosine of
 those of two times, mean over views. Then the vectors of the key encoder have the products
@@ -21,12 +20,12 @@ short in a fresh network and grow, so that the key encoder forgets its start soo
 
 What momentum does, where n is constant, C depends on a = |s - s'| alone and t is large: w_i w_j sums to
 p(d) = (1 - m) / (1 + m) m^|d| over pairs with a distance d, and the key's 1 - C is the query's, smoothed by p, less
-its value at 0. Two cases have closed forms:
+its value at 0, to first order in what C loses over 1 / (1 - m) steps. Two cases have closed forms:
 
 - a random walk, 1 - C(a) = D a: the keys have D (a - 2 m (1 - m^a) / (1 - m^2)), for young keys about
-  D (1 - m) a^2 / 2. Momentum makes them fresher by a factor of (1 - m) a / 2.
-- a constant velocity, 1 - C(a) = V a^2: the keys have V a^2 for every m. Momentum delays a key encoder that runs
-  straight on, but does not slow it down.
+  D (1 - m) a^2 / 2: their staleness is (1 - m) a / 2 of that of the queries.
+- a constant velocity on a great circle, C(a) = cos(theta a): the keys have the same cosine for every m, not to first
+  order alone. Momentum delays a key encoder that runs straight on, but does not slow it down.
 
 So momentum averages noise away, and cannot make keys of a network that learns steadily any fresher, until 1 / (1 - m)
 is longer than the run, where w_0 = m^t holds the key encoder at its start. Without the formula it would be tempting to

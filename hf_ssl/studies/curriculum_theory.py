@@ -3,8 +3,10 @@
 Tian et al. (2021): once predictor W_p and correlation F share their eigenvectors, each direction follows equations of
 its own in p, s and the lag tau of the target. A run has a learning rate and a momentum per step; see
 `hf_ssl.dynamics.prediction.TrainingSetting` for how they become rates. Two things are taken from the run instead of
-the paper: unit vectors make the loss four times that of the theory, and projections are divided by the root of their
-mean squared length at the start, by which the normalised loss divides the gradient there.
+the paper: unit vectors make the loss four times that of the theory, and projections are divided by L, the root of
+their mean squared length at the start. That leaves no factor in the equation of the predictor. In that of the encoder
+it leaves X / L^2, where X is the second moment of what the last layer sees. It is taken as the identity, which was not
+measured: for white inputs of variance 1, alpha_p would be L^2 and not 1.
 """
 
 from collections.abc import Callable, Sequence

@@ -100,6 +100,19 @@ def test_theorem_1_with_two_weight_decays_is_refused():
         flow.balance_residual(flow.path(flow.start(*weights()), times), times)
 
 
+@pytest.mark.parametrize("missing", [{"stop_gradient": False}, {"predictor": False}])
+def test_theorem_1_without_its_ingredients_is_refused(missing):
+    flow = LinearNetworkFlow(**moments(), eta=0.1, **missing)
+    times = torch.linspace(0, 1, 3).double()
+    path = flow.path(flow.start(*weights()), times)
+    with pytest.raises(ValueError, match="Theorem 1 needs `stop_gradient` and a `predictor`"):
+        flow.balance_residual(path, times)
+    # It does not hold there: what it would leave unexplained is no rounding.
+    balance = flow.balance(path)
+    decay = torch.exp(-0.2 * times)[:, None, None]
+    assert (balance - decay * balance[0]).norm(dim=(-2, -1))[-1] > 0.1
+
+
 def test_theorem_1_at_the_euler_steps_of_the_golden_value():
     generator = torch.Generator().manual_seed(0)
     online, predictor = (0.3 * torch.randn(8, 8, generator=generator, dtype=torch.float64) for _ in range(2))
@@ -275,3 +288,7 @@ def test_theorem_3_says_what_it_needs():
     flow = LinearNetworkFlow(**moments(), symmetric=True)
     with pytest.raises(ValueError, match="Theorem 3 needs `between` I"):
         flow.alignment_operator(flow.start(*weights()))
+    skew = torch.tensor([[1.0, 0.5], [0.0, 1.0]]).double()
+    flow = isotropic(2, 0.5, symmetric=True)
+    with pytest.raises(ValueError, match="needs weights whose predictor is symmetric"):
+        flow.alignment_operator(Weights(skew, skew, skew))

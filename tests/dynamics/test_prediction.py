@@ -132,6 +132,12 @@ def test_a_small_mode_near_its_end_stays_without_decay():
         assert edge.survives.tolist() == [survives], s
 
 
+def test_a_start_beside_the_end_that_repels_is_called_at_once():
+    # p^2 - s is 1, where p would end, but for the last digits: the mode leaves that end after any time one likes.
+    found = predict_training(TrainingSetting(learning_rate=0.05, predictor_scale=1.5, encoder_scale=1.11803399))
+    assert found.survives.all() and found.p.item() == 1.0 and 0 < found.s.item() < 1e-7
+
+
 @pytest.mark.parametrize(("factor", "survives"), [(1.0001, False), (1.0, False), (0.9999, True)])
 def test_verdict_and_reason_agree_beside_the_critical_decay(factor, survives):
     critical = 1 / 6

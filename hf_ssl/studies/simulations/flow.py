@@ -37,7 +37,7 @@ class FlowSettings:
         noise: Variance sigma^2 of the augmentation, at least 0; that of the data is 1.
         dim: Width of inputs and outputs, at least 2.
         predictor_scale: Entries of the predictor at the start relative to those of the encoder, whose variance is 1 /
-            dim, at least 0. Trainings align where it is small: the gradient is what aligns the predictor.
+            dim, at least 0. A larger one loses directions; those that survive align with the predictor in any case.
         num_runs: Trainings from random weights, at least 1.
         learning_rate: Of these trainings, positive.
         num_steps: Steps of these trainings, at least 10.
