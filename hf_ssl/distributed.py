@@ -21,7 +21,8 @@ _alone = False  # inside of `working_alone`
 def working_alone() -> Iterator[None]:
     """Let every function here do for a while what it does in a single process: others do not take part."""
     global _alone
-    former, _alone = _alone, True
+    # A single process is alone anyway, and what was compiled would be compiled again for another value.
+    former, _alone = _alone, dist.is_available() and dist.is_initialized()
     try:
         yield
     finally:

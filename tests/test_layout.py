@@ -12,7 +12,8 @@ from hf_ssl.methods import METHODS
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "hf_ssl"
-LOWEST = {"answers", "errors", "imports", "tokens", "settings", "invocation", "distributed", "private", "writing"}
+LOWEST = {"answers", "errors", "imports", "tokens", "settings", "invocation", "distributed", "private", "seeded"}
+LOWEST |= {"writing"}
 FLOORS = [
     {"diagnostics", "data", "figures", "modules", "dynamics"},
     {"methods"},

@@ -32,6 +32,7 @@ from hf_ssl.evaluation.references import encoder_folder, timm_reference
 from hf_ssl.modules.encoder import build_encoder, hidden_size_of
 from hf_ssl.modules.preprocessing import preprocessing
 from hf_ssl.modules.quiet import quiet_transformers
+from hf_ssl.seeded import seeded
 
 Picture = NDArray[np.uint8]  # RGB, (height, width, 3)
 _LONGEST = 400  # times its width may a picture be high, or the other way round
@@ -292,7 +293,7 @@ def _open_timm(name: str, seed: int | None) -> tuple[nn.Module, ImageTransform]:
         with loading_by_timm(name):
             model = timm.create_model(name, pretrained=True, num_classes=0)
     else:
-        with _seeded(seed):
+        with seeded(seed):
             # A plain name goes through the one place that knows the encoders of this package.
             model = timm.create_model(name, num_classes=0) if ":" in name else build_encoder(name)
     return model, ImageTransform(model.pretrained_cfg)  # pyright: ignore[reportArgumentType]
@@ -314,7 +315,7 @@ def _open_transformers(
             )
             missing = sorted(info["missing_keys"])
         else:
-            with _seeded(seed):
+            with seeded(seed):
                 model, missing = AutoModel.from_config(config, dtype=torch.float32), []
     except UserError:
         raise
@@ -327,11 +328,3 @@ def _open_transformers(
             f"`{without_pooler[0]}`. Was it saved completely?"
         )
     return PooledTransformersEncoder(model, use_pooler=not missing), ProcessorTransform(processor)
-
-
-@contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    """Draw from a seed and leave the caller's generators as they were."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        yield

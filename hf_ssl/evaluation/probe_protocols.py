@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from hf_ssl.errors import UserError
 from hf_ssl.evaluation.logistic_regression import LogisticRegression, rotated
+from hf_ssl.seeded import seeded
 
 EPOCHS_OF_AUGMENTED = {"sgd": 100, "byol": 80}
 """Probes whose papers train on augmented images, and for how many epochs."""
@@ -245,8 +246,7 @@ def _augmentation_settings(augmented: Tensor | None, num_epochs: int) -> dict[st
 
 
 def _classifier(problem: Problem, seed: int) -> nn.Linear:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         return nn.Linear(problem.train_x.shape[1], int(problem.train_y.max()) + 1)
 
 

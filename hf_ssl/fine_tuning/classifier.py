@@ -19,6 +19,7 @@ from hf_ssl.evaluation.encoders import Encoder, ImageTransform, encoder_folder, 
 from hf_ssl.evaluation.features import extract_features
 from hf_ssl.evaluation.protocols import with_classes_of
 from hf_ssl.modules.preprocessing import preprocessing
+from hf_ssl.seeded import seeded
 
 _logger = logging.getLogger(__name__)
 
@@ -117,8 +118,7 @@ def open_classifier(
         arguments.setdefault("img_size", image_size)
     pretrained = not encoder.startswith(RANDOM)
     try:
-        with loading_by_timm(reference), torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with loading_by_timm(reference), seeded(seed):
             module: Any = timm.create_model(
                 reference, pretrained=pretrained, num_classes=len(class_names), **arguments
             )

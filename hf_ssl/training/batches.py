@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from hf_ssl.data.decode.device import DeviceDecoder
-from hf_ssl.data.order.cache import CachedDraws, CachedViews, fill_cache
+from hf_ssl.data.order.cache import Cache, CachedDraws, CachedViews, fill_cache
 from hf_ssl.data.order.stream import Batch, TrainingStream
 from hf_ssl.data.settings import DataSettings
 from hf_ssl.data.sources.objects import is_shuffled
@@ -23,6 +23,28 @@ from hf_ssl.training.arguments import TrainingSettings
 logger = logging.getLogger(__name__)
 
 
+def open_cache(
+    model: SSLPreTrainedModel,
+    source: Source,
+    data: DataSettings,
+    device: torch.device,
+    rank: int = 0,
+    world_size: int = 1,
+) -> Cache | None:
+    """All pictures on the device under `cache` uint8, else None; arguments and errors as those of `open_stream`."""
+    if data.cache != "uint8":
+        return None
+    check_recipe(data.find_recipe(model.view_recipe), "`cache` uint8", "`cache` to none")
+    return fill_cache(
+        source,
+        device,
+        num_workers=data.num_workers,
+        world_size=world_size,
+        label_column=next(iter(source.labels), None) if model.needs_labels else None,
+        show_progress=rank == 0,
+    )
+
+
 def open_stream(
     model: SSLPreTrainedModel,
     source: Source,
@@ -34,6 +56,7 @@ def open_stream(
     position: dict[str, Any] | None = None,
     lanes: int | None = None,
     images_per_device: int | None = None,
+    cache: Cache | None = None,
 ) -> TrainingStream:
     """Open the batches of one process.
 
@@ -48,6 +71,7 @@ def open_stream(
         position: `Batch.position` after which to go on; None: the beginning.
         lanes: Lanes of the run; see `choose_lanes`.
         images_per_device: Images of a batch; None: all of this process in a step.
+        cache: From `open_cache`; None: it is filled here if the settings ask for it.
 
     Returns:
         The stream.
@@ -68,16 +92,8 @@ def open_stream(
         )
     image_size, recipe = model.config.image_size, data.find_recipe(model.view_recipe)
     options: dict[str, Any] = {"num_workers": data.num_workers}
-    if data.cache == "uint8":
-        check_recipe(recipe, "`cache` uint8", "`cache` to none")
-        cache = fill_cache(
-            source,
-            device,
-            num_workers=data.num_workers,
-            world_size=world_size,
-            label_column=next(iter(source.labels), None) if model.needs_labels else None,
-            show_progress=rank == 0,
-        )
+    cache = cache or open_cache(model, source, data, device, rank, world_size)
+    if cache is not None:
         source = cache.source
         views = CachedDraws(recipe, cache)
         # Who only draws does it faster without workers, and for a whole batch at once.

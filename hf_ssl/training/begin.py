@@ -97,6 +97,7 @@ def begin(task: Task, accelerator: Accelerator) -> Beginning:
         record.training["images_per_device"] = former["images_per_device"]  # those of the last step, not `auto`
     if restored.step < plan.num_steps:
         check_disk(module, settings)
+        task.bring_data(accelerator)
         images = _forward_images(task, accelerator, record, former)
         told = task.briefing(plan, accelerator, images)
         if told is not None:

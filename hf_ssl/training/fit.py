@@ -102,6 +102,8 @@ def _fits(module: nn.Module, settings: TrainingSettings, trial: Callable[[int], 
     except (RuntimeError, MemoryError) as error:  # `torch.OutOfMemoryError` is a RuntimeError
         if not any(words in str(error) for words in OUT_OF_MEMORY):
             raise
+        if settings.compile:
+            torch.compiler.reset()  # after two sizes it would compile for any, which is slower, and training keep that
         return False
     finally:
         if device.type == "cuda":

@@ -18,7 +18,10 @@ from hf_ssl.training.arguments import TrainingSettings
 _STATES = {"sgd": 1, "lars": 1, "adamw": 2}  # numbers that an optimizer keeps for each weight
 _MOST_STATES = 3  # of others; few of timm keep more
 SMALLER = "`--activation_checkpointing`, `--mixed_precision bf16`, or a smaller `--image_size` or `--encoder`"
-OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "Cannot allocate memory")
+OUT_OF_MEMORY = (
+    *("out of memory", "can't allocate memory", "not enough memory", "Cannot allocate memory"),
+    *("CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED"),
+)
 
 
 def check_batch(model: SSLPreTrainedModel, settings: TrainingSettings, num_processes: int, images: int) -> None:

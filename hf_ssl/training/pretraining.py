@@ -16,7 +16,7 @@ from hf_ssl.data.views.device import Normalize
 from hf_ssl.methods.base import SSLOutput, SSLPreTrainedModel, method_name, own_settings
 from hf_ssl.modules.batch_norm import synchronize_batch_norm
 from hf_ssl.training.arguments import TrainingSettings
-from hf_ssl.training.batches import inputs_of, open_stream
+from hf_ssl.training.batches import inputs_of, open_cache, open_stream
 from hf_ssl.training.briefing import briefing
 from hf_ssl.training.fit import trial_step
 from hf_ssl.training.limits import check_batch
@@ -110,12 +110,17 @@ class Pretraining(Task):
         """See `trial_step`."""
         trial_step(self.model, self.settings, images)
 
+    def bring_data(self, accelerator: Accelerator) -> None:
+        """See `batches.open_cache`."""
+        rank, world_size = accelerator.process_index, accelerator.num_processes
+        self.cache = open_cache(self.model, self.source, self.data, accelerator.device, rank, world_size)
+
     def open_stream(
         self, accelerator: Accelerator, position: dict[str, Any] | None, lanes: int, images: int
     ) -> TrainingStream:
         """See `batches.open_stream`."""
         rank, world_size = accelerator.process_index, accelerator.num_processes
-        places = (rank, world_size, position, lanes, images)
+        places = (rank, world_size, position, lanes, images, self.cache)
         return open_stream(self.model, self.source, self.data, self.settings, accelerator.device, *places)
 
     def forward(self, network: nn.Module, batch: Batch) -> SSLOutput:

@@ -161,9 +161,13 @@ class Recorder:
         step, self.position = self.last_step
         saved_at = None if self.last_checkpoint is None else step_of(self.last_checkpoint)
         if step > (saved_at or 0):
-            self.clock.pause()
-            self.losses.check(self.last_checkpoint)
+            self._end_of_interval()
             self._save(step, last=False)
+
+    def _end_of_interval(self) -> None:
+        """Wait for the steps that a GPU has still to do, which belong to the training, then stop the clock."""
+        self.losses.check(self.last_checkpoint)
+        self.clock.pause()
 
     def add_loss(self, output: SSLOutput, step: int) -> None:
         """Take the loss of one forward pass, which belongs to optimizer step `step`."""
@@ -193,8 +197,7 @@ class Recorder:
         saves = last or step % self.settings.checkpoint_every == 0
         if not (due or saves or self.stop.is_due(step)):
             return False
-        self.clock.pause()
-        self.losses.check(self.last_checkpoint)
+        self._end_of_interval()
         agreed = self.stop.on_any_process(step, self.accelerator.device)
         known = plan.steps_per_epoch
         moment = Moment(step, round(step / known, 4) if known else epoch, plan, output)

@@ -71,6 +71,9 @@ class Task(ABC):
     def trial(self, images: int) -> None:
         """Forward and backward pass of images that show nothing, whose gradients are dropped."""
 
+    def bring_data(self, accelerator: Accelerator) -> None:  # noqa: B027 (most tasks bring it batch by batch)
+        """Put on the device what stays there during the run, before the memory that is left is measured."""
+
     @abstractmethod
     def open_stream(
         self, accelerator: Accelerator, position: dict[str, Any] | None, lanes: int, images: int

@@ -14,6 +14,7 @@ from timm.models import PretrainedCfg, get_pretrained_cfg
 from torch import Tensor, nn
 
 from hf_ssl.errors import UserError
+from hf_ssl.seeded import seeded
 
 WEIGHTS = "model.safetensors"
 """Name of the file of weights: nothing that is stored as code is loaded."""
@@ -59,8 +60,7 @@ def weights_by_timm(timm_name: str, arguments: Mapping[str, Any], name: str) -> 
     built: list[dict[str, Tensor]] = []
     for seed in (0, 1):
         try:
-            with torch.random.fork_rng(devices=[]):  # pyright: ignore[reportUnknownMemberType]
-                torch.manual_seed(seed)  # pyright: ignore[reportUnknownMemberType]
+            with seeded(seed):
                 model = timm.create_model(timm_name, pretrained=True, num_classes=0, **arguments)
         except (RuntimeError, OSError, HfHubHTTPError, LookupError, TypeError, AssertionError) as error:
             reason = " ".join(str(error).split())[:300]

@@ -68,6 +68,7 @@ def test_a_run_with_all_that_looks_at_it(method, device, tmp_path: Path):
 
 
 @only_cuda  # the CPU's compiler takes a minute
+@pytest.mark.slow  # so that it starts first
 def test_compiled_is_what_is_not_compiled(device, tmp_path: Path):
     source, ends = open_source("digits"), []
     with exact_float32():

@@ -10,6 +10,7 @@ from dataclasses import replace
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -24,11 +25,12 @@ from hf_ssl.data.settings import DataSettings
 from hf_ssl.data.sources.open import open_source
 from hf_ssl.errors import UserError
 from hf_ssl.methods import METHODS
-from hf_ssl.training import batches, pretraining, recorder
+from hf_ssl.training import batches, begin, pretraining, recorder
 from hf_ssl.training.arguments import TrainingSettings
 from hf_ssl.training.find import complete_checkpoints, step_of
 from hf_ssl.training.integrity import is_complete
 from hf_ssl.training.loop import train
+from hf_ssl.training.watch import clock
 
 
 @pytest.fixture(scope="module")
@@ -179,6 +181,35 @@ def test_a_recipe_that_needs_the_cpu_is_refused_before_a_cache_is_filled(digits,
     ):
         train(new_model(), digits, data, settings(tmp_path / "run"))
     assert "cache:" not in capsys.readouterr().err
+
+
+def test_the_cache_is_there_before_the_free_memory_is_measured(digits, tmp_path: Path, monkeypatch):
+    order = []
+
+    def noted(name, work):
+        return lambda *given, **named: (order.append(name), work(*given, **named))[1]
+
+    monkeypatch.setattr(batches, "fill_cache", noted("cache", batches.fill_cache))
+    monkeypatch.setattr(begin, "images_that_fit", noted("fit", begin.images_that_fit))
+    train(new_model(), digits, replace(DATA, cache="uint8"), settings(tmp_path / "run", num_steps=1))
+    assert order == ["cache", "fit"]
+
+
+def test_what_a_gpu_has_still_to_do_counts_as_training(digits, tmp_path: Path, monkeypatch):
+    """A device of its own pace: the host waits for it where it reads the losses. Only there the clock moves."""
+    now = [0.0]
+    monkeypatch.setattr(clock, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    check = recorder.LossMonitor.check
+
+    def wait_and_check(self, *given):
+        now[0] += 5.0
+        return check(self, *given)
+
+    monkeypatch.setattr(recorder.LossMonitor, "check", wait_and_check)
+    result = train(new_model(), digits, DATA, settings(tmp_path / "run", num_steps=4, log_every=2, checkpoint_every=4))
+    assert result.seconds == 10.0
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["images_per_second"] for line in lines if "loss" in line] == [2 * 8 / 5] * 2
 
 
 def test_decoding_needs_a_gpu_and_a_recipe_that_it_can_do(digits, tmp_path: Path):

@@ -39,6 +39,7 @@ from hf_ssl.data.views.draws import (
 )
 from hf_ssl.data.views.recipes import VIEW_RECIPES, ViewParameters, ViewRecipe, changed_recipe
 from hf_ssl.errors import UserError
+from hf_ssl.seeded import seeded
 
 Picture = NDArray[Any]  # uint8, (height, width, 3)
 
@@ -347,6 +348,5 @@ _JITTER = {
 def _by_policy(picture: Picture, policy: str, seed: int) -> Picture:
     # torchvision draws from torch's global generator: lend it a seed of ours and give it back as it was. Seeding the
     # CPU generator alone, since `torch.manual_seed` would also reset the GPU's.
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
+    with seeded(seed):
         return np.array(_POLICIES[policy](Image.fromarray(picture)))  # a copy: Pillow lends pixels that are read-only

@@ -1,5 +1,6 @@
 """Energy that a run has used, where the machine can tell: GPUs by NVML (extra `gpu`), processors by RAPL on Linux."""
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -7,8 +8,11 @@ from typing import Any
 import torch
 from accelerate.utils import gather_object
 
+from hf_ssl.errors import first_line
 from hf_ssl.training.record import Progress
 from hf_ssl.training.watch.base import Watch
+
+logger = logging.getLogger(__name__)
 
 _RAPL = Path("/sys/class/powercap")
 JOULES_PER_KWH = 3.6e6
@@ -81,9 +85,16 @@ class _Counter:
     def __init__(self, read: Callable[[], float], wraps_at: float | None = None):
         self._read, self._wraps_at = read, wraps_at
         self._last, self._total = read(), 0.0
+        self._silent = False  # told once
 
     def joules(self) -> float:
-        now = self._read()
+        try:
+            now = self._read()
+        except (OSError, ValueError) as error:
+            if not self._silent:
+                logger.warning("The energy is not counted while its counter cannot be read: %s.", first_line(error))
+            self._silent = True
+            return self._total
         used = now - self._last
         if used < 0 and self._wraps_at is not None:
             used += self._wraps_at
@@ -103,8 +114,15 @@ def _gpu_counter(device: torch.device) -> _Counter | None:
         pynvml.nvmlInit()
         # By its identity: `CUDA_VISIBLE_DEVICES` renumbers GPUs for torch and not for NVML.
         handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(device).uuid}")
-        return _Counter(lambda: pynvml.nvmlDeviceGetTotalEnergyConsumption(handle) / 1e3)
-    except pynvml.NVMLError:  # a GPU or a virtual machine that does not tell
+
+        def read() -> float:
+            try:
+                return pynvml.nvmlDeviceGetTotalEnergyConsumption(handle) / 1e3
+            except pynvml.NVMLError as error:
+                raise OSError(str(error)) from error
+
+        return _Counter(read)
+    except (pynvml.NVMLError, OSError):  # a GPU or a virtual machine that does not tell
         return None
 
 

@@ -46,7 +46,7 @@ def test_a_machine_that_does_not_tell_gives_nothing(tmp_path):
     assert EnergyMeter(CPU, first_on_machine=False, rapl=tmp_path).kwh() is None
 
 
-def test_the_gpu_is_found_by_its_identity(tmp_path, monkeypatch):
+def test_the_gpu_is_found_by_its_identity(tmp_path, monkeypatch, caplog):
     """No GPU is needed: NVML is a stand-in with its functions, units and error."""
     millijoules = {"GPU-abc": 5_000}
 
@@ -71,6 +71,15 @@ def test_the_gpu_is_found_by_its_identity(tmp_path, monkeypatch):
     millijoules["GPU-abc"] += 7_200_000
     assert meter.parts == ["GPU"]
     assert meter.kwh() == pytest.approx(0.002)
+    read = nvml.nvmlDeviceGetTotalEnergyConsumption
+    nvml.nvmlDeviceGetTotalEnergyConsumption = lambda uuid: handle("lost")  # a counter that is silent for a while
+    assert [meter.kwh(), meter.kwh()] == pytest.approx([0.002, 0.002])
+    assert [record.getMessage() for record in caplog.records] == [
+        "The energy is not counted while its counter cannot be read: not found."
+    ]
+    nvml.nvmlDeviceGetTotalEnergyConsumption = read
+    millijoules["GPU-abc"] += 3_600_000
+    assert meter.kwh() == pytest.approx(0.003)
     properties.uuid = "other"
     assert EnergyMeter(torch.device("cuda", 0), True, tmp_path).kwh() is None
 
