@@ -55,7 +55,7 @@ def test_the_table_of_an_encoder_under_recipes():
 )
 def test_the_table_of_what_training_lost(start: str, name: str):
     one = results(name)["seeds"][0]
-    rows = [row for row in rows_of("| start | recipe | share") if row[0] == start]
+    rows = [row for row in rows_of("| start | recipe | mean share") if row[0] == start]
     assert [row[1].strip("`") for row in rows] == list(one["runs"])
     for row, (recipe, measured) in zip(rows, one["runs"].items(), strict=True):
         said, score = one["predictions"][recipe], one["scores"]["by_recipe"][recipe]
@@ -106,6 +106,32 @@ def test_the_theorem_in_its_own_setting():
     text = " ".join((ROOT / "scripts" / "guides" / "theory.md").read_text(encoding="utf-8").split())
     assert f"growth is {min(correlations):.2f} to {max(correlations):.2f}" in text
     assert f"right in {100 * min(signs):.0f} to {100 * max(signs):.0f} %" in text
+    grown = [
+        1 - layer["shrunk"] / len(seed["variances"])
+        for name in ("augmentation", "augmentation-from-directpred")
+        for seed in [results(name)["seeds"][0]]
+        for pairs in seed["linear_layer"].values()
+        for layer in pairs.values()
+    ]
+    assert f"would be right in {100 * min(grown):.0f} to {100 * max(grown):.0f} %." in text
+    image = [
+        (pairs["image_and_view"]["negative"], pairs["image_and_view"]["shrunk"])
+        for name in ("augmentation", "augmentation-from-directpred")
+        for pairs in results(name)["seeds"][0]["linear_layer"].values()
+    ]
+    lost, shrunk = zip(*image, strict=True)
+    assert f"of the {min(lost)} to {max(lost)} directions that X calls lost" in text
+    assert f"{min(shrunk)} to {max(shrunk)} shrank in 200 steps" in text
+
+
+def test_the_spectrum_tells_better_by_little():
+    text = " ".join((ROOT / "scripts" / "guides" / "theory.md").read_text(encoding="utf-8").split())
+    better = [
+        score["variance_and_loss"] - score["share_and_loss"]
+        for name in ("augmentation", "augmentation-from-directpred")
+        for score in results(name)["seeds"][0]["scores"]["by_recipe"].values()
+    ]
+    assert f"if only by {min(better):.2f} to {max(better):.2f}, for" in text
 
 
 def test_one_direction_of_z_grows_and_the_others_stay():
