@@ -34,7 +34,8 @@ class Claim:
     def __str__(self) -> str:
         """The claim, in how many seeds it holds, and its numbers."""
         seeds = f"{len(self.holds)} seed{'s' * (len(self.holds) > 1)}"
-        return f"{self.text}: in {sum(self.holds)} of {seeds} ({self.numbers})"
+        whose = "of the first: " if len(self.holds) > 1 else ""
+        return f"{self.text}: in {sum(self.holds)} of {seeds} ({whose}{self.numbers})"
 
 
 Test = Callable[[Sequence[Run]], tuple[bool, str] | None]
