@@ -219,11 +219,40 @@ def test_the_vectors_of_a_queue_without_momentum_swing():
 
 
 def test_the_time_of_a_step():
-    took: dict[str, list[float]] = {}
-    for one in results("mechanisms")["runs"]:
-        if one["measured"]["step_milliseconds"]:
-            took.setdefault(one["cell"]["method"], []).append(one["measured"]["step_milliseconds"])
+    took: dict[tuple[str, int], list[float]] = {}
+    for cell, runs in in_groups("mechanisms"):
+        took.setdefault((cell["method"], cell["batch_size"]), []).extend(run["step_milliseconds"] or 0 for run in runs)
+    mean = {one: f"{statistics.mean(values):.0f}" for one, values in took.items()}
     text = " ".join(GUIDE.split())
-    assert "took {:.0f}, {:.0f} and {:.0f} ms end to end".format(*sorted(took["end_to_end"])) in text
-    for method, words in (("moco", "with the queue"), ("memory_bank", "with the bank")):
-        assert f"{min(took[method]):.0f} to {max(took[method]):.0f} ms {words}" in text
+    ends = (mean["end_to_end", size] for size in (16, 64, 128))
+    assert "took {}, {} and {} ms end to end".format(*ends) in text
+    assert f"it took {mean['moco', 64]} ms with the queue and {mean['memory_bank', 64]} ms with the bank" in text
+
+
+def test_what_the_guide_says_of_the_bank():
+    bank = {cell["num_images"]: runs for cell, runs in in_groups("mechanisms") if cell["method"] == "memory_bank"}
+
+    def curve(run: dict, name: str) -> dict[int, float]:
+        """Mean over the looks in the second half of the run, by age."""
+        looks = [look for look in run["looks"] if look["step"] >= run["looks"][-1]["step"] / 2]
+        found: dict[int, list[float]] = {}
+        for look in looks:
+            for age, value in zip(look["ages"], look[name], strict=True):
+                found.setdefault(age, []).extend([] if value is None else [value])
+        return {age: statistics.mean(values) for age, values in found.items() if values}
+
+    def at(images: int, name: str, age: int, first: int | None = None) -> float:
+        curves = [curve(run, name) for run in bank[images]]
+        return statistics.mean(one[age] / (1 if first is None else one[first]) for one in curves)
+
+    text = " ".join(GUIDE.split())
+    knn = [f"{100 * mean_of(bank[images], 'knn'):.1f}" for images in (1024, 4096, 16384)]
+    assert "k-NN falls with it, from {} to {} and {} %.".format(*knn) in text
+    oldest = [f"{at(images, 'keys', age):.2f}" for images, age in ((1024, 16), (4096, 64), (16384, 128))]
+    assert "of the oldest keys falls from {} to {} and {}".format(*oldest) in text
+    assert f"at 64 steps it is {at(16384, 'keys', 64):.2f}, for" in text
+    shown = [f"{at(4096, name, age):.2f}" for age in (1, 16) for name in ("entries", "keys")]
+    assert f"a cosine of {shown[0]} with today's vector" in text and f"itself has {shown[1]}, and" in text
+    assert "{} against {} after 16 steps".format(*shown[2:]) in text
+    left = [f"{at(4096, name, 16, 1):.2f}" for name in ("entries", "keys")]
+    assert "after 16 steps {} of its first cosine is left, where the vector has {}.".format(*left) in text
