@@ -264,7 +264,7 @@ class MemoryBankForPreTraining(SSLPreTrainedModel):
                 return info_nce(query, self.bank[indices], self.bank, temperature, own=indices)
             drawn = self._draw(len(query))
             entries = torch.cat([indices[:, None], drawn], dim=1)
-            scores = torch.einsum("bd,bkd->bk", query, self.bank[entries]) / temperature
+            scores = torch.einsum("bd,bkd->bk", query, self.bank[entries].to(query.dtype)) / temperature
             accuracy = (scores.detach().argmax(dim=1) == 0).float().mean()
             if self.config.objective == "nce":
                 return self._nce(scores), accuracy
@@ -305,7 +305,8 @@ class MemoryBankForPreTraining(SSLPreTrainedModel):
         if self.training:
             estimate = gather(estimate[None]).logsumexp(dim=0) - math.log(world_size())
         # Always computed: to ask whether it is known would wait for the device.
-        normalizer = torch.where(self.log_normalizer.isinf(), estimate, self.log_normalizer)
+        known = self.log_normalizer.to(estimate.dtype)
+        normalizer = torch.where(known.isinf(), estimate, known)
         if self.training:
             self.log_normalizer.copy_(normalizer)
         return normalizer
@@ -327,4 +328,4 @@ class MemoryBankForPreTraining(SSLPreTrainedModel):
         # Writing one value per image and not several keeps the result the same on every process and device.
         order = indices.argsort(stable=True)
         last = order[torch.searchsorted(indices[order], indices, right=True) - 1]
-        self.bank.index_copy_(0, indices, entries[last])
+        self.bank.index_copy_(0, indices, entries[last].to(self.bank.dtype))

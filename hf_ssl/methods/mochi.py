@@ -386,7 +386,8 @@ class MoCHiForPreTraining(SSLPreTrainedModel):
         pairs = [(0, 1), (1, 0)] if config.symmetric else [(0, 1)]
         own = slice(rank() * len(pixel_values), (rank() + 1) * len(pixel_values))
         # A copy: writing the queue below must not change what the backward pass reads. Row by row: keys are picked.
-        negatives = self.queue.T.clone(memory_format=torch.contiguous_format)
+        # In float32, as the queries, whatever the model was cast to.
+        negatives = self.queue.T.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
         h: list[Tensor] = []
         z: list[Tensor] = []
         keys: list[Tensor] = []

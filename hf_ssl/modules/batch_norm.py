@@ -72,7 +72,8 @@ class SplitBatchNorm(_BatchNorm):
         # Where it has run; elsewhere the slower way, which is the same to rounding.
         by_parts = input.device.type == "cpu" and not torch.compiler.is_compiling()
         normalise = _NormaliseGroups.apply if by_parts else normalise_groups
-        output, means, variances = normalise(input, self.weight, self.bias, sizes, self.eps)  # pyright: ignore[reportGeneralTypeIssues]
+        weight, bias = _as_statistics(input, self.weight, self.bias)
+        output, means, variances = normalise(input, weight, bias, sizes, self.eps)  # pyright: ignore[reportGeneralTypeIssues]
         _move_running_statistics(self, means.mean(0), variances.mean(0))
         return self.act(self.drop(output))
 
@@ -97,8 +98,7 @@ def normalise_groups(
         float64, without gradient.
     """
     # With a momentum of 1 the "running" statistics become those of the group.
-    shape, dtype = (len(sizes), input.shape[1]), torch.promote_types(input.dtype, torch.float32)
-    means = torch.zeros(shape, dtype=dtype, device=input.device)
+    means = torch.zeros((len(sizes), input.shape[1]), dtype=_dtype_of_statistics(input), device=input.device)
     variances = torch.ones_like(means)
     # Not `tensor_split`, whose backward pass adds up one array of the whole batch's size for each group.
     outputs = [
@@ -117,7 +117,7 @@ class _NormaliseGroups(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor]:
         output = torch.empty_like(input)
         means, variances, saved_means, saved_inverses = input.new_zeros(
-            4, len(sizes), input.shape[1], dtype=torch.promote_types(input.dtype, torch.float32)
+            4, len(sizes), input.shape[1], dtype=_dtype_of_statistics(input)
         ).unbind()
         for number, (group, place) in enumerate(
             zip(torch.split_with_sizes(input, sizes), torch.split_with_sizes(output, sizes), strict=True)
@@ -204,11 +204,9 @@ class SyncBatchNorm(_BatchNorm):
         """Accept any number of dimensions after the channels."""
 
     def _normalise(self, input: Tensor) -> Tensor:
-        weight, bias = self._parameters["weight"], self._parameters["bias"]
+        weight, bias = _as_statistics(input, self._parameters["weight"], self._parameters["bias"])
         if weight is None:
-            # As plain BatchNorm: half precision is too coarse for statistics, float64 stays.
-            dtype = torch.promote_types(input.dtype, torch.float32)
-            weight = torch.ones(self.num_features, dtype=dtype, device=input.device)
+            weight = torch.ones(self.num_features, dtype=_dtype_of_statistics(input), device=input.device)
         bias = torch.zeros_like(weight) if bias is None else bias
         output, mean, variance = _NormaliseTogether.apply(input, weight, bias, self.eps)  # pyright: ignore[reportGeneralTypeIssues]
         _move_running_statistics(self, mean, variance)
@@ -220,7 +218,7 @@ class _NormaliseTogether(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, input: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        values = input.to(torch.promote_types(input.dtype, torch.float32))
+        values = input.to(_dtype_of_statistics(input))
         axes = [axis for axis in range(input.ndim) if axis != 1]
         own = torch.cat([*torch.var_mean(values, axes, correction=0), values.new_tensor([values[:, 0].numel()])])
         each = gather(own[None])
@@ -255,12 +253,25 @@ class _NormaliseTogether(torch.autograd.Function):
         return of_values.to(ctx.dtype), of_weight, of_bias, None
 
 
+def _dtype_of_statistics(input: Tensor) -> torch.dtype:
+    """As plain BatchNorm: half precision is too coarse for statistics, float64 stays."""
+    return torch.promote_types(input.dtype, torch.float32)
+
+
+def _as_statistics(input: Tensor, weight: Tensor | None, bias: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+    """Parameters in the precision of the statistics: kernels refuse others, which a model that was cast has."""
+    dtype = _dtype_of_statistics(input)
+    return None if weight is None else weight.to(dtype), None if bias is None else bias.to(dtype)
+
+
 @torch.no_grad()
 def _move_running_statistics(norm: _BatchNorm, mean: Tensor, variance: Tensor) -> None:
     if norm.running_mean is None or norm.running_var is None or norm.num_batches_tracked is None:
         return
     norm.num_batches_tracked.add_(1)
-    step = norm.momentum if norm.momentum is not None else 1.0 / norm.num_batches_tracked.float()
+    step = norm.momentum
+    if step is None:
+        step = (1.0 / norm.num_batches_tracked.float()).to(norm.running_mean.dtype)
     norm.running_mean.lerp_(mean.to(norm.running_mean.dtype), step)
     norm.running_var.lerp_(variance.to(norm.running_var.dtype), step)
 

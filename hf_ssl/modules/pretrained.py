@@ -27,7 +27,10 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 # Keys that transformers itself writes into a config.json or passes on loading, beside the fields of PreTrainedConfig.
 _KEYS_OF_TRANSFORMERS = frozenset(
-    {"model_type", "torch_dtype", "auto_map", "name_or_path", "num_labels", "attn_implementation", "output_attentions"}
+    {
+        *("model_type", "torch_dtype", "auto_map", "name_or_path", "num_labels", "attn_implementation"),
+        *("experts_implementation", "output_attentions", "use_cache"),
+    }
 )
 
 
@@ -60,6 +63,13 @@ class SSLConfig(PreTrainedConfig):
                 hint = near_name(name, own) or " Remove it."
                 raise UserError(f"`{type(self).__name__}` has no setting `{name}`.{hint}")
         super().__post_init__(**kwargs)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The settings as they are saved."""
+        settings = super().to_dict()
+        # Of models that generate text; transformers' Trainer sets it in every config.
+        settings.pop("use_cache", None)
+        return settings
 
     def validate_images(self) -> None:
         """Check the image settings once, when the config is made."""

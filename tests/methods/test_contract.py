@@ -291,6 +291,23 @@ def test_twenty_steps_on_eight_images_lower_the_loss(name, settings):
 
 
 @every_case
+def test_a_model_cast_to_another_precision_computes_the_same_loss(name, settings):
+    exact_model, batch = make_model(name, settings), make_batch()
+    torch.manual_seed(0)
+    exact = copy.deepcopy(exact_model)(**batch).loss
+    for dtype, tolerance in ((torch.float64, 1e-4), (torch.bfloat16, 0.1)):
+        model = copy.deepcopy(exact_model).to(dtype)
+        torch.manual_seed(0)
+        loss = model(**{**batch, "pixel_values": batch["pixel_values"].to(dtype)}).loss
+        loss.backward()
+        torch.testing.assert_close(loss, exact, atol=tolerance, rtol=0.2 * tolerance)
+        assert {tensor.dtype for tensor in model.state_dict().values() if tensor.is_floating_point()} == {dtype}
+        assert all(parameter.grad.isfinite().all() for parameter in model.parameters() if parameter.grad is not None)
+        # What the first pass wrote is read by the next.
+        assert model.eval()(**{**batch, "pixel_values": batch["pixel_values"].to(dtype)}).loss.isfinite()
+
+
+@every_case
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
 def test_autocast_gives_finite_float32_losses_and_state(name, settings, dtype):
     model = make_model(name, settings)

@@ -1,5 +1,6 @@
 """Split and synchronised BatchNorm; run as a script, this file starts processes."""
 
+import copy
 import subprocess
 import sys
 from pathlib import Path
@@ -160,6 +161,35 @@ def test_split_norm_works_in_bfloat16_and_channels_last():
         output = net(x)
     output.float().sum().backward()
     assert output.isfinite().all() and all(parameter.grad.isfinite().all() for parameter in net.parameters())
+
+
+@pytest.mark.parametrize("momentum", [0.1, None])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_norms_work_in_the_precision_that_they_were_cast_to(dtype, momentum, monkeypatch):
+    torch.manual_seed(2)
+    images = torch.randn(8, 5, 3, 3).to(dtype)
+    norms = [SplitBatchNorm(5, 2, momentum=momentum), SyncBatchNorm(5, momentum=momentum)]
+    for norm in norms:
+        nn.init.normal_(norm.weight)
+    expected = [_cast_results(norm, images.float(), torch.float32) for norm in norms]
+    found = [_cast_results(norm, images, dtype) for norm in norms]
+    monkeypatch.setattr(batch_norm._NormaliseGroups, "apply", normalise_groups)  # as on an accelerator
+    expected.append(expected[0])
+    found.append(_cast_results(norms[0], images, dtype))
+    for one, exact in zip(found, expected, strict=True):
+        assert {tensor.dtype for tensor in one} == {dtype}
+        tolerance = 0.03 if dtype == torch.bfloat16 else 1e-5
+        for tensor, wanted in zip(one, exact, strict=True):
+            torch.testing.assert_close(tensor.float(), wanted, atol=tolerance, rtol=tolerance)
+
+
+def _cast_results(norm: nn.Module, images: torch.Tensor, dtype: torch.dtype) -> list[torch.Tensor]:
+    """Output, gradients and running statistics of a cast copy of a norm."""
+    norm, images = copy.deepcopy(norm).to(dtype), images.clone().requires_grad_()
+    output = norm(images)
+    (output * torch.linspace(-1, 1, output.numel()).to(dtype).view_as(output)).sum().backward()
+    gradients = [tensor.grad for tensor in (images, *norm.parameters()) if tensor.grad is not None]
+    return [output, *gradients, *(buffer for buffer in norm.buffers() if buffer.is_floating_point())]
 
 
 def test_pytorch_synchronises_on_other_backends(monkeypatch):
