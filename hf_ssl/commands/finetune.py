@@ -35,8 +35,9 @@ from hf_ssl.hub.names import check_license
 from hf_ssl.invocation import command_line
 from hf_ssl.private import folders_among, public_command, public_name
 from hf_ssl.settings import checked
+from hf_ssl.training.lock import locked_output_dir
 from hf_ssl.training.loop import checkpoint_text
-from hf_ssl.training.output import locked_output_dir, prepare_output_dir
+from hf_ssl.training.output import prepare_output_dir
 
 logger = logging.getLogger(__name__)
 
