@@ -118,7 +118,7 @@ class FineTuneResult:
 def run(settings: FineTuneSettings) -> FineTuneResult:
     """Check, train, score, export."""
     data, own = settings.data, settings.fine_tuning
-    prepare_output_dir(own.training)
+    prepare_output_dir(own.training, data)
     check_license(own.license)
     if own.push_to_hub and _is_first():
         check_push_access(own.repo_id or "", private=own.private)

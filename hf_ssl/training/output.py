@@ -4,7 +4,12 @@ import importlib.util
 import os
 import tempfile
 from pathlib import Path
+from typing import Any
 
+from hf_ssl.data.settings import PlaceSettings
+from hf_ssl.data.sources.card import read_card
+from hf_ssl.data.sources.local import is_saved
+from hf_ssl.data.sources.opened import EMBEDDED
 from hf_ssl.errors import UserError
 from hf_ssl.evaluation.references import read_json
 from hf_ssl.training.arguments import TrainingSettings
@@ -16,20 +21,61 @@ from hf_ssl.training.record import RunRecord
 _CHOICE = "recipe.json"  # what `auto` has chosen: see `commands/resolve`
 
 
-def prepare_output_dir(settings: TrainingSettings) -> None:
+def prepare_output_dir(settings: TrainingSettings, data: PlaceSettings | None = None) -> None:
     """Make the run's folder and refuse one that holds something else or cannot be written.
 
     Only the first process looks: the others would see what it has already written.
 
+    Args:
+        settings: Of the run.
+        data: What it reads, if that is not known to lie elsewhere; see `check_outside_data`.
+
     Raises:
         UserError: If the folder holds a run and `resume` is not given, holds something else, or cannot be written.
+        UserError: If it lies in the data set.
     """
     if os.environ.get("RANK", "0") != "0":
         return
     folder = Path(settings.output_dir)
+    if data is not None:
+        check_outside_data(folder, "output_dir", data)
     if folder.is_dir() and not _holds_no_step(folder):
         _check_run(folder, resumes=settings.resume is not None)
     make_folder(folder, "output_dir")
+
+
+def check_outside_data(folder: Path, setting: str, data: PlaceSettings) -> None:
+    """Refuse a folder of results in a folder of images, which would be read with the figures as images from then on.
+
+    Where `data_files`, a README.md with configs or `save_to_disk` says which files are the data, others do no harm.
+    Neither do hidden folders, which no data set is read from.
+
+    Args:
+        folder: Where results are to go.
+        setting: Name of the setting from which it comes.
+        data: Which data set is read, as `dataset`, and how.
+
+    Raises:
+        UserError: If it does.
+    """
+    dataset: Any = getattr(data, "dataset", None)
+    if not isinstance(dataset, str | Path) or data.data_files is not None or str(dataset) in EMBEDDED:
+        return
+    root = Path(str(dataset).removeprefix("file://")).expanduser()
+    try:
+        decides = root.is_dir() and not is_saved(root) and not read_card(str(dataset), root)[0]
+    except OSError:  # such as a name that is too long: opening the data set explains it
+        return
+    if not decides:
+        return
+    place = root.joinpath(data.data_dir or "").resolve()
+    if not folder.resolve().is_relative_to(place):
+        return
+    if not any(part.startswith(".") for part in folder.resolve().relative_to(place).parts):
+        raise UserError(
+            f"`{setting}` `{folder}` lies in the data set `{dataset}`, where its figures would count as images. Give a "
+            "folder beside it, or name the images by `data_files`."
+        )
 
 
 def _check_run(folder: Path, resumes: bool) -> None:

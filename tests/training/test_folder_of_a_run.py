@@ -2,10 +2,12 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from test_loop import DATA, new_model, settings  # pyright: ignore[reportMissingImports]
 
+from hf_ssl.data.settings import DataSettings
 from hf_ssl.data.sources.open import open_source
 from hf_ssl.errors import UserError
 from hf_ssl.training.arguments import TrainingSettings
@@ -79,3 +81,29 @@ def test_only_resuming_goes_on_and_a_damaged_record_does_not_matter(tmp_path: Pa
         with pytest.raises(UserError, match="is not empty. Give `--resume auto` to continue the run in it"):
             prepare(tmp_path, None)
         (tmp_path / "run.json").touch()
+
+
+def test_a_run_in_the_folder_of_images_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Its figures would be images of the data set, also where the folder is the working directory."""
+    photos = tmp_path / "photos"
+    write(photos, {"a/1.png": "", "a/.keep": "", "mine/README.md": "no data set's"})
+    monkeypatch.chdir(photos)
+
+    def start(dataset: str | Path, output_dir: str | Path, **place: Any) -> None:
+        training = TrainingSettings(output_dir=str(output_dir), num_steps=1)
+        prepare_output_dir(training, DataSettings(dataset=str(dataset), **place))
+
+    inside: list[tuple[Any, Any, dict[str, Any]]] = [(".", "runs/x", {}), (photos, photos / "run", {})]
+    inside += [("../photos", "a/b/../run", {}), (photos, "a/run", {"data_dir": "a"}), (photos, ".", {})]
+    for dataset, folder, place in inside:
+        with pytest.raises(UserError, match="^`output_dir` `.*` lies in the data set `.*a folder beside it, or name"):
+            start(dataset, folder, **place)
+    assert sorted(content(photos)) == ["a/.keep", "a/1.png", "mine/README.md"]
+    assert not (photos / "runs").exists()
+    start(photos, "../photos-run")
+    start(photos, "run-1", data_dir="a")
+    start(photos, "run-2", data_files="a/**")
+    start(photos, ".runs/3")
+    start("shapes", "run-4")
+    write(photos, {"README.md": "---\nconfigs:\n- config_name: default\n  data_files: a/**\n---\n"})
+    start(photos, "run-5")
