@@ -35,8 +35,9 @@ from hf_ssl.hub.names import check_license
 from hf_ssl.invocation import command_line
 from hf_ssl.private import folders_among, public_command, public_name
 from hf_ssl.settings import checked
+from hf_ssl.training.lock import locked_output_dir
 from hf_ssl.training.loop import checkpoint_text
-from hf_ssl.training.output import locked_output_dir, prepare_output_dir
+from hf_ssl.training.output import prepare_output_dir
 
 logger = logging.getLogger(__name__)
 
@@ -117,7 +118,7 @@ class FineTuneResult:
 def run(settings: FineTuneSettings) -> FineTuneResult:
     """Check, train, score, export."""
     data, own = settings.data, settings.fine_tuning
-    prepare_output_dir(own.training)
+    prepare_output_dir(own.training, data)
     check_license(own.license)
     if own.push_to_hub and _is_first():
         check_push_access(own.repo_id or "", private=own.private)

@@ -36,8 +36,9 @@ from hf_ssl.methods import METHODS
 from hf_ssl.methods.base import SSLPreTrainedModel
 from hf_ssl.training.arguments import TrainingSettings
 from hf_ssl.training.find import complete_checkpoints
+from hf_ssl.training.lock import locked_output_dir
 from hf_ssl.training.loop import TrainingResult, checkpoint_text, train
-from hf_ssl.training.output import locked_output_dir, prepare_output_dir
+from hf_ssl.training.output import prepare_output_dir
 from hf_ssl.training.plan import UNKNOWN_LENGTH
 from hf_ssl.training.start import ENCODERS, EncoderStart, MethodStart
 

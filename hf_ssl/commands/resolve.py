@@ -76,8 +76,8 @@ def request_of(given: Mapping[str, Any]) -> Request:
     check_recipe(method, recipe)
     if "output_dir" not in values:
         raise UserError("`output_dir` is needed: the folder of this run, such as `runs/first`.")
-    prepare_output_dir(TrainingSettings(output_dir=values["output_dir"], resume=values.get("resume")))
     data = _only(DataSettings, values)
+    prepare_output_dir(TrainingSettings(output_dir=values["output_dir"], resume=values.get("resume")), data)
     source = data.open()
     choice = _choice_of(method, recipe, source, values)
     chosen = dict(choice.values)

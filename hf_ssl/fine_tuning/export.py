@@ -17,7 +17,7 @@ from hf_ssl.hub.cards import (
     render_card,
     write_card,
 )
-from hf_ssl.hub.export import replacing, write_public_record
+from hf_ssl.hub.export import keep_added, replacing, write_public_record
 from hf_ssl.hub.public import public_files
 from hf_ssl.hub.publish import files_in, is_stale
 from hf_ssl.hub.push import push_files
@@ -41,7 +41,7 @@ def export_classifier(
 ) -> Path:
     """Write `run_dir/classifier`: weights, config and what is published of the run's record.
 
-    The folder is replaced as a whole.
+    The folder is replaced as a whole; see `keep_added` for what stays of it.
 
     Args:
         module: timm model with a classifier.
@@ -68,6 +68,7 @@ def export_classifier(
             class_names=class_names,
         )
         write_public_record(run_dir, new)
+        keep_added(folder, new)
     return folder
 
 

@@ -16,7 +16,7 @@ class FineTuningSettings:
     """How a classifier is trained on top of an encoder, and with it all, some or nothing of the encoder.
 
     Args:
-        output_dir: Folder of this run; must be empty or absent unless `resume` is given.
+        output_dir: Folder of this run; empty or absent, or with `resume` the folder of a run.
         train: What is trained: `full`, everything; `linear`, only the classifier, on the frozen encoder in evaluation
             mode; `last-N`, such as last-2, the classifier and the last N blocks as timm groups them.
         label_fraction: Fraction of the labelled training images that is used, in (0, 1]: the same number of each

@@ -235,6 +235,12 @@ def figures_of(folder: Path) -> list[dict[str, str]]:
     ]
 
 
+def is_own_figure(name: str) -> bool:
+    """Whether a command of this package draws a figure of that name about an encoder or a classifier."""
+    stem = name.removesuffix(".png")
+    return stem != name and (stem in _CAPTIONS or stem.startswith(("evaluation-", "analysis-")))
+
+
 def _title_of(picture: Path) -> str:
     kind, _, data = picture.stem.partition("-")
     if kind == "evaluation":

@@ -3,10 +3,12 @@
 import contextlib
 import ctypes
 import filecmp
+import logging
 import os
 import shutil
 import sys
 from collections.abc import Iterator
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from torch import nn
 
 from hf_ssl.data.decode import pillow
 from hf_ssl.hub import handler
-from hf_ssl.hub.cards import is_edited
+from hf_ssl.hub.cards import is_edited, is_own_figure
 from hf_ssl.hub.model_card import write_model_card
 from hf_ssl.hub.timm_folder import plain_state_dict, write_json, write_timm_folder
 from hf_ssl.methods.base import SSLConfig, SSLPreTrainedModel
@@ -22,6 +24,8 @@ from hf_ssl.modules.preprocessing import preprocessing
 from hf_ssl.modules.quiet import quiet_transformers
 from hf_ssl.training.files import RUN_FILE
 from hf_ssl.training.record import RunRecord
+
+logger = logging.getLogger(__name__)
 
 # What sentence-transformers reads since 5.4. Without these it would average the tokens of a ViT, class token included.
 _SENTENCE_TRANSFORMERS: dict[str, Any] = {
@@ -42,6 +46,8 @@ _SENTENCE_TRANSFORMERS: dict[str, Any] = {
 }
 _REQUIREMENTS = "timm>=1.0.31\n"  # what the image of an Inference Endpoint lacks of what `handler.py` imports
 _DECODER = "pillow_decoder"  # module that `handler.py` imports from beside it
+
+_ABOUT_WEIGHTS = ("results.json", "embedding.json", "analysis.json", "assignments.parquet")
 
 _EXCHANGE = 2  # RENAME_EXCHANGE of linux/fs.h
 _HERE = -100  # AT_FDCWD of fcntl.h
@@ -82,8 +88,7 @@ def export_run(model: SSLPreTrainedModel, run_dir: Path) -> Path:
 
     Each folder is replaced as a whole: a process killed in between leaves the old or the new one. The encoder folder
     gets what is published of `run_dir/run.json`, a copy of `run_dir/metrics.jsonl`, and the model card made from
-    them, if there are any. Results, figures and a card edited by hand stay as long as the weights are the same,
-    because they describe these weights.
+    them, if there are any. See `keep_added` for what stays of the folders that are there.
 
     Args:
         model: The method, without wrappers for several processes. If each process keeps its own BatchNorm statistics,
@@ -100,13 +105,13 @@ def export_run(model: SSLPreTrainedModel, run_dir: Path) -> Path:
         write_public_record(run_dir, new)
         if (run_dir / "metrics.jsonl").is_file():
             shutil.copyfile(run_dir / "metrics.jsonl", new / "metrics.jsonl")
-        if _same_file(encoder_folder / "model.safetensors", new / "model.safetensors"):
-            _keep_what_describes_the_weights(encoder_folder, new)
+        keep_added(encoder_folder, new)
         if (new / RUN_FILE).is_file():
             write_model_card(new, shown_as=encoder_folder)
     with replacing(run_dir / "pretraining") as new, quiet_transformers():
         weights = {name: value.contiguous() for name, value in plain_state_dict(model).items()}
         model.save_pretrained(new, state_dict=weights, readme=False)  # the encoder's card tells of both
+        keep_added(run_dir / "pretraining", new)
     return encoder_folder
 
 
@@ -117,17 +122,59 @@ def write_public_record(run_dir: Path, folder: Path) -> None:
         write_json(folder / RUN_FILE, record.public().to_json())
 
 
+def keep_added(old: Path, new: Path) -> None:
+    """Copy what somebody added to an exported folder into the one that takes its place.
+
+    Results, figures and a card edited by hand describe the weights. With other weights the results and figures that
+    this package wrote go, and the edited card is kept beside the folder, because a new one is written.
+
+    Args:
+        old: The folder that is there, if any.
+        new: The one that is exported: its own files stay.
+    """
+    if not old.is_dir():
+        return
+    same = _same_file(old / "model.safetensors", new / "model.safetensors")
+    card = old / "README.md"
+    edited = is_edited(card)
+    exported = {path.relative_to(new) for path in new.rglob("*") if not path.is_dir()}
+    if not (same and edited):
+        exported.add(Path(card.name))
+
+    def left_out(folder: str, names: list[str]) -> list[str]:
+        inside = Path(folder).relative_to(old)
+        return [name for name in names if inside / name in exported or (not same and _describes(inside / name))]
+
+    shutil.copytree(old, new, symlinks=True, dirs_exist_ok=True, ignore=left_out)
+    if edited and not same:
+        logger.warning(
+            "`%s` was edited, and the weights are others now: it is kept as `%s`, and a new card is written.",
+            card,
+            _kept_beside(card),
+        )
+
+
 def _same_file(first: Path, second: Path) -> bool:
     return first.is_file() and filecmp.cmp(first, second, shallow=False)
 
 
-def _keep_what_describes_the_weights(old: Path, new: Path) -> None:
-    """Copy what this module does not write: results, figures, files added or a card edited by hand."""
-    for path in old.iterdir():
-        if path.is_dir():
-            shutil.copytree(path, new / path.name)
-        elif not (new / path.name).exists() and (path.name != "README.md" or is_edited(path)):
-            shutil.copyfile(path, new / path.name)
+def _describes(path: Path) -> bool:
+    """Whether this package writes a file of that name about the weights, or with them in it."""
+    if path.parent.name == "figures":
+        return is_own_figure(path.name)
+    return path.name in _ABOUT_WEIGHTS or fnmatch(path.name, "model*.safetensors*")
+
+
+def _kept_beside(card: Path) -> Path:
+    """Copy an edited card out of a folder that is replaced; another one that was kept before stays."""
+    text, count = card.read_bytes(), 1
+    while True:
+        kept = card.parent.with_name(f"README.edited{f'-{count}' if count > 1 else ''}.md")
+        if not kept.exists():
+            kept.write_bytes(text)
+        if kept.read_bytes() == text:
+            return kept
+        count += 1
 
 
 @contextlib.contextmanager

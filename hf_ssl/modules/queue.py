@@ -20,6 +20,19 @@ def random_queue(dim: int, size: int) -> Tensor:
     return F.normalize(torch.randn(dim, size), dim=0)
 
 
+def check_fits(size: int, num_keys: int) -> None:
+    """Refuse a queue that the keys of one forward pass do not fit into.
+
+    Raises:
+        UserError: If the keys are more than the queue holds.
+    """
+    if num_keys > size:
+        raise UserError(
+            f"The queue holds {size} keys but one step brings {num_keys} (batch size times processes, twice that if "
+            "symmetric). Raise `queue_size` or lower the batch size."
+        )
+
+
 @torch.no_grad()
 def enqueue(queue: Tensor, position: Tensor, keys: Tensor) -> Tensor:
     """Write keys over the oldest ones, in place, going on at the front when the end is reached.
@@ -38,11 +51,7 @@ def enqueue(queue: Tensor, position: Tensor, keys: Tensor) -> Tensor:
         UserError: If the keys are more than the queue holds.
     """
     size, batch_size = queue.shape[1], keys.shape[0]
-    if batch_size > size:
-        raise UserError(
-            f"The queue holds {size} keys but one step brings {batch_size} (batch size times processes, twice that if "
-            "symmetric). Raise `queue_size` or lower the batch size."
-        )
+    check_fits(size, batch_size)
     columns = (position + torch.arange(batch_size, device=queue.device)) % size
     queue.index_copy_(1, columns, keys.T.to(queue.dtype))
     position.copy_((position + batch_size) % size)

@@ -15,7 +15,7 @@ from hf_ssl.modules.quiet import quiet_transformers
 from hf_ssl.training.arguments import TrainingSettings
 from hf_ssl.training.changes import defaults_of
 from hf_ssl.training.find import complete_checkpoints, step_of
-from hf_ssl.training.output import is_in_use
+from hf_ssl.training.lock import is_in_use
 from hf_ssl.training.plan import make_plan
 from hf_ssl.training.record import RunRecord, described_data, described_training
 

@@ -14,7 +14,7 @@ class TrainingSettings:
     """How a method is trained; what is trained is in its config, on what in `DataSettings`.
 
     Args:
-        output_dir: Folder of this run; must be empty or absent unless `resume` is given.
+        output_dir: Folder of this run; empty or absent, or with `resume` the folder of a run.
         recipe: Named defaults of the method, which every other flag overrides; `auto` chooses them from the number and
             size of the images and the device, and says what it chose.
         batch_size: Images of one optimizer step, over all processes. Where they do not fit into one forward pass,

@@ -78,7 +78,7 @@ def begin(task: Task, accelerator: Accelerator) -> Beginning:
     if checkpoint is not None:
         check_same_data(checkpoint, former, record, source)
     if accelerator.is_main_process:
-        keep_listing(source, output_dir)
+        keep_listing(source, output_dir, begins=checkpoint is None)
     restored = Restored(step=0, seconds=0.0, position=None)
     if checkpoint is not None:
         restored = load_checkpoint(

@@ -31,7 +31,7 @@ from hf_ssl.training.files import RUN_FILE, flush, refusal_of_storage, storage_e
 from hf_ssl.training.find import checkpoint_folder, complete_checkpoints, leave_newer, remove, run_of
 from hf_ssl.training.integrity import STATE, file_facts, read_state, sealed
 from hf_ssl.training.limits import check_room
-from hf_ssl.training.output import is_locked
+from hf_ssl.training.lock import is_locked
 
 
 @dataclass(frozen=True)

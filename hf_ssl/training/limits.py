@@ -13,6 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from hf_ssl.errors import UserError
 from hf_ssl.methods.base import SSLPreTrainedModel
+from hf_ssl.modules.queue import check_fits
 from hf_ssl.training.arguments import TrainingSettings
 
 _STATES = {"sgd": 1, "lars": 1, "adamw": 2}  # numbers that an optimizer keeps for each weight
@@ -25,7 +26,7 @@ OUT_OF_MEMORY = (
 
 
 def check_batch(model: SSLPreTrainedModel, settings: TrainingSettings, num_processes: int, images: int) -> None:
-    """Refuse forward passes that are too small for the method's loss or for BatchNorm.
+    """Refuse forward passes that are too small for the method's loss or for BatchNorm, or too large for its queue.
 
     Args:
         model: The method.
@@ -34,7 +35,7 @@ def check_batch(model: SSLPreTrainedModel, settings: TrainingSettings, num_proce
         images: Of one process in one forward pass.
 
     Raises:
-        UserError: Names the least number of images.
+        UserError: Names the least number of images, or the size of the queue.
     """
     everywhere = images * num_processes
     name = "`batch_size`" if settings.images_per_device == "auto" else "`images_per_device`"
@@ -43,6 +44,8 @@ def check_batch(model: SSLPreTrainedModel, settings: TrainingSettings, num_proce
             f"{name} must give {type(model).__name__} at least {model.least_images} images in one forward pass "
             f"of all processes, because its loss compares images of one batch, got {everywhere}. Raise it."
         )
+    if hasattr(model, "queue_position"):  # as `enqueue` takes it
+        check_fits(model.config.queue_size, everywhere * (2 if model.config.symmetric else 1))
     splits = getattr(model.config, "bn_splits", 1)
     if splits > 1 and images < 2 * max(1, splits // num_processes):
         raise UserError(

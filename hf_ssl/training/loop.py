@@ -12,8 +12,9 @@ from hf_ssl.methods.base import SSLPreTrainedModel
 from hf_ssl.training.arguments import TrainingSettings
 from hf_ssl.training.begin import Beginning, begin
 from hf_ssl.training.limits import memory_errors_explained
+from hf_ssl.training.lock import locked_output_dir
 from hf_ssl.training.optimizers import set_learning_rate
-from hf_ssl.training.output import check_tracker, locked_output_dir, prepare_output_dir
+from hf_ssl.training.output import check_tracker, prepare_output_dir
 from hf_ssl.training.pretraining import Pretraining
 from hf_ssl.training.processes import (
     average_batch_norm,

@@ -1,47 +1,141 @@
-"""Folders of results: checked before any work is done; that of a run is used by one run at a time."""
+"""Folders of results: what is in them already is looked at before any work is done."""
 
-import errno
 import importlib.util
-import logging
 import os
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+from hf_ssl.data.settings import PlaceSettings
+from hf_ssl.data.sources.card import read_card
+from hf_ssl.data.sources.local import is_saved
+from hf_ssl.data.sources.opened import EMBEDDED
 from hf_ssl.errors import UserError
+from hf_ssl.evaluation.references import read_json
 from hf_ssl.training.arguments import TrainingSettings
-from hf_ssl.training.files import RUN_FILE, storage_errors_explained
-from hf_ssl.training.find import remove_leftovers
-from hf_ssl.writing import leftovers_of
+from hf_ssl.training.files import LISTING, RUN_FILE
+from hf_ssl.training.find import complete_checkpoints
+from hf_ssl.training.integrity import STATE
+from hf_ssl.training.record import RunRecord
 
-try:
-    import fcntl
-except ImportError:  # Windows has no such locks
-    fcntl = None
-
-logger = logging.getLogger(__name__)
-
-_LOCK = ".lock"
-_held: set[Path] = set()  # by this process: to open and close the file again would let go of it
+_CHOICE = "recipe.json"  # what `auto` has chosen: see `commands/resolve`
 
 
-def prepare_output_dir(settings: TrainingSettings) -> None:
+def prepare_output_dir(settings: TrainingSettings, data: PlaceSettings | None = None) -> None:
     """Make the run's folder and refuse one that holds something else or cannot be written.
 
     Only the first process looks: the others would see what it has already written.
 
+    Args:
+        settings: Of the run.
+        data: What it reads, if that is not known to lie elsewhere; see `check_outside_data`.
+
     Raises:
-        UserError: If the folder is not empty and `resume` is not given, or cannot be written.
+        UserError: If the folder holds a run and `resume` is not given, holds something else, or cannot be written.
+        UserError: If it lies in the data set.
     """
-    if not _is_first_process():
+    if os.environ.get("RANK", "0") != "0":
         return
     folder = Path(settings.output_dir)
-    if settings.resume is None and folder.is_dir() and not _holds_no_step(folder):
+    if data is not None:
+        check_outside_data(folder, "output_dir", data)
+    if folder.is_dir() and not _holds_no_step(folder):
+        _check_run(folder, resumes=settings.resume is not None)
+    make_folder(folder, "output_dir")
+
+
+def check_outside_data(folder: Path, setting: str, data: PlaceSettings) -> None:
+    """Refuse a folder of results in a folder of images, which would be read with the figures as images from then on.
+
+    Where `data_files`, a README.md with configs or `save_to_disk` says which files are the data, others do no harm.
+    Neither do hidden folders, which no data set is read from.
+
+    Args:
+        folder: Where results are to go.
+        setting: Name of the setting from which it comes.
+        data: Which data set is read, as `dataset`, and how.
+
+    Raises:
+        UserError: If it does.
+    """
+    dataset: Any = getattr(data, "dataset", None)
+    if not isinstance(dataset, str | Path) or data.data_files is not None or str(dataset) in EMBEDDED:
+        return
+    root = Path(str(dataset).removeprefix("file://")).expanduser()
+    try:
+        decides = root.is_dir() and not is_saved(root) and not read_card(str(dataset), root)[0]
+    except OSError:  # such as a name that is too long: opening the data set explains it
+        return
+    if not decides:
+        return
+    place = root.joinpath(data.data_dir or "").resolve()
+    if not folder.resolve().is_relative_to(place):
+        return
+    if not any(part.startswith(".") for part in folder.resolve().relative_to(place).parts):
+        raise UserError(
+            f"`{setting}` `{folder}` lies in the data set `{dataset}`, where its figures would count as images. Give a "
+            "folder beside it, or name the images by `data_files`."
+        )
+
+
+def _check_run(folder: Path, resumes: bool) -> None:
+    """Refuse a folder whose content a start would write over: no run, or one that is not to go on or cannot.
+
+    A damaged record beside checkpoints is made again from these, so that they are a run too.
+    """
+    record = _record_in(folder)
+    if record is None and not any((folder / "checkpoints").glob(f"step-*/{STATE}")):
+        (some, *_) = _shown(folder)
+        raise UserError(
+            f"`output_dir` `{folder}` is not empty and holds no run: it has `{some.name}`. Give another folder."
+        )
+    if not resumes:
         raise UserError(
             f"`output_dir` `{folder}` is not empty. Give `--resume auto` to continue the run in it, or another folder."
         )
-    make_folder(folder, "output_dir")
+    if record is not None and record.finished and not complete_checkpoints(folder):
+        raise UserError(
+            f"The run in `{folder}` has finished, and no checkpoint is left from which it could go on. Give another "
+            "`output_dir`; `start_from` gives it these weights."
+        )
+
+
+def _record_in(folder: Path) -> RunRecord | None:
+    """The record of the run in a folder; None without a run, also in an exported folder, whose record is a copy."""
+    if (folder / "model.safetensors").is_file():
+        return None
+    try:
+        return RunRecord.read(folder)
+    except UserError:  # another program's `run.json`, or a damaged one
+        return None
+
+
+def _shown(folder: Path) -> list[Path]:
+    """What stands in a folder but for hidden files: locks, what killed processes left, and what desktops write."""
+    try:
+        return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    except OSError as error:
+        raise UserError(f"`{folder}` cannot be read: {error.strerror}. Give another folder.") from error
+
+
+def _holds_no_step(folder: Path) -> bool:
+    """Whether a folder is empty, or what is left of a run that was refused before its first log line."""
+    found = {path.name: path for path in _shown(folder)}
+    if not found.keys() <= {RUN_FILE, _CHOICE, LISTING, "metrics.jsonl"}:
+        return False
+    if "metrics.jsonl" in found and found["metrics.jsonl"].stat().st_size > 0:
+        return False
+    if RUN_FILE in found:
+        record = _record_in(folder)
+        return record is not None and record.progress.step == 0 and record.finished is None
+    return _CHOICE not in found or _is_choice(found[_CHOICE])
+
+
+def _is_choice(path: Path) -> bool:
+    try:
+        return "batch_size" in read_json(path)  # as in every choice
+    except UserError:
+        return False
 
 
 def make_folder(folder: Path, setting: str, cure: str = "Give another folder.") -> None:
@@ -62,83 +156,6 @@ def make_folder(folder: Path, setting: str, cure: str = "Give another folder.") 
     except OSError as error:
         reason = "it is a file" if folder.is_file() else error.strerror
         raise UserError(f"`{setting}` `{folder}` cannot be written: {reason}. {cure}") from error
-
-
-def _holds_no_step(folder: Path) -> bool:
-    """Whether a folder is empty, or what is left of a run that was refused before its first log line."""
-    names = (RUN_FILE, "recipe.json")
-    of_refused = {folder / name for name in (_LOCK, *names)}
-    of_refused.update(*(leftovers_of(folder / name) for name in names))
-    return all(
-        path in of_refused or (path.name == "metrics.jsonl" and path.stat().st_size == 0) for path in folder.iterdir()
-    )
-
-
-@contextmanager
-def locked_output_dir(settings: TrainingSettings) -> Iterator[None]:
-    """Refuse a folder in which another run is still at work, such as one whose launcher alone was killed.
-
-    The lock is the operating system's: it ends with the process, however that ends, and its workers do not inherit it.
-    A command holds it until it has exported; within it, training asks again and gets it. What a killed process has
-    left half written is removed first.
-
-    Raises:
-        UserError: If another process holds the lock.
-    """
-    folder = Path(settings.output_dir)
-    key = folder.resolve()
-    if not _is_first_process() or key in _held:
-        yield
-        return
-    if fcntl is None:
-        _held.add(key)
-        try:
-            remove_leftovers(folder)
-            yield
-        finally:
-            _held.remove(key)
-        return
-    with storage_errors_explained(folder / _LOCK):
-        file = (folder / _LOCK).open("a")
-    with file:
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno in (errno.EACCES, errno.EAGAIN):
-                raise UserError(
-                    f"Another process still trains in `{settings.output_dir}`. Wait for it or end it, then resume."
-                ) from None
-            logger.warning("`%s` is on a file system without locks: start one run at a time there.", file.name)
-        _held.add(key)
-        try:
-            remove_leftovers(folder)
-            yield
-        finally:
-            _held.remove(key)
-
-
-def is_locked(folder: Path) -> bool:
-    """Whether this process is in `locked_output_dir` of a folder, so that the run in it is its own."""
-    return folder.resolve() in _held
-
-
-def is_in_use(folder: Path) -> bool:
-    """Whether any process is in `locked_output_dir` of a folder; False where the system has no locks."""
-    path = folder / _LOCK
-    if is_locked(folder):
-        return True  # to open the file again would let go of it
-    if fcntl is None or not os.access(path, os.R_OK):
-        return False
-    with path.open("rb") as file:
-        try:
-            fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except OSError as error:
-            return error.errno in (errno.EACCES, errno.EAGAIN)
-    return False
-
-
-def _is_first_process() -> bool:
-    return os.environ.get("RANK", "0") == "0"
 
 
 def check_tracker(report_to: str) -> None:

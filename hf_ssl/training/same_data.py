@@ -14,10 +14,19 @@ from hf_ssl.training.record import RunRecord
 _CHOICES = ("dataset", "split", *PLACES, "index_column")  # settings of which one may explain other data
 
 
-def keep_listing(source: Source, output_dir: Path) -> None:
-    """Write the names and sizes of the files of a run's data set into its folder, once."""
-    if not (output_dir / LISTING).exists():
-        write_listing(source, output_dir / LISTING)
+def keep_listing(source: Source, output_dir: Path, begins: bool) -> None:
+    """Write the names and sizes of the files of a run's data set into its folder, once.
+
+    Args:
+        source: The data set.
+        output_dir: Folder of the run.
+        begins: Whether the run begins now: the list of a start that was refused before may be of other data.
+    """
+    listing = output_dir / LISTING
+    if listing.exists() and not begins:
+        return
+    listing.unlink(missing_ok=True)
+    write_listing(source, listing)
 
 
 def check_same_data(checkpoint: Path, then: Mapping[str, Any], run: RunRecord, source: Source) -> None:

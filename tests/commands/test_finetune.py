@@ -87,7 +87,10 @@ def unlabelled(tmp_path_factory):
             ["random:test_resnet", "--dataset", "PICTURES", "--label_column", "kind"],
             "two classes or more, .* only `0`",
         ),
-        (["random:test_resnet", "--output_dir", "TAKEN"], "is not empty. Give `--resume auto`"),
+        (
+            ["random:test_resnet", "--output_dir", "TAKEN"],
+            "is not empty and holds no run: it has `notes.txt`. Give another",
+        ),
         (["random:test_resnet", "--push_to_hub"], "`push_to_hub` needs `repo_id`"),
         (["random:test_resnet", "--optimizer", "adm"], "optimizer of timm, got `adm`. Did you mean `adam`"),
         (["random:test_resnet", "--model_args", '{"num_classes": 3}'], "must not contain `num_classes`"),

@@ -350,7 +350,7 @@ def test_an_empty_data_set_and_a_full_folder_are_refused(parquet: Path, tmp_path
     (tmp_path / "full" / "thesis.tex").write_text("precious")
     for dataset, output_dir, message in (
         (tmp_path / "empty", tmp_path / "run", "holds no images"),
-        (parquet, tmp_path / "full", "is not empty. Give `--resume auto`"),
+        (parquet, tmp_path / "full", "is not empty and holds no run: it has `thesis.tex`. Give another folder"),
     ):
         assert main(words(dataset, output_dir)) == 2
         assert message in capsys.readouterr().err

@@ -24,7 +24,7 @@ from hf_ssl.studies.many_runs import parts_of_recipe
 from hf_ssl.studies.published import TABLES
 from hf_ssl.studies.reproduce_report import FinishedRun, table_text
 from hf_ssl.training.arguments import TrainingSettings
-from hf_ssl.training.output import locked_output_dir
+from hf_ssl.training.lock import locked_output_dir
 
 SMALL = ["--dataset", "digits", "--num_steps", "2", "--batch_size", "16", "--encoder", "test_resnet"]
 SMALL += ["--num_workers", "0", "--eval_images", "60"]

@@ -314,19 +314,48 @@ def test_what_describes_the_weights_stays_with_them_and_goes_with_them(tmp_path,
     encoder = tmp_path / "encoder"
     (encoder / "results.json").write_text('{"results": []}')
     (encoder / "figures").mkdir()
-    (encoder / "figures" / "loss.png").write_bytes(b"png")
+    (encoder / "figures" / "training.png").write_bytes(b"png")
     (encoder / "README.md").write_text((encoder / "README.md").read_text() + "Mine.")
     export_run(model, tmp_path)
     assert (encoder / "results.json").exists()
-    assert (encoder / "figures" / "loss.png").exists()
+    assert (encoder / "figures" / "training.png").exists()
     assert (encoder / "README.md").read_text().endswith("Mine.")
-    with torch.no_grad():
-        next(model.encoder.parameters()).add_(1)
+    change_weights(model)
     export_run(model, tmp_path)
-    assert {path.name for path in encoder.iterdir()} == EXPORTED | {"run.json", "README.md"}
+    assert {path.name for path in encoder.iterdir()} == EXPORTED | {"run.json", "README.md", "figures"}
+    assert not list((encoder / "figures").iterdir())
     method = {"config.json", "model.safetensors", "preprocessor_config.json"}
     assert {path.name for path in (tmp_path / "pretraining").iterdir()} == method
     assert "Mine." not in (encoder / "README.md").read_text()
+    assert (tmp_path / "README.edited.md").read_text().endswith("Mine.")
+
+
+def change_weights(model: torch.nn.Module) -> None:
+    with torch.no_grad():
+        next(model.encoder.parameters()).add_(1)  # pyright: ignore[reportCallIssue, reportAttributeAccessIssue]
+
+
+def test_what_somebody_added_stays_when_the_weights_change(tmp_path, make_run, caplog):
+    model = make_run(tmp_path)
+    encoder, method = tmp_path / "encoder", tmp_path / "pretraining"
+    added = [encoder / "LICENSE", encoder / "figures" / "mine.png", encoder / "photos" / "a" / "1.jpg"]
+    added += [encoder / ".gitattributes", method / "notes" / "results.txt"]
+    for path in added:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("mine")
+    (encoder / "data").symlink_to("/nowhere")
+    card = encoder / "README.md"
+    for text in ("first", "first", "second"):
+        card.write_text(text)
+        caplog.clear()
+        change_weights(model)
+        export_run(model, tmp_path)
+        assert f"`{card}` was edited, and the weights are others now" in caplog.text
+        assert text not in card.read_text()
+    kept = {path.name: path.read_text() for path in tmp_path.glob("README*")}
+    assert kept == {"README.edited.md": "first", "README.edited-2.md": "second"}
+    assert [path.read_text() for path in added] == ["mine"] * len(added)
+    assert os.readlink(encoder / "data") == "/nowhere"
 
 
 def test_weights_are_as_readable_as_their_config(tmp_path, make_run):

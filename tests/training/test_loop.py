@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -341,7 +342,12 @@ def test_going_back_keeps_what_was_done_after_that(digits, tmp_path: Path, caplo
 
 def test_resume_without_checkpoint_starts_and_says_so(digits, tmp_path: Path, caplog: pytest.LogCaptureFixture):
     caplog.set_level("INFO", "hf_ssl")
-    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n')  # of a run that was killed before its first checkpoint
+    train(new_model(), digits, DATA, settings(tmp_path, num_steps=1))
+    record = json.loads((tmp_path / "run.json").read_text())
+    shutil.rmtree(tmp_path / "checkpoints")
+    with pytest.raises(UserError, match="has finished, and no checkpoint is left .* `start_from`"):
+        train(new_model(), digits, DATA, settings(tmp_path, resume="auto", num_steps=2))
+    (tmp_path / "run.json").write_text(json.dumps(record | {"finished": None}))  # killed before its first checkpoint
     train(new_model(), digits, DATA, settings(tmp_path, resume="auto", num_steps=2))
     assert "starts from the beginning" in caplog.text
     assert [line["step"] for line in read_log(tmp_path)] == [2]
@@ -526,12 +532,13 @@ def test_a_tracker_that_is_not_installed_is_refused(digits, tmp_path: Path, monk
 
 
 def test_output_folders_that_cannot_be_used(digits, tmp_path: Path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(ValueError, match="is not empty. Give `--resume auto`"):
-        train(new_model(), digits, DATA, settings(tmp_path))
-    (tmp_path / "file").unlink()
-    with pytest.raises(ValueError, match="The queue holds 4 keys"):  # refused in the first step
-        train(new_model("moco", queue_size=4), digits, DATA, settings(tmp_path, num_steps=1))
+    model = new_model("moco")
+    with pytest.raises(ValueError, match="The queue holds 50 keys but one step brings 64 "):  # before the first step
+        train(model, digits, DATA, settings(tmp_path, num_steps=1, batch_size=64))
+    assert not (tmp_path / "run.json").exists()
+    model.config.queue_size = 64
+    with pytest.raises(ValueError, match="The queue holds 50 keys"):  # in it
+        train(model, digits, DATA, settings(tmp_path, num_steps=1, batch_size=64))
     assert (tmp_path / "run.json").exists()
     assert train(new_model(), digits, DATA, settings(tmp_path, num_steps=1)).finished
     with pytest.raises(ValueError, match="is not empty. Give `--resume auto`"):

@@ -11,7 +11,7 @@ import pytest
 from hf_ssl.errors import UserError
 from hf_ssl.training.arguments import TrainingSettings
 from hf_ssl.training.files import storage_errors_explained
-from hf_ssl.training.output import locked_output_dir
+from hf_ssl.training.lock import locked_output_dir
 from hf_ssl.training.watch.log import MetricsLog
 
 _TRY = "import fcntl, sys; fcntl.lockf(open(sys.argv[1], 'a'), fcntl.LOCK_EX | fcntl.LOCK_NB)"

@@ -1,5 +1,7 @@
 """A run that goes on finds out which file or setting of its data is another one."""
 
+import gzip
+import json
 import shutil
 from pathlib import Path
 
@@ -9,6 +11,7 @@ from PIL import Image
 from test_loop import DATA, new_model, settings  # pyright: ignore[reportMissingImports]
 
 from hf_ssl.errors import UserError
+from hf_ssl.training.files import LISTING
 from hf_ssl.training.find import complete_checkpoints
 from hf_ssl.training.loop import train
 
@@ -83,3 +86,20 @@ def test_another_column_of_images_is_named(folders: Path, tmp_path: Path):
     shutil.copytree(folders / "run-t.parquet", tmp_path / "run")
     with pytest.raises(UserError, match="`image_column` was `left` and is `right` now. Give the data that it was"):
         start(folders / "t.parquet", tmp_path / "run", resume="auto", image_column="right")
+
+
+def test_a_refused_start_leaves_no_list_of_its_data(folders: Path, tmp_path: Path):
+    """The corrected command begins in the folder, and the list there is of the files that it reads."""
+    for number in range(16, 20):
+        place = tmp_path / "others" / f"class{number % 2}" / f"{number:02}.png"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (20, 20)).save(place)
+    data = type(DATA)(**{**vars(DATA), "dataset": str(folders / "photos")})
+    with pytest.raises(UserError, match="The queue holds 8 keys but one step brings 16"):
+        options = {"batch_size": 16, "num_steps": 1}
+        train(new_model("moco", queue_size=8), data.open(), data, settings(tmp_path / "run", **options))
+    assert (tmp_path / "run" / LISTING).exists()
+    data = type(DATA)(**{**vars(DATA), "dataset": str(tmp_path / "others")})
+    train(new_model("simsiam"), data.open(), data, settings(tmp_path / "run", batch_size=4, num_steps=1))
+    with gzip.open(tmp_path / "run" / LISTING, "rt") as file:
+        assert [name for name, _ in json.load(file)["files"]] == [f"class{n % 2}/{n}.png" for n in (16, 18, 17, 19)]
