@@ -38,7 +38,7 @@ _OF_ENCODER = ("architecture", "model_args", "image_size", "image_mean", "image_
 _CHOICE = "recipe.json"  # in the run's folder: what `auto` has chosen
 _EMBEDDED = ("shapes", "digits")
 _SLOWER = 0.1  # of a recipe's learning rate, for weights that were loaded: scripts/guides/existing_weights.md
-_LOADED_WARMUP = 0.1  # of the run
+_LOADED_WARMUP = 10  # of loaded weights it is this part of the run
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def request_of(given: Mapping[str, Any]) -> Request:
     chosen = dict(choice.values)
     start, of_start = _start_of(method, values)
     if start is not None:
-        chosen = _for_loaded_weights(chosen) | of_start
+        chosen = _for_loaded_weights(chosen, values) | of_start
     for one, other in (*ALTERNATIVES, *((other, one) for one, other in ALTERNATIVES)):
         if values.get(one) is not None and values.get(other) is None:
             chosen[other] = None
@@ -268,11 +268,20 @@ def _start_of(
     return start, {name: value for name, value in of_start.items() if value is not None}
 
 
-def _for_loaded_weights(chosen: Mapping[str, Any]) -> dict[str, Any]:
-    """A recipe for weights that are worth keeping: a slower learning rate and a longer warm-up."""
+def _for_loaded_weights(chosen: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """A recipe for weights that are worth keeping: a slower learning rate, and a warm-up over a tenth of the run.
+
+    Args:
+        chosen: The recipe's values.
+        given: What the user said, whose length counts before the recipe's. The length that `max_hours` allows is not
+            known yet: the recipe's stands for it, and `Plan.fitted` shortens the warm-up to a tenth of the run.
+    """
     values = dict(chosen)
     values["base_learning_rate"] = _SLOWER * values.get("base_learning_rate", TrainingSettings.base_learning_rate)
     values.pop("architecture", None)
-    if values.get("num_epochs") is not None:
-        values["warmup_epochs"] = max(values.get("warmup_epochs") or 0.0, _LOADED_WARMUP * values["num_epochs"])
+    of = given if any(given.get(name) is not None for name in ("num_epochs", "num_steps")) else values
+    if of.get("num_steps") is not None:
+        values |= {"warmup_steps": of["num_steps"] // _LOADED_WARMUP, "warmup_epochs": None}
+    elif of.get("num_epochs") is not None:
+        values |= {"warmup_epochs": of["num_epochs"] / _LOADED_WARMUP, "warmup_steps": None}
     return values
