@@ -90,13 +90,13 @@ def choose_recipe(
 def _shorter_warmup(recipe: Mapping[str, Any], given: Mapping[str, Any], number: int | None) -> dict[str, Any]:
     """A warm-up of at most a tenth of the run, where the user gave its length."""
     warmup, epochs, steps = recipe.get("warmup_epochs"), given.get("num_epochs"), given.get("num_steps")
-    if not warmup or (epochs is None and steps is None):
+    if not warmup:
         return {}
-    if epochs is None and number is None:
-        return {"warmup_epochs": None, "warmup_steps": steps // 10}
-    if epochs is None:
+    if epochs is None and steps is not None:
+        if number is None:
+            return {"warmup_epochs": None, "warmup_steps": steps // 10}
         epochs = steps / max(number // (given.get("batch_size") or recipe["batch_size"]), 1)
-    return {"warmup_epochs": min(warmup, epochs / 10)}
+    return {} if epochs is None else {"warmup_epochs": min(warmup, epochs / 10)}
 
 
 def _length(values: Mapping[str, Any], given: Mapping[str, Any]) -> str:
