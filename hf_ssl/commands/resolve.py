@@ -20,7 +20,7 @@ from hf_ssl.hub.access import check_push_access
 from hf_ssl.hub.names import check_license
 from hf_ssl.methods import METHODS
 from hf_ssl.methods.base import SSLConfig, SSLPreTrainedModel, check_method_class
-from hf_ssl.settings import as_declared, as_typed, refuse_unknown, wrong_value
+from hf_ssl.settings import as_declared, as_typed, has_type, refuse_unknown, wrong_value
 from hf_ssl.training.arguments import ALTERNATIVES, TrainingSettings
 from hf_ssl.training.files import write_json
 from hf_ssl.training.output import prepare_output_dir
@@ -69,9 +69,7 @@ def request_of(given: Mapping[str, Any]) -> Request:
     known = _kinds_of(method)
     refuse_unknown(values, {**known, "method": str}, f"Pretraining by `{method.__name__}` has no setting")
     values = {name: as_declared(value, known[name]) for name, value in values.items()}
-    for name, shown in (("architecture", "encoder"), ("start_from", "start_from"), ("recipe", "recipe")):
-        if not isinstance(values.get(name), str | None):
-            raise UserError(wrong_value(shown, str, values[name]))
+    _check_types(values, known)
     recipe = values.get("recipe") or "auto"
     check_recipe(method, recipe)
     if "output_dir" not in values:
@@ -102,6 +100,19 @@ def request_of(given: Mapping[str, Any]) -> Request:
     open_knn(source, data, training)
     _keep_choice(choice, training)  # not before all else is known to be right
     return Request(method, config, data, training, source, start)
+
+
+def _check_types(values: Mapping[str, Any], known: Mapping[str, Any]) -> None:
+    """Refuse values of a wrong type before `auto` and the encoder are chosen by them; the method's config has its own.
+
+    Raises:
+        UserError: Names the first.
+    """
+    own = {*_OF_ENCODER, *(field.name for kind in (DataSettings, TrainingSettings) for field in fields(kind))}  # pyright: ignore[reportArgumentType]
+    shown = {field: alias for alias, field in ALIASES.items()}
+    for name, value in values.items():
+        if name in own and not has_type(value, known[name]):
+            raise UserError(wrong_value(shown.get(name, name), known[name], value))
 
 
 def method_of(method: Any) -> type[SSLPreTrainedModel]:

@@ -143,6 +143,15 @@ def test_a_run_in_a_fresh_interpreter_and_others_after_it(tmp_path: Path):
         ({"image_size": 4}, "`image_size` must be at least 8 pixels, got 4"),
         ({"knn_split": "validation"}, "has no `validation`"),
         ({"batch_size": 1}, "`batch_size` must give BatchNorm at least 2 images"),
+        # Before `auto` counts with them.
+        ({"num_steps": "2"}, "`num_steps` must be a whole number or none, got `2`"),
+        ({"num_steps": None, "num_epochs": "2"}, "`num_epochs` must be a number or none, got `2`"),
+        ({"num_steps": None, "max_hours": "2"}, "`max_hours` must be a number or none, got `2`"),
+        ({"model_args": "x"}, "`model_args` must be a JSON object or none, got `x`"),
+        ({"model_args": [1]}, r"`model_args` must be a JSON object or none, got \[1\]"),
+        ({"encoder": 3}, "`encoder` must be text, got 3"),
+        ({"base_learning_rate": 10**400}, "`base_learning_rate` must be a finite number, got inf"),
+        ({"base_learning_rate": -(10**400)}, "`base_learning_rate` must be a finite number, got -inf"),
     ],
 )
 def test_what_the_user_can_put_right_is_a_user_error(values: dict, message: str, tmp_path: Path):
