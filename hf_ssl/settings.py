@@ -141,11 +141,18 @@ def as_typed(name: str, value: Any, annotation: Any) -> Any:
         UserError: If it is of another type; a clause without its full stop.
     """
     value = as_declared(value, annotation)
-    try:
-        type_validator(name, value, annotation)
-    except (TypeError, ValueError):
-        raise UserError(wrong_value(name, annotation, value).removesuffix(".")) from None
+    if not has_type(value, annotation):
+        raise UserError(wrong_value(name, annotation, value).removesuffix("."))
     return value
+
+
+def has_type(value: Any, annotation: Any) -> bool:
+    """Whether a field of this type takes a value."""
+    try:
+        type_validator("value", value, annotation)
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
 def _several_of_json(kind: type[_T], content: Any, origin: Any, place: str) -> Any:
@@ -216,7 +223,10 @@ def as_declared(value: Any, annotation: Any) -> Any:
         wanted = _classes_of(get_args(_without_none(annotation))[0])
         value = [value] if {str, Path} & set(wanted) and not {str, Path} & set(classes) else value
     if type(value) is int and float in classes and int not in classes:
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:  # what is refused as not finite
+            return math.inf if value > 0 else -math.inf
     if isinstance(value, str) and Path in classes and str not in classes:
         return Path(value)
     if isinstance(value, Path) and str in classes and Path not in classes:

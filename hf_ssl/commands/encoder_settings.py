@@ -129,6 +129,19 @@ def check_output_file(path: Path, setting: str) -> None:
     make_folder(path.parent, setting, "Give a file in another folder.")
 
 
+_PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".pdf", ".svg")
+
+
+def check_picture_ending(path: Path, setting: str) -> None:
+    """Refuse the name of a picture whose ending stands for no format that can be written.
+
+    Raises:
+        UserError: Names the endings.
+    """
+    if path.suffix.lower() not in _PICTURES:
+        raise UserError(f"`{setting}` must end in one of {', '.join(_PICTURES)}, got `{path}`.")
+
+
 def method_of(folder: Path | None, device: str = "cpu") -> nn.Module | None:
     """The method of a run, in evaluation mode, if an encoder folder belongs to a run."""
     pretraining = folder.parent / "pretraining" if folder is not None and folder.name == "encoder" else None

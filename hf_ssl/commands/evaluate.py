@@ -44,7 +44,16 @@ from hf_ssl.evaluation.clustering import write_assignments
 from hf_ssl.evaluation.comparison import BASELINES, Comparison, compare, shared_labels
 from hf_ssl.evaluation.encoders import Encoder, encoder_folder, load_encoder
 from hf_ssl.evaluation.portrait import take_portrait
-from hf_ssl.evaluation.results import Table, draw_table, entries_of, heading_of, table_of, table_text, update_results
+from hf_ssl.evaluation.results import (
+    Table,
+    draw_table,
+    entries_of,
+    heading_of,
+    results_in,
+    table_of,
+    table_text,
+    update_results,
+)
 from hf_ssl.hub.embedding import SHOWN_BY_DEFAULT, write_embedding
 from hf_ssl.hub.model_card import write_model_card
 from hf_ssl.invocation import command_line
@@ -114,6 +123,8 @@ def run(settings: EvaluationSettings) -> EvaluationResult | VerificationResult:
         raise UserError(f"`card` needs the folder of a run, got the encoder `{settings.encoder}`. Leave it out.")
     on_card = goes_on_card(settings, folder, settings.card, settings.output)
     place = _place(settings, folder, on_card, test_source.name)
+    if place is not None:
+        results_in(place.results)  # a file that cannot be added to is told before the work
     comparison = _measure(settings, folder, encoders, train_source, test_source, labels)
 
     name, kind = test_source.name, test_source.kind
@@ -123,8 +134,7 @@ def run(settings: EvaluationSettings) -> EvaluationResult | VerificationResult:
     command = public_command(command_line(), name, kind, folders_among([settings.encoder]))
     results = entries_of(comparison, {**about, "command": command}, settings.train_split)
     table = table_of(comparison)
-    if place is not None:
-        _keep(place, comparison, results, table, about)
+    stay = _keep(place, comparison, results, table, about) if place is not None else []
     card = None
     if folder is not None and on_card and (folder / RUN_FILE).is_file():
         *others, own = encoders
@@ -138,11 +148,11 @@ def run(settings: EvaluationSettings) -> EvaluationResult | VerificationResult:
         table,
         comparison.chance,
         heading_of(comparison, test_source.name, settings.split, settings.train_split),
-        _notes(settings, folder, on_card, test_source.name, comparison),
+        [*_notes(settings, folder, on_card, test_source.name, comparison), *_notes_of_more(stay, place)],
         folder,
         results_file=place.results if place is not None else None,
-        figure=place.figure if place is not None else None,
-        clusters=place.clusters if place is not None and comparison.clusters is not None else None,
+        figure=place.figure if place is not None and not stay else None,
+        clusters=place.clusters if place is not None and comparison.clusters is not None and not stay else None,
         card=card,
         loading=how_to_load(folder) if settings.show_loading and folder is not None else "",
     )
@@ -203,9 +213,15 @@ def _place(settings: EvaluationSettings, folder: Path | None, on_card: bool, dat
 
 def _keep(
     place: _Place, comparison: Comparison, results: list[dict[str, Any]], table: Table, about: dict[str, Any]
-) -> None:
-    """Write the results, the figure and the clusters."""
-    update_results(place.results, results)
+) -> list[dict[str, Any]]:
+    """Write the results, the figure and the clusters, which stay as they are beside results of more images.
+
+    Returns:
+        Those results.
+    """
+    stay = update_results(place.results, results)
+    if stay:
+        return stay
     clusters = comparison.clusters
     if clusters is not None:
         written = {name: value or "" for name, value in about.items()}
@@ -213,6 +229,7 @@ def _keep(
     place.figure.parent.mkdir(parents=True, exist_ok=True)
     title = f"Frozen encoder on {Path(about['dataset']).name}, split {about['split']}"
     draw_table(table, comparison.chance, title).savefig(place.figure)
+    return []
 
 
 def _notes(
@@ -228,6 +245,17 @@ def _notes(
             "on it. `--card` puts the numbers on the card."
         )
     return notes
+
+
+def _notes_of_more(stay: list[dict[str, Any]], place: _Place | None) -> list[str]:
+    """What is said of results that stay because they are of more images."""
+    if not stay or place is None:
+        return []
+    names = ", ".join(f"{one['protocol']} of {one['label']}" for one in stay)
+    return [
+        f"`{place.results}` keeps what it says of {names}, with its figure, because that was measured on more images. "
+        "Leave out `--max_images` to replace it, or write these numbers into another file by `--output`."
+    ]
 
 
 COMMAND = Command(

@@ -34,6 +34,7 @@ from hf_ssl.hub.finish import Finish, finish_run
 from hf_ssl.invocation import called_as
 from hf_ssl.methods import METHODS
 from hf_ssl.methods.base import SSLPreTrainedModel
+from hf_ssl.private import public_name
 from hf_ssl.training.arguments import TrainingSettings
 from hf_ssl.training.find import complete_checkpoints
 from hf_ssl.training.lock import locked_output_dir
@@ -231,8 +232,8 @@ def _load(start: EncoderStart | MethodStart, model: SSLPreTrainedModel) -> None:
             )
 
 
-def _next_commands(request: Request) -> list[str]:
-    """What users of such data usually type next."""
+def _next_commands(request: Request, results: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What users of such data usually type next, with the split that the end of the run was measured on."""
     run_dir, source = shlex.quote(request.training.output_dir), request.source
     name = shlex.quote(source.name) if isinstance(request.data.dataset, str) else "..."
     data = " ".join([f"--dataset {name}", *request.data.place_flags()])
@@ -240,7 +241,15 @@ def _next_commands(request: Request) -> list[str]:
         f"hf-ssl extract {run_dir} {data} --output features    # then: hf-ssl search PHOTO --index features",
         f"hf-ssl analyze {run_dir} {data} --split {shlex.quote(source.split)}",
     ]
-    measured = [f"hf-ssl evaluate {run_dir} {data}"] if source.labels else []
+    of_data = [one for one in results if one["dataset"] == public_name(source.name, source.kind)]
+    split = next((one["split"] for one in of_data if one.get("train_split") == source.split), None)
+    evaluate = [f"hf-ssl evaluate {run_dir} {data}"]
+    if split is None:  # k-NN and probes need a second split, clusters do not
+        evaluate += [f"--split {shlex.quote(source.split)} clustering"]
+    else:
+        evaluate += [f"--split {shlex.quote(split)}"] * (split != "test")
+        evaluate += [f"--train_split {shlex.quote(source.split)}"] * (source.split != "train")
+    measured = [" ".join(evaluate)] if source.labels else []
     return [*measured, *search, f"hf-ssl publish {run_dir} --repo_id ORG/NAME --dry_run"]
 
 
@@ -248,7 +257,7 @@ def _result(request: Request, result: TrainingResult, finish: Finish | None) -> 
     run_dir = Path(request.training.output_dir)
     lines = run_dir / "metrics.jsonl"
     encoder = finish.encoder if finish is not None else None
-    measured = encoder / "results.json" if encoder is not None else None
+    results = results_in(encoder / "results.json") if encoder is not None else []
     signal_number = result.signal or (finish.signal if finish is not None else 0)
     unpublished = finish.unpublished if finish is not None else []
     code = NotPublishedError.exit_code if unpublished else 0 if result.finished else _COLLAPSED
@@ -256,12 +265,12 @@ def _result(request: Request, result: TrainingResult, finish: Finish | None) -> 
         run_dir=run_dir,
         encoder=encoder,
         pretraining=None if encoder is None else run_dir / "pretraining",
-        results=results_in(measured) if measured is not None else [],
+        results=results,
         metrics=read_metrics(lines) if lines.exists() else [],
         step=result.step,
         num_steps=result.num_steps,
         collapse=result.collapse,
-        next_commands=_next_commands(request),
+        next_commands=_next_commands(request, results),
         url=finish.url if finish is not None else None,
         unpublished=unpublished,
         exit_code=128 + signal_number if signal_number else code,

@@ -20,7 +20,7 @@ from hf_ssl.hub.access import check_push_access
 from hf_ssl.hub.names import check_license
 from hf_ssl.methods import METHODS
 from hf_ssl.methods.base import SSLConfig, SSLPreTrainedModel, check_method_class
-from hf_ssl.settings import as_declared, as_typed, refuse_unknown, wrong_value
+from hf_ssl.settings import as_declared, as_typed, has_type, refuse_unknown, wrong_value
 from hf_ssl.training.arguments import ALTERNATIVES, TrainingSettings
 from hf_ssl.training.files import write_json
 from hf_ssl.training.output import prepare_output_dir
@@ -38,7 +38,7 @@ _OF_ENCODER = ("architecture", "model_args", "image_size", "image_mean", "image_
 _CHOICE = "recipe.json"  # in the run's folder: what `auto` has chosen
 _EMBEDDED = ("shapes", "digits")
 _SLOWER = 0.1  # of a recipe's learning rate, for weights that were loaded: scripts/guides/existing_weights.md
-_LOADED_WARMUP = 0.1  # of the run
+_LOADED_WARMUP = 10  # of loaded weights it is this part of the run
 
 
 @dataclass(frozen=True)
@@ -69,9 +69,7 @@ def request_of(given: Mapping[str, Any]) -> Request:
     known = _kinds_of(method)
     refuse_unknown(values, {**known, "method": str}, f"Pretraining by `{method.__name__}` has no setting")
     values = {name: as_declared(value, known[name]) for name, value in values.items()}
-    for name, shown in (("architecture", "encoder"), ("start_from", "start_from"), ("recipe", "recipe")):
-        if not isinstance(values.get(name), str | None):
-            raise UserError(wrong_value(shown, str, values[name]))
+    _check_types(values, known)
     recipe = values.get("recipe") or "auto"
     check_recipe(method, recipe)
     if "output_dir" not in values:
@@ -83,7 +81,7 @@ def request_of(given: Mapping[str, Any]) -> Request:
     chosen = dict(choice.values)
     start, of_start = _start_of(method, values)
     if start is not None:
-        chosen = _for_loaded_weights(chosen) | of_start
+        chosen = _for_loaded_weights(chosen, values) | of_start
     for one, other in (*ALTERNATIVES, *((other, one) for one, other in ALTERNATIVES)):
         if values.get(one) is not None and values.get(other) is None:
             chosen[other] = None
@@ -102,6 +100,19 @@ def request_of(given: Mapping[str, Any]) -> Request:
     open_knn(source, data, training)
     _keep_choice(choice, training)  # not before all else is known to be right
     return Request(method, config, data, training, source, start)
+
+
+def _check_types(values: Mapping[str, Any], known: Mapping[str, Any]) -> None:
+    """Refuse values of a wrong type before `auto` and the encoder are chosen by them; the method's config has its own.
+
+    Raises:
+        UserError: Names the first.
+    """
+    own = {*_OF_ENCODER, *(field.name for kind in (DataSettings, TrainingSettings) for field in fields(kind))}  # pyright: ignore[reportArgumentType]
+    shown = {field: alias for alias, field in ALIASES.items()}
+    for name, value in values.items():
+        if name in own and not has_type(value, known[name]):
+            raise UserError(wrong_value(shown.get(name, name), known[name], value))
 
 
 def method_of(method: Any) -> type[SSLPreTrainedModel]:
@@ -268,11 +279,20 @@ def _start_of(
     return start, {name: value for name, value in of_start.items() if value is not None}
 
 
-def _for_loaded_weights(chosen: Mapping[str, Any]) -> dict[str, Any]:
-    """A recipe for weights that are worth keeping: a slower learning rate and a longer warm-up."""
+def _for_loaded_weights(chosen: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """A recipe for weights that are worth keeping: a slower learning rate, and a warm-up over a tenth of the run.
+
+    Args:
+        chosen: The recipe's values.
+        given: What the user said, whose length counts before the recipe's. The length that `max_hours` allows is not
+            known yet: the recipe's stands for it, and `Plan.fitted` shortens the warm-up to a tenth of the run.
+    """
     values = dict(chosen)
     values["base_learning_rate"] = _SLOWER * values.get("base_learning_rate", TrainingSettings.base_learning_rate)
     values.pop("architecture", None)
-    if values.get("num_epochs") is not None:
-        values["warmup_epochs"] = max(values.get("warmup_epochs") or 0.0, _LOADED_WARMUP * values["num_epochs"])
+    of = given if any(given.get(name) is not None for name in ("num_epochs", "num_steps")) else values
+    if of.get("num_steps") is not None:
+        values |= {"warmup_steps": of["num_steps"] // _LOADED_WARMUP, "warmup_epochs": None}
+    elif of.get("num_epochs") is not None:
+        values |= {"warmup_epochs": of["num_epochs"] / _LOADED_WARMUP, "warmup_steps": None}
     return values

@@ -27,7 +27,7 @@ import torch
 from numpy.typing import NDArray
 
 from hf_ssl.commands.command import Command
-from hf_ssl.commands.encoder_settings import check_output_file
+from hf_ssl.commands.encoder_settings import check_output_file, check_picture_ending
 from hf_ssl.data.decode.access import is_address, leads_outside
 from hf_ssl.data.decode.pictures import SkippedImageError, decode
 from hf_ssl.data.order.rows import RowReader
@@ -67,7 +67,7 @@ class SearchSettings:
         outliers: List so many images, those that are the least similar to the image nearest to them, at least 1.
         against: Folder or repository of features to compare with; of the same encoder.
         against_split: Split to compare with; of `against`, or of `index`.
-        figure: Picture of what was found to write, such as neighbours.png.
+        figure: Picture of what was found to write; the ending chooses its format, such as .png, .pdf or .svg.
         exact: Compare with every feature, although there is an index.
         encoder: Where the encoder of the features is, if it has moved.
         dataset: Where the data set of the features is, if it has moved. An address that the features name, and a
@@ -109,6 +109,8 @@ class SearchSettings:
         for name, of in (needed | {"against_split": needed["against"]}).items():
             if getattr(self, name) is not None and not any(asked[one] for one in of):
                 raise UserError(f"`{name}` is for {' and '.join(f'`{one}`' for one in of)}. Leave it out.")
+        if self.figure is not None:
+            check_picture_ending(self.figure, "figure")
         if self.device == "cuda" and not torch.cuda.is_available():
             raise UserError("`device` cuda needs a CUDA device, but PyTorch sees none. Leave it out.")
 

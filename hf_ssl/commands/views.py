@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hf_ssl.commands.command import Command
-from hf_ssl.commands.encoder_settings import check_output_file
+from hf_ssl.commands.encoder_settings import check_output_file, check_picture_ending
 from hf_ssl.commands.resolve import DEFAULT_METHOD, auto_choice
 from hf_ssl.data.decode.pictures import SkippedImageError, decoded
 from hf_ssl.data.order.chunks import parts_in_turns
@@ -35,6 +35,7 @@ from hf_ssl.training.arguments import TrainingSettings
 
 _IMAGE_SIZE = 224  # of a method without recipes
 _MOST_PICTURES = 4096  # nobody can look at a larger sheet
+_MOST_PIXELS = 2**28  # of all views, which are made in memory: enough for the most pictures in the usual size
 
 
 @checked
@@ -67,14 +68,15 @@ class ViewsSettings(ViewedDataSettings):
                 f"`num_images` and `views` must not ask for more than {_MOST_PICTURES:,} pictures on a sheet, got "
                 f"{self.num_images:,} images with {self.views:,} pairs each. Lower one of them."
             )
+        if self.num_images * 2 * self.views * (self.image_size or 1) ** 2 > _MOST_PIXELS:
+            raise UserError(
+                f"`image_size` must leave at most {_MOST_PIXELS:,} pixels on a sheet, got {self.image_size:,} with "
+                f"{self.num_images:,} images and {self.views:,} pairs each. Lower one of them."
+            )
         if self.method not in METHODS:
             hint = near_name(self.method, METHODS) or f" It is one of {', '.join(METHODS)}."
             raise UserError(f"`method` must be the name of a method, got `{self.method}`.{hint}")
-        if self.output.suffix.lower() not in _FORMATS:
-            raise UserError(f"`output` must end in one of {', '.join(_FORMATS)}, got `{self.output}`.")
-
-
-_FORMATS = (".png", ".jpg", ".jpeg", ".webp", ".pdf", ".svg")
+        check_picture_ending(self.output, "output")
 
 
 @dataclass(frozen=True)

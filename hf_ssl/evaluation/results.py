@@ -78,30 +78,38 @@ def draw_table(table: Table, chance: Mapping[str, float], title: str) -> Figure:
     return accuracy_bars({label: bars}, {label: dict.fromkeys(titles.values(), chance[label])}, title)
 
 
-def update_results(path: Path, entries: Sequence[Mapping[str, Any]]) -> None:
-    """Add entries to a `results.json`, each in the place of an older one of the same measurement.
+def update_results(path: Path, entries: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Add entries to a `results.json`, each in the place of an older one of the same measurement on no more images.
 
-    The file is replaced as a whole, so that a process killed in between leaves the old or the new one. Processes that
-    add to it at the same time wait for each other.
+    A quick look at a few images must not take the place of the measurement on all of them. The file is replaced as a
+    whole, so that a process killed in between leaves the old or the new one. Processes that add to it at the same time
+    wait for each other.
 
     Args:
         path: The file; made, with its folder, if missing.
         entries: JSON-able, with the keys `dataset`, `split`, `label` and `protocol`, which name a measurement, and
             perhaps `dataset_config`.
 
+    Returns:
+        The older entries of more images that stay, so that the new ones of the same measurements are not in the file.
+
     Raises:
         UserError: If the file exists and holds no results.
     """
+    stay = []
     path.parent.mkdir(parents=True, exist_ok=True)
     with alone_in(path.parent):
         results = results_in(path)
         for entry in record_without_tokens(list(entries)):  # a command may name an address with a password
             places = [place for place, old in enumerate(results) if _is_of(old, entry)]
-            if places:
-                results[places[0]] = dict(entry)
-            else:
+            if not places:
                 results.append(dict(entry))
+            elif _is_of_fewer(entry, results[places[0]]):
+                stay.append(results[places[0]])
+            else:
+                results[places[0]] = dict(entry)
         write_whole(path, json.dumps({"results": results}, indent=2) + "\n")
+    return stay
 
 
 def heading_of(comparison: Comparison, dataset: str, split: str, train_split: str) -> str:
@@ -187,6 +195,15 @@ class _Entry:
     settings: dict[str, Any] | None = None
     baselines: dict[str, float] | None = None
     command: str | None = None
+
+
+def _is_of_fewer(new: Mapping[str, Any], old: Mapping[str, Any]) -> bool:
+    """Whether an entry was measured on fewer images than an older one, or learnt from fewer."""
+    for name in ("num_images", "train_images"):
+        now, then = (one.get(name) or (one.get("settings") or {}).get(name) or 0 for one in (new, old))
+        if now and now < then:
+            return True
+    return False
 
 
 def _is_of(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:

@@ -92,9 +92,10 @@ def make_plan(source: Source, settings: TrainingSettings, num_processes: int, la
     if warmup_steps is None:
         warmup_steps = _steps_of(settings.warmup_epochs, "warmup_epochs", "warmup_steps", steps_per_epoch, source)
     if warmup_steps >= num_steps:
+        name = "warmup_epochs" if settings.warmup_steps is None else "warmup_steps"
         raise UserError(
-            f"The warm-up of {warmup_steps} steps must be shorter than the run of {num_steps}. Lower `warmup_steps`, "
-            "or train longer."
+            f"The warm-up of {warmup_steps:,} steps (`{name}` {getattr(settings, name):g}) must be shorter than the "
+            f"run of {num_steps:,}. Give a smaller `{name}`, or train longer."
         )
     lr_schedule = settings.lr_schedule
     if lr_schedule == "cosine_by_epoch" and steps_per_epoch is None:

@@ -77,6 +77,7 @@ def choose_recipe(
         values = dict(method.recipes.get(base, {}))
         values |= _scaled_down(method, values, number, side, gpu_gib, num_processes, num_cores)
         reason = "ImageNet's settings need a hundred thousand images and GPUs; `--recipe paper-imagenet` takes them"
+    values |= _shorter_warmup(values, given, number)
     shown = {**values, **{name: value for name, value in given.items() if name in values}}
     chosen = (
         f"{shown.get('architecture', 'resnet50')} at {shown.get('image_size', 224)} px, batches of "
@@ -84,6 +85,18 @@ def choose_recipe(
     )
     taken = f" (the rest from the recipe `{base}`)" if base != "none" else ""
     return Choice(values, f"recipe   auto, for {seen}: {chosen}{taken}\n         {reason}")
+
+
+def _shorter_warmup(recipe: Mapping[str, Any], given: Mapping[str, Any], number: int | None) -> dict[str, Any]:
+    """A warm-up of at most a tenth of the run, where the user gave its length."""
+    warmup, epochs, steps = recipe.get("warmup_epochs"), given.get("num_epochs"), given.get("num_steps")
+    if not warmup:
+        return {}
+    if epochs is None and steps is not None:
+        if number is None:
+            return {"warmup_epochs": None, "warmup_steps": steps // 10}
+        epochs = steps / max(number // (given.get("batch_size") or recipe["batch_size"]), 1)
+    return {} if epochs is None else {"warmup_epochs": min(warmup, epochs / 10)}
 
 
 def _length(values: Mapping[str, Any], given: Mapping[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import shlex
 import subprocess
 import sys
 import textwrap
@@ -15,7 +16,7 @@ import torch
 from PIL import Image
 
 import hf_ssl
-from hf_ssl.commands import COMMANDS
+from hf_ssl.commands import COMMANDS, main
 from hf_ssl.commands import pretrain as pretrain_command
 from hf_ssl.errors import UserError
 from hf_ssl.evaluation.encoders import load_encoder
@@ -143,12 +144,36 @@ def test_a_run_in_a_fresh_interpreter_and_others_after_it(tmp_path: Path):
         ({"image_size": 4}, "`image_size` must be at least 8 pixels, got 4"),
         ({"knn_split": "validation"}, "has no `validation`"),
         ({"batch_size": 1}, "`batch_size` must give BatchNorm at least 2 images"),
+        # Before `auto` counts with them.
+        ({"num_steps": "2"}, "`num_steps` must be a whole number or none, got `2`"),
+        ({"num_steps": None, "num_epochs": "2"}, "`num_epochs` must be a number or none, got `2`"),
+        ({"num_steps": None, "max_hours": "2"}, "`max_hours` must be a number or none, got `2`"),
+        ({"model_args": "x"}, "`model_args` must be a JSON object or none, got `x`"),
+        ({"model_args": [1]}, r"`model_args` must be a JSON object or none, got \[1\]"),
+        ({"encoder": 3}, "`encoder` must be text, got 3"),
+        ({"base_learning_rate": 10**400}, "`base_learning_rate` must be a finite number, got inf"),
+        ({"base_learning_rate": -(10**400)}, "`base_learning_rate` must be a finite number, got -inf"),
     ],
 )
 def test_what_the_user_can_put_right_is_a_user_error(values: dict, message: str, tmp_path: Path):
     with pytest.raises(UserError, match=message):
         hf_ssl.pretrain(**{"dataset": pictures(32), "output_dir": tmp_path / "run", **SMALL, **values})
     assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+@pytest.mark.parametrize(
+    ("splits", "flags"), [(["."], "--split train clustering"), (["train", "validation"], "--split validation")]
+)
+def test_the_evaluation_that_is_named_at_the_end_can_be_typed(splits: list[str], flags: str, tmp_path: Path):
+    data, run = tmp_path / "data", tmp_path / "run"
+    for number, split in enumerate(splits):
+        for name in ("a", "b"):
+            (data / split / name).mkdir(parents=True)
+            for place, picture in enumerate(pictures(16, number)["image"]):
+                picture.save(data / split / name / f"{place}.png")
+    ended = hf_ssl.pretrain(dataset=data, output_dir=run, **{**SMALL, "num_steps": 1})
+    assert ended.next_commands[0] == f"hf-ssl evaluate {run} --dataset {data} {flags}"
+    assert main([*shlex.split(ended.next_commands[0])[1:], "--num_workers", "0"]) == 0
 
 
 def test_a_bug_of_a_method_keeps_its_traceback(tmp_path: Path):

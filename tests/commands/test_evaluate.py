@@ -440,3 +440,25 @@ def test_from_python_it_returns_what_the_command_line_prints(evaluate, run, data
     )
     evaluate([str(run), "knn", "--dataset", data, *FAST, "--baselines", "raw"])
     assert capsys.readouterr().out == f"{result}\n"
+
+
+def test_a_quick_look_leaves_the_numbers_of_all_images(evaluate, run, data, capsys):
+    words = [str(run), "--dataset", data, *FAST]
+    assert evaluate([*words, "knn", "--baselines", "random"]) == 0
+    kept = {path: path.read_bytes() for path in (run / "encoder").rglob("*") if "evaluation" in str(path)}
+    before = results_of(run / "encoder" / "results.json")
+    assert kept
+    capsys.readouterr()
+    assert evaluate([*words, "knn", "--max_images", "7"]) == 0
+    text = capsys.readouterr().out
+    assert "7 images of split test" in text and "Figure:" not in text
+    assert f"Note: `{run / 'encoder' / 'results.json'}` keeps what it says of knn of tone, with its figure" in text
+    assert results_of(run / "encoder" / "results.json") == before
+    assert {path: path.read_bytes() for path in kept} == kept
+
+
+def test_a_damaged_results_file_is_told_before_the_work(evaluate, run, data, monkeypatch):
+    (run / "encoder" / "results.json").write_text("{")
+    monkeypatch.setattr("hf_ssl.commands.evaluate.compare", lambda *_, **__: pytest.fail("images were encoded"))
+    with pytest.raises(UserError, match="does not hold results: .*Move it away and measure again"):
+        evaluate([str(run), "--dataset", data, *FAST, "knn"])

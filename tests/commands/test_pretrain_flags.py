@@ -82,6 +82,26 @@ def test_steps_replace_the_epochs_of_a_recipe(tmp_path: Path):
     assert (training.warmup_steps, training.warmup_epochs) == (1, None)
 
 
+@pytest.mark.parametrize(
+    ("words", "warmup"),
+    [
+        ("--recipe cifar", "a tenth"),
+        ("--num_epochs 20", (2.0, None)),
+        ("--num_steps 300", (None, 30)),
+        ("--recipe paper-imagenet --num_steps 20 --batch_size 8", (None, 2)),
+        ("--num_steps 300 --warmup_steps 7", (None, 7)),
+        ("--num_epochs 20 --warmup_epochs 0.5", (0.5, None)),
+    ],
+)
+def test_from_loaded_weights_the_warmup_is_a_tenth_of_the_run(words: str, warmup: Any, tmp_path: Path):
+    METHODS["simsiam"](METHODS["simsiam"].config_class(architecture="test_resnet", image_size=32)).save_pretrained(
+        tmp_path / "former"
+    )
+    training = request(tmp_path, "--start_from", str(tmp_path / "former"), *words.split()).training
+    expected = (training.num_epochs and training.num_epochs / 10, None) if warmup == "a tenth" else warmup
+    assert (training.warmup_epochs, training.warmup_steps) == expected
+
+
 def test_hours_replace_the_epochs_of_a_recipe(tmp_path: Path):
     training = request(tmp_path, "--max_hours", "2", "--batch_size", "8").training
     assert (training.num_steps, training.num_epochs, training.max_hours) == (None, None, 2.0)

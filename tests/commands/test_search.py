@@ -280,3 +280,9 @@ def test_a_record_that_extract_did_not_write_is_refused(features, tmp_path, chan
     (tmp_path / "features" / "features.json").write_text(json.dumps(record | change))
     with pytest.raises(hf_ssl.UserError, match=r"`.*features.json` must be as `hf-ssl extract` writes it"):
         hf_ssl.search(index=str(tmp_path / "features"), outliers=3)
+
+
+def test_a_picture_that_cannot_be_written_is_refused_before_the_search(monkeypatch):
+    monkeypatch.setattr("hf_ssl.commands.search.open_features", lambda *_: pytest.fail("searched"))
+    with pytest.raises(hf_ssl.UserError, match=r"`figure` must end in one of .png, .*, got `n.foo`"):
+        hf_ssl.search(index="features", duplicates=True, figure="n.foo")

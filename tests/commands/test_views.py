@@ -92,6 +92,10 @@ def test_a_method_without_recipes_has_views_of_imagenets_size(tmp_path, monkeypa
         ({"num_images": 0}, "`num_images` must be at least 1, got 0"),
         ({"num_images": 10**6}, "must not ask for more than 4,096 pictures"),
         ({"image_size": 0}, "`image_size` must be at least 1, got 0"),
+        (
+            {"image_size": 10**6},
+            "`image_size` must leave at most 268,435,456 pixels on a sheet, got 1,000,000 with 8 ",
+        ),
         ({"seed": -1}, "`seed` must be at least 0"),
         ({"output": "views.docx"}, "`output` must end in one of .png, .*, got `views.docx`"),
         ({"view_recipe": "moco_v9"}, "`view_recipe` must be the name of a recipe, got `moco_v9`"),

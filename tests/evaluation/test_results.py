@@ -26,6 +26,17 @@ def test_the_same_measurement_is_replaced_and_others_stay(tmp_path):
     assert [file.name for file in path.parent.iterdir()] == ["results.json"]
 
 
+def test_a_number_of_fewer_images_does_not_replace_one_of_more(tmp_path):
+    path = tmp_path / "results.json"
+    full = entry(0.3, settings={"k": 5, "train_images": 90}, baselines={"random": 0.2})
+    assert update_results(path, [full, entry(0.2, protocol="clustering", settings={"seed": 0})]) == []
+    for fewer in ({"num_images": 1}, {"settings": {"train_images": 89}}):
+        assert update_results(path, [full | {"value": 1.0} | fewer, entry(0.4, protocol="linear")]) == [full]
+    assert values_of(path) == [0.3, 0.2, 0.4]
+    assert update_results(path, [full | {"value": 0.5}, entry(0.6, protocol="clustering", num_images=11)]) == []
+    assert values_of(path) == [0.5, 0.6, 0.4]
+
+
 def test_evaluations_at_the_same_time_keep_all_results(tmp_path):
     path = tmp_path / "results.json"
 

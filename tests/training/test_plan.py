@@ -67,7 +67,12 @@ def test_steps_need_no_known_size():
         (replace(SOURCE, num_images=None), {"num_epochs": 2}, "Give `num_steps`"),
         (replace(SOURCE, num_images=None), {"num_steps": 5, "warmup_epochs": 2}, "Give `warmup_steps`"),
         (replace(SOURCE, num_images=7), {"num_steps": 5}, "7 images, fewer than one batch of 8"),
-        (SOURCE, {"num_steps": 5, "warmup_epochs": 1}, "warm-up of 12 steps must be shorter than the run of 5"),
+        (
+            SOURCE,
+            {"num_steps": 5, "warmup_epochs": 1},
+            r"warm-up of 12 steps \(`warmup_epochs` 1\) must be shorter than the run of 5. Give a smaller `warmup_e",
+        ),
+        (SOURCE, {"num_steps": 5, "warmup_steps": 5}, r"\(`warmup_steps` 5\).* Give a smaller `warmup_steps`"),
     ],
 )
 def test_impossible_lengths_are_refused(source: Source, values: dict, message: str):

@@ -124,3 +124,16 @@ def test_the_embedded_data_has_its_own():
     source = source_of(5000, 48, 48)
     choice = choose_recipe(METHODS["byol"], source, {}, gpu_gib=None, num_processes=1, embedded=True)
     assert choice.values == dict(METHODS["byol"].recipes["quickstart"])
+
+
+def test_the_warmup_is_at_most_a_tenth_of_the_length_that_the_user_gave():
+    chosen = choose("end_to_end", 3000, 480).values
+    assert chosen["warmup_epochs"] > 1  # what a run of ten epochs would not have room for
+    assert choose("end_to_end", 3000, 480, num_epochs=10.0).values["warmup_epochs"] == 1
+    assert choose("end_to_end", 3000, 480, num_epochs=1000.0).values == chosen
+    batch = chosen["batch_size"]
+    assert choose("end_to_end", 3000, 480, num_steps=40).values["warmup_epochs"] == 4 / (3000 // batch)
+    assert choose("end_to_end", 3000, 480, num_steps=40, batch_size=30).values["warmup_epochs"] == 4 / 100
+    # Of a stream no one knows the epochs.
+    endless = choose("end_to_end", None, 375, gpu=79.0, num_steps=40).values
+    assert (endless["warmup_epochs"], endless["warmup_steps"]) == (None, 4)

@@ -44,7 +44,7 @@ def open_local(name: str, path: Path, split: str, choice: Choice) -> Opened:
         classes = classes_of(images) if images is not None else None
     check_reading(name, images or resolved, classes)
     if split not in resolved.splits:
-        raise no_split(name, split, list(resolved.splits), in_no_split(resolved))
+        raise no_split(name, split, list(resolved.splits), in_no_split(resolved), of_files=True)
     files = resolved.splits[split]
     table = files_table(files, [resolved.size(file) for file in files])
     about: dict[str, Any] = {

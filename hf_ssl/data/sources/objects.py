@@ -29,11 +29,22 @@ def open_object(dataset: DataObject, name: str, split: str) -> Opened:
         split: Name of the split.
 
     Raises:
-        UserError: If it has no such split, or no rows.
+        UserError: If it is no data set, has no such split or no rows, or a transform, which would not be applied.
     """
+    if not isinstance(dataset, dict | datasets.Dataset | datasets.IterableDataset):
+        raise UserError(
+            "`dataset` must be a folder, a file, an address, a Hub id, or an object of the library `datasets`: a "
+            f"`Dataset`, `DatasetDict`, `IterableDataset` or `IterableDatasetDict`; got a `{type(dataset).__name__}`."
+        )
     one = split_of(dataset, name, split)
     if isinstance(one, datasets.Dataset) and not one.num_rows:
         raise no_images(name, split)
+    if isinstance(one, datasets.Dataset) and one.format["type"] == "custom":
+        raise UserError(
+            f"`dataset` must not have a transform, but split `{split}` of the {name} has one of `with_transform` or "
+            "`set_transform`, and images are read as they are stored. Apply it by `.map`, or leave it off by "
+            "`.with_format(None)`."
+        )
     records, num_images = records_of(one)
     identity = attempt(name, lambda: identity_of(one))
     parts = list(dataset.values()) if isinstance(dataset, dict) else [dataset]
@@ -86,7 +97,7 @@ def split_of(dataset: DataObject, name: str, split: str) -> datasets.Dataset | d
 def records_of(
     dataset: datasets.Dataset | datasets.IterableDataset, columns: list[str] | None = None
 ) -> tuple[datasets.IterableDataset, int | None]:
-    """The records of an object in its own order, whatever format or transform it has, and their number if known.
+    """The records of an object in its own order, whatever format it has, and their number if known.
 
     Args:
         dataset: One split.

@@ -1,6 +1,7 @@
 """What every way of opening a data set gives, before its columns are chosen, and how failures become one sentence."""
 
 import difflib
+import json
 import os
 import pickle
 import re
@@ -88,10 +89,25 @@ def no_images(dataset: str, split: str) -> UserError:
     return UserError(f"Split `{split}` of `{dataset}` holds no images. Choose another split or data set.")
 
 
-def no_split(dataset: str, split: str, has: list[str], more: str = "") -> UserError:
-    """The error for a split that is not there; `more` is a sentence about images that may be meant."""
-    combined = " One split is opened at a time, whole." if any(sign in split for sign in "[+") else ""
-    return UserError(f"`{dataset}` has no split `{split}`. It has: {', '.join(has)}.{combined}{more and ' ' + more}")
+def no_split(dataset: str, split: str, has: list[str], more: str = "", *, of_files: bool = False) -> UserError:
+    """The error for a split that is not there.
+
+    Args:
+        dataset: Name of the data set.
+        split: What was asked for.
+        has: The splits that are there.
+        more: A sentence about images that may be meant.
+        of_files: Whether `data_files` can make splits of its files.
+    """
+    cure = "Choose one of these."
+    if any(sign in split for sign in "[+"):
+        cure = "One split is opened at a time, whole."
+    elif more:
+        cure = more
+    elif of_files:
+        example = json.dumps({**dict.fromkeys(has[:1], "PATTERN"), split: "PATTERN"})
+        cure = f"Choose one of these, or say which files are `{split}`: `--data_files '{example}'`."
+    return UserError(f"`{dataset}` has no split `{split}`. It has: {', '.join(has)}. {cure}")
 
 
 def attempt(name: str, open_: Callable[[], Any]) -> Any:

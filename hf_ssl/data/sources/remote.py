@@ -109,7 +109,7 @@ def _streamed(name: str, split: str, where: dict[str, Any]) -> Opened:
     data_files = builder.config.data_files or {}
     splits = [str(known) for known in (builder.info.splits or data_files)]
     if splits and split not in splits:
-        raise no_split(name, split, splits)
+        raise no_split(name, split, splits, of_files=True)
     known = (builder.info.splits or {}).get(split)
     origin = getattr(data_files.get(split), "origin_metadata", [])
     files = list(data_files.get(split, []))

@@ -49,7 +49,6 @@ def _numbers(source):
         (lambda data: data.select(range(10, 20)), range(10, 20)),
         (lambda data: data.filter(lambda row: row["label"] == 1), range(1, 40, 2)),
         (lambda data: data.with_format("torch"), range(40)),
-        (lambda data: data.with_transform(lambda rows: {"label": [0] * len(rows["label"])}), range(40)),
         (lambda data: data.add_column(INDEX_COLUMN, [7] * 40), range(40)),
         (lambda data: data.cast_column("image", datasets.Image(decode=False)), range(40)),
     ],
@@ -61,6 +60,21 @@ def test_rows_come_in_the_order_of_the_object_and_are_numbered(change, expected)
     assert [record[INDEX_COLUMN] for record in source.records] == list(range(len(expected)))
     assert source.labels == {"label": ["even", "odd"]} and source.records.num_shards > 0
     assert RowReader(source).images([3])[3] == list(source.records)[3]["image"]
+
+
+def test_a_transform_that_would_not_be_applied_is_refused():
+    changed = _dataset().with_transform(lambda rows: {"image": rows["image"][::-1]})
+    for data in (changed, datasets.DatasetDict(train=changed, test=_dataset())):
+        with pytest.raises(UserError, match=r"split `train` of the in-memory data set has one .* Apply it by `.map`"):
+            open_source(data)
+    assert open_source(datasets.DatasetDict(train=changed, test=_dataset()), split="test").num_images == 40
+    assert _numbers(open_source(changed.with_format(None))) == list(range(40))
+
+
+@pytest.mark.parametrize("dataset", [None, 3, [_picture(1)]])
+def test_what_is_no_data_set_is_refused(dataset):
+    with pytest.raises(UserError, match=f"`dataset` must be a folder, .*, got a `{type(dataset).__name__}`"):
+        open_source(dataset)
 
 
 def test_columns_are_found_as_in_files(tmp_path):

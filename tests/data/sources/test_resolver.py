@@ -568,6 +568,7 @@ def test_wrong_choices_get_one_sentence(tmp_path):
             {"split": "train[:10%]"},
             r"has no split `train\[:10%\]`. It has: train, test. One split is opened at a time",
         ),
+        ({"split": "val"}, "It has: train, test. Choose one of these, or say which files are `val`: `--data_files '{"),
         ({"split": "train+test"}, "One split is opened at a time"),
     ):
         with pytest.raises(UserError, match=message) as caught:
