@@ -24,7 +24,7 @@ from hf_ssl.training.arguments import TrainingSettings
 from hf_ssl.training.changes import defaults_of
 from hf_ssl.training.files import RUN_FILE, write_json
 from hf_ssl.training.loop import train
-from hf_ssl.training.output import make_folder
+from hf_ssl.training.output import check_outside_data, make_results_folder
 from hf_ssl.training.plan import make_plan
 from hf_ssl.writing import alone_in, leftovers_of
 
@@ -94,7 +94,8 @@ def claim_folder(folder: Path, settings: PlaceSettings, names: Sequence[str], so
         source: The opened training split. Of an object of `datasets` its content is compared too.
 
     Raises:
-        UserError: If its runs were trained with other settings, of which the first is named, or it lies in a run.
+        UserError: If its runs were trained with other settings, of which the first is named.
+        UserError: If it lies in a run or in the data set, or holds something else.
     """
     place = folder.resolve()
     run = next((one for one in (place, *place.parents) if (one / RUN_FILE).is_file()), None)
@@ -104,9 +105,12 @@ def claim_folder(folder: Path, settings: PlaceSettings, names: Sequence[str], so
     if not isinstance(getattr(settings, "dataset"), str | Path):  # noqa: B009
         choice["fingerprint"] = source.fingerprint
     path = folder / SETTINGS_FILE
-    make_folder(folder, "output_dir")
+    check_outside_data(folder, "output_dir", settings)
+    make_results_folder(folder, "output_dir")
     with alone_in(folder):
         found = read_json(path) if path.exists() else None
+        if found is not None and "dataset" not in found:
+            raise UserError(f"`{path}` is not of a study: it lacks `dataset`. Give another `output_dir`.")
         before = {**defaults_of(type(settings)), **(choice if found is None else found)}
         for name, value in choice.items():
             if before.get(name) != value:
