@@ -177,6 +177,29 @@ def finished_run(path: Path, kind: type[_Run], **own: Any) -> _Run:
     return found
 
 
+def tell_missing_encoders(folder: Path) -> None:
+    """Say which finished runs of a study have no encoder any more: their numbers stand in the tables all the same.
+
+    Args:
+        folder: Of the study, with the runs in `NAME/seedN`.
+    """
+    runs = [path.parent for path in sorted(folder.glob("*/seed*/result.json"))]
+    missing = [run for run in runs if _has_lost_encoder(run)]
+    if missing:
+        logger.warning(
+            "The encoder is gone of %s. Remove `result.json` there, and the same command writes the encoder again "
+            "from the last checkpoint; without `checkpoints`, remove the whole folder, and it trains again.",
+            ", ".join(f"`{run}`" for run in missing),
+        )
+
+
+def _has_lost_encoder(run: Path) -> bool:
+    """Whether the folder `encoder` of a run that pretrained is not there; a run of a fresh encoder has no record."""
+    if (run / "encoder" / "model.safetensors").is_file() or not (run / RUN_FILE).is_file():
+        return False
+    return read_json(run / RUN_FILE).get("method") in METHODS
+
+
 def results_to_draw(path: Path, study: str, kind: type) -> dict[str, Any]:
     """The results of a study that are to be drawn again.
 
