@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import tempfile
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -139,10 +140,12 @@ def _holds_no_step(folder: Path) -> bool:
 
 
 def _is_choice(path: Path) -> bool:
+    """Whether a file holds settings, which a method of the user's own may have left to their defaults."""
     try:
-        return "batch_size" in read_json(path)  # as in every choice
+        found = read_json(path)
     except UserError:
         return False
+    return not found or any(field.name in found for field in fields(TrainingSettings))  # pyright: ignore[reportArgumentType]
 
 
 def make_folder(folder: Path, setting: str, cure: str = "Give another folder.") -> None:
