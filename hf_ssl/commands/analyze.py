@@ -46,7 +46,7 @@ from hf_ssl.figures.diagnostics import diagnosis_curves, predictor_curves, spect
 from hf_ssl.figures.negatives import negative_curves
 from hf_ssl.private import public_name
 from hf_ssl.settings import check_least, checked
-from hf_ssl.training.output import make_folder
+from hf_ssl.training.output import check_outside_data, make_results_folder
 from hf_ssl.training.record import RunRecord
 from hf_ssl.writing import write_whole
 
@@ -130,7 +130,8 @@ def run(settings: AnalysisSettings) -> AnalysisResult:
 def _place(settings: AnalysisSettings, encoder: Path | None) -> Path | None:
     """Folder of the numbers and figures: what is private stays out of the encoder's folder, which is published."""
     if settings.output is not None:
-        make_folder(settings.output, "output")
+        check_outside_data(settings.output, "output", settings)
+        make_results_folder(settings.output, "output")
         return settings.output
     if encoder is None:
         return None

@@ -68,7 +68,7 @@ from hf_ssl.training.arguments import TrainingSettings
 from hf_ssl.training.files import write_json
 from hf_ssl.training.loop import train
 from hf_ssl.training.optimizers import scaled_learning_rate
-from hf_ssl.training.output import make_folder
+from hf_ssl.training.output import make_results_folder
 from hf_ssl.training.watch.knn import KNN, open_knn
 
 logger = logging.getLogger(__name__)
@@ -134,7 +134,7 @@ def run(settings: AblationSettings) -> AblationResult | AblationScores:
         read = [results_to_draw(path, "ablation", AblationResults) for path in settings.drawn_from]
         parts = joined(of_json(AblationResults, one).part() for one in read)
         assert settings.output_dir is not None
-        make_folder(settings.output_dir, "output_dir")
+        make_results_folder(settings.output_dir, "output_dir")
         return AblationScores(parts, draw(settings.output_dir, parts))
     check_one_process()
     cells, left_out = cells_of(settings.products())

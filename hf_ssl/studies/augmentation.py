@@ -67,7 +67,7 @@ from hf_ssl.training.arguments import TrainingSettings
 from hf_ssl.training.batches import inputs_of, open_stream
 from hf_ssl.training.files import write_json
 from hf_ssl.training.loop import train
-from hf_ssl.training.output import make_folder
+from hf_ssl.training.output import make_results_folder
 from hf_ssl.training.start import EncoderStart, find_encoder
 
 logger = logging.getLogger(__name__)
@@ -106,7 +106,7 @@ def run(settings: AugmentationSettings) -> AugmentationResult:
     """Predict, train what is missing, compare and write."""
     if settings.drawn_from is not None:
         results = results_to_draw(settings.drawn_from, "augmentation", AugmentationResults)
-        make_folder(settings.output_dir, "output_dir")
+        make_results_folder(settings.output_dir, "output_dir")
         return AugmentationResult(results, files=draw(results, settings.output_dir))
     check_one_process()
     bench = _Bench(settings)

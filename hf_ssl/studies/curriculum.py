@@ -61,7 +61,7 @@ from hf_ssl.training.batches import inputs_of, open_stream
 from hf_ssl.training.files import write_json
 from hf_ssl.training.find import complete_checkpoints, step_of
 from hf_ssl.training.loop import train
-from hf_ssl.training.output import make_folder
+from hf_ssl.training.output import make_results_folder
 
 logger = logging.getLogger(__name__)
 
@@ -107,7 +107,7 @@ def run(settings: CurriculumSettings) -> CurriculumResult:
     """Follow the equations, train what is missing, compare and write."""
     if settings.drawn_from is not None:
         results = results_to_draw(settings.drawn_from, "curriculum", CurriculumResults)
-        make_folder(settings.output_dir, "output_dir")
+        make_results_folder(settings.output_dir, "output_dir")
         return CurriculumResult(results, files=_draw(results, settings.output_dir))
     check_one_process()
     bench = _Bench(settings)

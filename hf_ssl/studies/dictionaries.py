@@ -35,7 +35,7 @@ from hf_ssl.studies.dictionaries_runs import Run
 from hf_ssl.studies.dictionaries_settings import DictionariesSettings
 from hf_ssl.studies.dictionaries_theory import Predictions
 from hf_ssl.studies.many_runs import StoppedError, check_one_process, claim_folder, finished_run, written_text
-from hf_ssl.training.output import make_folder
+from hf_ssl.training.output import make_results_folder
 
 logger = logging.getLogger(__name__)
 
@@ -74,7 +74,7 @@ def run(settings: DictionariesSettings) -> DictionariesResult:
     check_one_process()
     if settings.drawn_from is not None:
         runs, predictions = read_results(settings.drawn_from)
-        make_folder(settings.output_dir, "output_dir")
+        make_results_folder(settings.output_dir, "output_dir")
         said, files = write_report(settings.output_dir, runs, predictions)
         return DictionariesResult(runs, len(runs), said, files)
     bench = Bench(settings)

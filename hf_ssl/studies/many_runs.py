@@ -4,7 +4,9 @@ import logging
 import os
 import signal
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,8 +25,9 @@ from hf_ssl.settings import of_json
 from hf_ssl.training.arguments import TrainingSettings
 from hf_ssl.training.changes import defaults_of
 from hf_ssl.training.files import RUN_FILE, write_json
+from hf_ssl.training.lock import locked
 from hf_ssl.training.loop import train
-from hf_ssl.training.output import make_folder
+from hf_ssl.training.output import check_outside_data, make_results_folder
 from hf_ssl.training.plan import make_plan
 from hf_ssl.writing import alone_in, leftovers_of
 
@@ -55,6 +58,20 @@ class StoppedError(Exception):
         return f"Stopped by {self._name} after {done} of {total} runs. The same command continues."
 
 
+_at_work: ContextVar[ExitStack | None] = ContextVar("_at_work", default=None)
+
+
+@contextmanager
+def at_work() -> Iterator[None]:
+    """The time of a study, at whose end it lets go of the folder that `claim_folder` locked for it."""
+    with ExitStack() as stack:
+        token = _at_work.set(stack)
+        try:
+            yield
+        finally:
+            _at_work.reset(token)
+
+
 def check_one_process() -> None:
     """Refuse several processes: a study trains one run after another in the process that it is called in.
 
@@ -83,8 +100,8 @@ def public_settings(settings: PlaceSettings, names: Sequence[str], source: Sourc
 def claim_folder(folder: Path, settings: PlaceSettings, names: Sequence[str], source: Source) -> None:
     """Make a folder whose runs all have the same settings, so that finished runs need not be made again.
 
-    Of several commands that begin in it at the same time, the first one's settings count. If another version of this
-    package began it, a warning says so.
+    Of several commands that begin in it at the same time, the first one's settings count, and within `at_work` the
+    others are refused. If another version of this package began it, a warning says so.
 
     Args:
         folder: Its `settings.json` is written, or compared if there is one. A setting that the version which wrote it
@@ -94,7 +111,8 @@ def claim_folder(folder: Path, settings: PlaceSettings, names: Sequence[str], so
         source: The opened training split. Of an object of `datasets` its content is compared too.
 
     Raises:
-        UserError: If its runs were trained with other settings, of which the first is named, or it lies in a run.
+        UserError: If its runs were trained with other settings, of which the first is named.
+        UserError: If it lies in a run or in the data set, holds something else, or another study is at work in it.
     """
     place = folder.resolve()
     run = next((one for one in (place, *place.parents) if (one / RUN_FILE).is_file()), None)
@@ -104,9 +122,12 @@ def claim_folder(folder: Path, settings: PlaceSettings, names: Sequence[str], so
     if not isinstance(getattr(settings, "dataset"), str | Path):  # noqa: B009
         choice["fingerprint"] = source.fingerprint
     path = folder / SETTINGS_FILE
-    make_folder(folder, "output_dir")
+    check_outside_data(folder, "output_dir", settings)
+    make_results_folder(folder, "output_dir")
     with alone_in(folder):
         found = read_json(path) if path.exists() else None
+        if found is not None and "dataset" not in found:
+            raise UserError(f"`{path}` is not of a study: it lacks `dataset`. Give another `output_dir`.")
         before = {**defaults_of(type(settings)), **(choice if found is None else found)}
         for name, value in choice.items():
             if before.get(name) != value:
@@ -118,6 +139,10 @@ def claim_folder(folder: Path, settings: PlaceSettings, names: Sequence[str], so
         write_json(path, choice | {_VERSION: began})
         for left in leftovers_of(path):
             left.unlink(missing_ok=True)
+    stack = _at_work.get()
+    if stack is not None:
+        busy = f"Another study is at work in `{folder}`. Wait for it or end it; the same command then continues."
+        stack.enter_context(locked(folder, busy))
     if began != hf_ssl.__version__:
         logger.warning(
             "The runs in `%s` were begun with %s, and this is hf_ssl %s: finished runs stay as they are. If the "
@@ -150,6 +175,29 @@ def finished_run(path: Path, kind: type[_Run], **own: Any) -> _Run:
             "same command measures that run again."
         ) from error
     return found
+
+
+def tell_missing_encoders(folder: Path) -> None:
+    """Say which finished runs of a study have no encoder any more: their numbers stand in the tables all the same.
+
+    Args:
+        folder: Of the study, with the runs in `NAME/seedN`.
+    """
+    runs = [path.parent for path in sorted(folder.glob("*/seed*/result.json"))]
+    missing = [run for run in runs if _has_lost_encoder(run)]
+    if missing:
+        logger.warning(
+            "The encoder is gone of %s. Remove `result.json` there, and the same command writes the encoder again "
+            "from the last checkpoint; without `checkpoints`, remove the whole folder, and it trains again.",
+            ", ".join(f"`{run}`" for run in missing),
+        )
+
+
+def _has_lost_encoder(run: Path) -> bool:
+    """Whether the folder `encoder` of a run that pretrained is not there; a run of a fresh encoder has no record."""
+    if (run / "encoder" / "model.safetensors").is_file() or not (run / RUN_FILE).is_file():
+        return False
+    return read_json(run / RUN_FILE).get("method") in METHODS
 
 
 def results_to_draw(path: Path, study: str, kind: type) -> dict[str, Any]:

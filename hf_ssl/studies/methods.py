@@ -47,6 +47,7 @@ from hf_ssl.studies.many_runs import (
     parts_of_recipe,
     public_settings,
     settings_of_run,
+    tell_missing_encoders,
     train_run,
     written_text,
 )
@@ -175,6 +176,7 @@ def run(settings: MethodsSettings) -> MethodsResult:
     except StoppedError as stopped:
         logger.warning(stopped.message(len(runs), len(wanted)))
         return MethodsResult(runs, len(wanted), exit_code=stopped.exit_code)
+    tell_missing_encoders(settings.output_dir)
     done = bench.finished()  # also those that were made before and are not asked for now
     return MethodsResult(done, len(wanted), write_report(settings.output_dir, done, bench.facts(done)))
 

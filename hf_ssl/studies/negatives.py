@@ -64,7 +64,7 @@ from hf_ssl.studies.supervised import train_supervised
 from hf_ssl.training.arguments import TrainingSettings
 from hf_ssl.training.files import write_json
 from hf_ssl.training.loop import train
-from hf_ssl.training.output import make_folder
+from hf_ssl.training.output import make_results_folder
 
 logger = logging.getLogger(__name__)
 
@@ -160,7 +160,7 @@ def run(settings: NegativesSettings) -> NegativesResult:
     """Train what is missing, measure and write."""
     if settings.drawn_from is not None:
         read = of_json(NegativesResults, results_to_draw(settings.drawn_from, "negatives", NegativesResults))
-        make_folder(settings.output_dir, "output_dir")
+        make_results_folder(settings.output_dir, "output_dir")
         said, files = draw(settings.output_dir, read)
         return NegativesResult([*read.runs], len(read.runs), said, files)
     check_one_process()

@@ -43,6 +43,7 @@ from hf_ssl.studies.many_runs import (
     length_of,
     parts_of_recipe,
     settings_of_run,
+    tell_missing_encoders,
     train_run,
     written_text,
 )
@@ -103,6 +104,7 @@ def run(settings: ReproduceSettings) -> ReproduceResult:
     except StoppedError as stopped:
         logger.warning(stopped.message(len(runs), len(wanted)))
         exit_code = stopped.exit_code
+    tell_missing_encoders(folder)
     # Also those that were made before and are not asked for now.
     done = _finished(settings, [*table.rows])
     text = table_text(table, [*table.rows], done, _begun(settings, [*table.rows]), _given(settings, bench.source.name))

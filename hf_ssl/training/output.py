@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import tempfile
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,13 @@ from hf_ssl.training.files import LISTING, RUN_FILE
 from hf_ssl.training.find import complete_checkpoints
 from hf_ssl.training.integrity import STATE
 from hf_ssl.training.record import RunRecord
+
+RESULTS = (
+    *("settings", "predictions", "analysis", "reproduction"),
+    *("ablation", "augmentation", "curriculum", "dictionaries", "labels", "methods", "negatives"),
+    *("collapse", "flow", "phase_portrait", "sweep"),
+)
+"""Stems of the files by which a folder of studies, simulations or analyses is known."""
 
 _CHOICE = "recipe.json"  # what `auto` has chosen: see `commands/resolve`
 
@@ -73,8 +81,8 @@ def check_outside_data(folder: Path, setting: str, data: PlaceSettings) -> None:
         return
     if not any(part.startswith(".") for part in folder.resolve().relative_to(place).parts):
         raise UserError(
-            f"`{setting}` `{folder}` lies in the data set `{dataset}`, where its figures would count as images. Give a "
-            "folder beside it, or name the images by `data_files`."
+            f"`{setting}` `{folder}` lies in the data set `{dataset}`, where its figures would count as images. "
+            "Give a folder beside it, or name the images by `data_files`."
         )
 
 
@@ -132,10 +140,12 @@ def _holds_no_step(folder: Path) -> bool:
 
 
 def _is_choice(path: Path) -> bool:
+    """Whether a file holds settings, which a method of the user's own may have left to their defaults."""
     try:
-        return "batch_size" in read_json(path)  # as in every choice
+        found = read_json(path)
     except UserError:
         return False
+    return not found or any(field.name in found for field in fields(TrainingSettings))  # pyright: ignore[reportArgumentType]
 
 
 def make_folder(folder: Path, setting: str, cure: str = "Give another folder.") -> None:
@@ -156,6 +166,30 @@ def make_folder(folder: Path, setting: str, cure: str = "Give another folder.") 
     except OSError as error:
         reason = "it is a file" if folder.is_file() else error.strerror
         raise UserError(f"`{setting}` `{folder}` cannot be written: {reason}. {cure}") from error
+
+
+def make_results_folder(folder: Path, setting: str) -> None:
+    """Make a folder for the results of studies, simulations and analyses, several of which may share one.
+
+    Args:
+        folder: The folder.
+        setting: Name of the setting from which it comes.
+
+    Raises:
+        UserError: If it holds files but no such results, or cannot be made or written.
+    """
+    found = _shown(folder) if folder.is_dir() else []
+    # A run that `hf-ssl pretrain` made is taken over by the study whose folder it is in.
+    if found and not any(map(_is_result, found)) and not any(folder.glob(f"*/seed*/{RUN_FILE}")):
+        raise UserError(
+            f"`{setting}` `{folder}` is not empty and holds no results: it has `{found[0].name}`. Give another folder."
+        )
+    make_folder(folder, setting)
+
+
+def _is_result(path: Path) -> bool:
+    stem = path.name.removesuffix(path.suffix).partition("-")[0]  # such as `ablation-1.png`
+    return path.suffix in (".json", ".md", ".png") and stem in RESULTS
 
 
 def check_tracker(report_to: str) -> None:

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -96,6 +97,25 @@ def test_a_finished_study_trains_nothing_and_a_new_method_joins_it(
     assert (finished / "methods.md").read_text() == before
     with pytest.raises(AssertionError, match="trained again"):
         run(finished, "--methods", "byol")
+
+
+def test_a_lost_encoder_is_named_and_comes_back_as_the_message_says(
+    finished: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    folder = tmp_path / "study"
+    shutil.copytree(finished, folder)
+    words = ["--methods", "mochi", "memory_bank", "moco_v1", "supervised", "--seeds", "2"]
+    lost, table = folder / "mochi" / "seed1", (folder / "methods.md").read_text()
+    weights = (lost / "encoder" / "model.safetensors").read_bytes()
+    shutil.rmtree(lost / "encoder")
+    assert run(folder, *words) == 0
+    (told,) = [one.getMessage() for one in caplog.records if "The encoder is gone" in one.getMessage()]
+    assert told.startswith(f"The encoder is gone of `{lost}`. Remove `result.json` there, and the same command")
+    (lost / "result.json").unlink()
+    caplog.clear()
+    assert run(folder, *words) == 0 and "The encoder is gone" not in caplog.text
+    assert (lost / "encoder" / "model.safetensors").read_bytes() == weights
+    assert (folder / "methods.md").read_text() == table
 
 
 def test_a_killed_run_continues_to_the_same_numbers(

@@ -2,6 +2,7 @@
 
 import json
 import multiprocessing
+import sys
 import threading
 from dataclasses import asdict
 from pathlib import Path
@@ -11,6 +12,8 @@ import pytest
 
 import hf_ssl
 from hf_ssl.commands import main
+from hf_ssl.commands.simulate import COMMAND as SIMULATE
+from hf_ssl.commands.study import COMMAND as STUDY
 from hf_ssl.errors import UserError
 from hf_ssl.studies import many_runs
 from hf_ssl.studies.ablation_grid import Cell
@@ -19,11 +22,13 @@ from hf_ssl.studies.ablation_theory import Run as AblationRun
 from hf_ssl.studies.ablation_theory import Start, Theory
 from hf_ssl.studies.dictionaries_runs import Cell as DictionaryCell
 from hf_ssl.studies.labels import LabelRun
-from hf_ssl.studies.many_runs import claim_folder, finished_run
+from hf_ssl.studies.many_runs import at_work, claim_folder, finished_run
 from hf_ssl.studies.methods import _COMMON, MethodsSettings
 from hf_ssl.studies.methods_report import MethodRun
 from hf_ssl.studies.negatives_measures import Measured, Run
 from hf_ssl.studies.reproduce_report import FinishedRun
+from hf_ssl.training import lock
+from hf_ssl.training.output import RESULTS, make_results_folder
 
 NUMBERS = {"linear": 0.5, "knn": 0.4, "view_alignment_h": 1.0, "class_alignment_h": 1.0, "uniformity_h": -2.0}
 STUDIES: list[tuple[Any, dict[str, Any]]] = [
@@ -166,3 +171,85 @@ def test_refused_predictions_leave_a_new_folder_as_it_was(study: str, tmp_path: 
     assert main(["study", study, *words, "--output_dir", str(tmp_path)]) == 2
     assert "predictions of this study: it" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["predictions.json"]
+
+
+def test_every_study_and_simulation_knows_its_folder_again():
+    """What each writes is named after it, but for the table of `reproduce`."""
+    names = {name.replace("-", "_") for name in (*STUDY.kinds, *SIMULATE.kinds)}
+    assert {"reproduction" if name == "reproduce" else name for name in names} <= {*RESULTS}
+
+
+OTHER_FILES = [
+    ["simulate", "phase_portrait", "--output_dir", "FOLDER"],
+    ["analyze", "random:test_resnet", "--dataset", "digits", "--max_images", "2", "--output", "FOLDER"],
+    ["study", "methods", "--dataset", "digits", "--output_dir", "FOLDER"],
+    ["study", "negatives", "--drawn_from", "model_cards/results/negatives.json", "--output_dir", "FOLDER"],
+    ["study", "curriculum", "--drawn_from", "model_cards/results/curriculum.json", "--output_dir", "FOLDER"],
+]
+
+
+@pytest.mark.parametrize("words", OTHER_FILES, ids=lambda words: " ".join(words[:2]))
+def test_a_folder_of_other_files_is_refused_and_left_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture, words: list[str]
+):
+    photo = tmp_path / "cat" / "1.png"
+    photo.parent.mkdir()
+    photo.write_text("mine")
+    assert main([str(tmp_path) if word == "FOLDER" else word for word in words]) == 2
+    assert f"{tmp_path}` is not empty and holds no results: it has `cat`. Give another" in capsys.readouterr().err
+    assert [*tmp_path.iterdir(), *photo.parent.iterdir()] == [photo.parent, photo]
+
+
+def test_settings_of_another_program_are_refused(tmp_path: Path):
+    (tmp_path / "settings.json").write_text('{"theme": "dark"}')
+    settings = MethodsSettings(dataset="digits", output_dir=tmp_path, num_steps=4)
+    with pytest.raises(UserError, match="settings.json` is not of a study: it lacks `dataset`"):
+        claim_folder(tmp_path, settings, _COMMON, settings.data_of({}).open())
+    assert (tmp_path / "settings.json").read_text() == '{"theme": "dark"}'
+
+
+def test_pictures_are_drawn_twice_and_beside_those_of_others(tmp_path: Path):
+    for study in ("curriculum", "negatives", "curriculum"):
+        drawn = ["--drawn_from", f"model_cards/results/{study}.json", "--output_dir", str(tmp_path)]
+        assert main(["study", study, *drawn]) == 0
+    assert {"curriculum.png", "negatives.md"} <= {path.name for path in tmp_path.iterdir()}
+
+
+def test_a_study_takes_over_runs_that_were_made_before_it(tmp_path: Path):
+    (tmp_path / "directpred-100" / "seed0").mkdir(parents=True)
+    (tmp_path / "directpred-100" / "seed0" / "run.json").write_text("{}")
+    make_results_folder(tmp_path, "output_dir")
+
+
+def test_a_study_in_the_folder_of_images_is_refused(tmp_path: Path):
+    settings = MethodsSettings(dataset=str(tmp_path), output_dir=tmp_path / "study", num_steps=4)
+    source = MethodsSettings(dataset="digits", output_dir=tmp_path, num_steps=4).data_of({}).open()
+    with pytest.raises(UserError, match="`output_dir` .* lies in the data set"):
+        claim_folder(settings.output_dir, settings, _COMMON, source)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such locks")
+def test_a_second_study_in_the_folder_is_refused_before_it_trains(tmp_path: Path):
+    """While the first is at work, and no longer; what the first asks again, it gets."""
+    settings = MethodsSettings(dataset="digits", output_dir=tmp_path, num_steps=4)
+    source = settings.data_of({}).open()
+
+    def claim_as_another() -> int | None:
+        def claim() -> None:
+            lock._held.clear()  # which a process that was started, not forked, does not have
+            with at_work():
+                try:
+                    claim_folder(tmp_path, settings, _COMMON, source)
+                except UserError as error:
+                    sys.exit(7 if f"Another study is at work in `{tmp_path}`. Wait for it" in str(error) else 1)
+
+        child = multiprocessing.get_context("fork").Process(target=claim)
+        child.start()
+        child.join()
+        return child.exitcode
+
+    with at_work():
+        claim_folder(tmp_path, settings, _COMMON, source)
+        claim_folder(tmp_path, settings, _COMMON, source)
+        assert claim_as_another() == 7
+    assert claim_as_another() == 0

@@ -59,7 +59,8 @@ def test_a_folder_without_a_run_is_refused_and_left_alone(tmp_path: Path, files:
         {},
         {".DS_Store": "", ".lock": ""},
         {"recipe.json": '{"batch_size": 8}', "data_files.json.gz": "", "metrics.jsonl": "", "run.json": OWN},
-        {"recipe.json": '{"batch_size": 8}'},
+        {"recipe.json": '{"num_epochs": 8, "own_setting": 1}'},
+        {"recipe.json": "{}"},
     ],
     ids=lambda files: " ".join(files) or "empty",
 )

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import torch
 from matplotlib.figure import Figure
 
-from hf_ssl.training.output import make_folder
+from hf_ssl.training.output import make_results_folder
 
 _Settings = TypeVar("_Settings")
 
@@ -48,7 +48,7 @@ def simulate(
     plain = asdict(settings)  # pyright: ignore[reportArgumentType]
     folder = Path(plain["output_dir"])
     plain["output_dir"] = str(folder)
-    make_folder(folder, "output_dir")
+    make_results_folder(folder, "output_dir")
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # the matrices are small
     try:
