@@ -20,7 +20,6 @@ from hf_ssl.errors import UserError
 from hf_ssl.fine_tuning.settings import FineTuningSettings
 from hf_ssl.methods import METHODS
 from hf_ssl.studies import ablation, augmentation, curriculum, dictionaries, labels, methods, negatives, reproduce
-from hf_ssl.studies.many_runs import at_work
 from hf_ssl.training.arguments import TrainingSettings
 
 _FIRST = ("dataset", "output_dir", "seeds", "num_steps", "recipe", "view_recipe", "encoder")
@@ -35,13 +34,12 @@ _OF_RUNS -= {"train"}  # in an error it is the name of a split
 
 
 def _of_study(run: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """The same function, alone in its folder, whose errors name each setting that they advise and the study lacks."""
+    """The same function, whose errors name each setting that they advise and the study lacks."""
 
     @functools.wraps(run)
     def call(settings: Any) -> Any:
         try:
-            with at_work():
-                return run(settings)
+            return run(settings)
         except UserError as error:
             named = re.findall(r"`(?:--)?(\w+)(?: [^`]*)?`", str(error))
             own = {field.name for field in fields(settings)}

@@ -4,9 +4,7 @@ import logging
 import os
 import signal
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from contextvars import ContextVar
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
@@ -25,7 +23,6 @@ from hf_ssl.settings import of_json
 from hf_ssl.training.arguments import TrainingSettings
 from hf_ssl.training.changes import defaults_of
 from hf_ssl.training.files import RUN_FILE, write_json
-from hf_ssl.training.lock import locked
 from hf_ssl.training.loop import train
 from hf_ssl.training.output import check_outside_data, make_results_folder
 from hf_ssl.training.plan import make_plan
@@ -58,20 +55,6 @@ class StoppedError(Exception):
         return f"Stopped by {self._name} after {done} of {total} runs. The same command continues."
 
 
-_at_work: ContextVar[ExitStack | None] = ContextVar("_at_work", default=None)
-
-
-@contextmanager
-def at_work() -> Iterator[None]:
-    """The time of a study, at whose end it lets go of the folder that `claim_folder` locked for it."""
-    with ExitStack() as stack:
-        token = _at_work.set(stack)
-        try:
-            yield
-        finally:
-            _at_work.reset(token)
-
-
 def check_one_process() -> None:
     """Refuse several processes: a study trains one run after another in the process that it is called in.
 
@@ -100,8 +83,8 @@ def public_settings(settings: PlaceSettings, names: Sequence[str], source: Sourc
 def claim_folder(folder: Path, settings: PlaceSettings, names: Sequence[str], source: Source) -> None:
     """Make a folder whose runs all have the same settings, so that finished runs need not be made again.
 
-    Of several commands that begin in it at the same time, the first one's settings count, and within `at_work` the
-    others are refused. If another version of this package began it, a warning says so.
+    Of several commands that begin in it at the same time, the first one's settings count. If another version of this
+    package began it, a warning says so.
 
     Args:
         folder: Its `settings.json` is written, or compared if there is one. A setting that the version which wrote it
@@ -112,7 +95,7 @@ def claim_folder(folder: Path, settings: PlaceSettings, names: Sequence[str], so
 
     Raises:
         UserError: If its runs were trained with other settings, of which the first is named.
-        UserError: If it lies in a run or in the data set, holds something else, or another study is at work in it.
+        UserError: If it lies in a run or in the data set, or holds something else.
     """
     place = folder.resolve()
     run = next((one for one in (place, *place.parents) if (one / RUN_FILE).is_file()), None)
@@ -139,10 +122,6 @@ def claim_folder(folder: Path, settings: PlaceSettings, names: Sequence[str], so
         write_json(path, choice | {_VERSION: began})
         for left in leftovers_of(path):
             left.unlink(missing_ok=True)
-    stack = _at_work.get()
-    if stack is not None:
-        busy = f"Another study is at work in `{folder}`. Wait for it or end it; the same command then continues."
-        stack.enter_context(locked(folder, busy))
     if began != hf_ssl.__version__:
         logger.warning(
             "The runs in `%s` were begun with %s, and this is hf_ssl %s: finished runs stay as they are. If the "

@@ -2,7 +2,6 @@
 
 import json
 import multiprocessing
-import sys
 import threading
 from dataclasses import asdict
 from pathlib import Path
@@ -22,12 +21,11 @@ from hf_ssl.studies.ablation_theory import Run as AblationRun
 from hf_ssl.studies.ablation_theory import Start, Theory
 from hf_ssl.studies.dictionaries_runs import Cell as DictionaryCell
 from hf_ssl.studies.labels import LabelRun
-from hf_ssl.studies.many_runs import at_work, claim_folder, finished_run
+from hf_ssl.studies.many_runs import claim_folder, finished_run
 from hf_ssl.studies.methods import _COMMON, MethodsSettings
 from hf_ssl.studies.methods_report import MethodRun
 from hf_ssl.studies.negatives_measures import Measured, Run
 from hf_ssl.studies.reproduce_report import FinishedRun
-from hf_ssl.training import lock
 from hf_ssl.training.output import RESULTS, make_results_folder
 
 NUMBERS = {"linear": 0.5, "knn": 0.4, "view_alignment_h": 1.0, "class_alignment_h": 1.0, "uniformity_h": -2.0}
@@ -226,30 +224,3 @@ def test_a_study_in_the_folder_of_images_is_refused(tmp_path: Path):
     source = MethodsSettings(dataset="digits", output_dir=tmp_path, num_steps=4).data_of({}).open()
     with pytest.raises(UserError, match="`output_dir` .* lies in the data set"):
         claim_folder(settings.output_dir, settings, _COMMON, source)
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such locks")
-def test_a_second_study_in_the_folder_is_refused_before_it_trains(tmp_path: Path):
-    """While the first is at work, and no longer; what the first asks again, it gets."""
-    settings = MethodsSettings(dataset="digits", output_dir=tmp_path, num_steps=4)
-    source = settings.data_of({}).open()
-
-    def claim_as_another() -> int | None:
-        def claim() -> None:
-            lock._held.clear()  # which a process that was started, not forked, does not have
-            with at_work():
-                try:
-                    claim_folder(tmp_path, settings, _COMMON, source)
-                except UserError as error:
-                    sys.exit(7 if f"Another study is at work in `{tmp_path}`. Wait for it" in str(error) else 1)
-
-        child = multiprocessing.get_context("fork").Process(target=claim)
-        child.start()
-        child.join()
-        return child.exitcode
-
-    with at_work():
-        claim_folder(tmp_path, settings, _COMMON, source)
-        claim_folder(tmp_path, settings, _COMMON, source)
-        assert claim_as_another() == 7
-    assert claim_as_another() == 0
