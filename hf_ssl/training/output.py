@@ -26,6 +26,7 @@ RESULTS = (
 )
 """Stems of the files by which a folder of studies, simulations or analyses is known."""
 
+_LOGS = (".log", ".txt", ".out", ".err")  # what launchers write where a run is to begin
 _CHOICE = "recipe.json"  # what `auto` has chosen: see `commands/resolve`
 
 
@@ -119,9 +120,10 @@ def _record_in(folder: Path) -> RunRecord | None:
 
 
 def _shown(folder: Path) -> list[Path]:
-    """What stands in a folder but for hidden files: locks, what killed processes left, and what desktops write."""
+    """What stands in a folder but for logs of launchers and hidden files: locks, leftovers, what desktops write."""
     try:
-        return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+        found = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+        return [path for path in found if path.suffix not in _LOGS or not path.is_file()]
     except OSError as error:
         raise UserError(f"`{folder}` cannot be read: {error.strerror}. Give another folder.") from error
 

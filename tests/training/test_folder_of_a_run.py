@@ -58,6 +58,7 @@ def test_a_folder_without_a_run_is_refused_and_left_alone(tmp_path: Path, files:
     [
         {},
         {".DS_Store": "", ".lock": ""},
+        {"slurm-17.out": "of a launcher", "log.txt": ""},
         {"recipe.json": '{"batch_size": 8}', "data_files.json.gz": "", "metrics.jsonl": "", "run.json": OWN},
         {"recipe.json": '{"num_epochs": 8, "own_setting": 1}'},
         {"recipe.json": "{}"},
