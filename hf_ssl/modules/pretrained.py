@@ -64,6 +64,30 @@ class SSLConfig(PreTrainedConfig):
                 raise UserError(f"`{type(self).__name__}` has no setting `{name}`.{hint}")
         super().__post_init__(**kwargs)
 
+    @classmethod
+    def get_config_dict(
+        cls, pretrained_model_name_or_path: Any, **kwargs: Any
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The settings that were saved, and the arguments that are left.
+
+        Raises:
+            UserError: If another kind of model was saved, whose settings would be refused one by one.
+        """
+        saved, rest = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        kind = saved.get("model_type", cls.model_type)
+        if kind != cls.model_type:
+            loader = "AutoModel" if cls is SSLConfig else "AutoModelForPreTraining"
+            cure = (
+                f"Load it by `{loader}.from_pretrained`."
+                if kind.startswith("hf_ssl_")
+                else 'Give the folder of a saved method: `pretraining` of a run, or `subfolder="pretraining"`.'
+            )
+            raise UserError(
+                f"`{pretrained_model_name_or_path}` holds `{kind.removeprefix('hf_ssl_')}`, not "
+                f"`{cls.model_type.removeprefix('hf_ssl_')}`. {cure}"
+            )
+        return saved, rest
+
     def to_dict(self) -> dict[str, Any]:
         """The settings as they are saved."""
         settings = super().to_dict()
@@ -106,6 +130,9 @@ class WithEncoder(PreTrainedModel):
 
     Args:
         config: Config of a method; `architecture` and `model_args` describe the encoder.
+
+    Raises:
+        UserError: If it is the config of another method.
     """
 
     base_model_prefix = "encoder"
@@ -115,6 +142,11 @@ class WithEncoder(PreTrainedModel):
     accepts_loss_kwargs = False
 
     def __init__(self, config: SSLConfig):
+        wanted: type[SSLConfig] = self.config_class  # pyright: ignore[reportAssignmentType]
+        if not isinstance(config, wanted):
+            raise UserError(
+                f"`{type(self).__name__}` is made of a `{wanted.__name__}`, got `{type(config).__name__}`."
+            )
         super().__init__(config)
         self.encoder = build_encoder(config.architecture, config.model_args)
 
