@@ -11,6 +11,7 @@ from matplotlib.text import Text
 
 from hf_ssl.figures.accuracy import accuracy_bars
 from hf_ssl.figures.confusion import confusion_matrix
+from hf_ssl.figures.diagnostics import spectrum_curves
 from hf_ssl.figures.embedding_map import embedding_map
 from hf_ssl.figures.names import readable
 from hf_ssl.figures.neighbours import neighbour_gallery, picture_sheet
@@ -42,8 +43,9 @@ def test_a_font_that_the_user_names_counts(monkeypatch: pytest.MonkeyPatch):
         (neighbour_gallery([[PICTURE] * 2], [[True]], CAT, [[DOG, NAMES[3]]]), {"?", r"\$\oops\$"}),
         (picture_sheet([[PICTURE]], [[f"{CAT}.jpg"]]), {"?.jpg"}),
         (accuracy_bars({CAT: {DOG: {"knn": 0.5}, "$b$": {"knn": 0.5}}}, title=NAMES[3]), {"?", r"\$b\$"}),
+        (spectrum_curves({"features": {CAT: [1.0, 0.5], "$b$": [1.0, 0.4]}}, DOG), {"?", r"\$b\$"}),
     ],
-    ids=["map", "confusion", "gallery", "sheet", "bars"],
+    ids=["map", "confusion", "gallery", "sheet", "bars", "spectra"],
 )
 def test_figures_are_drawn_without_a_warning(figure: Figure, shown: set[str]):
     with warnings.catch_warnings():
