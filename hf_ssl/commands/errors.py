@@ -82,11 +82,18 @@ def errors_for_users(debug: bool = False) -> Iterator[None]:
 
 
 def _strict_message(error: BaseException) -> str:
-    cause = str(error.__cause__ or error)
-    wrong_type = re.match(r"Field '(\w+)' expected (.*?),? got (.*)", cause)
+    while error.__cause__ is not None and not isinstance(error, UserError):
+        error = error.__cause__
+    text = " ".join(str(error).split())
+    wrong_type = re.match(r"Field '(\S+)' expected (.*?),? got (.*)", text)
     if wrong_type:
         return f"`{wrong_type.group(1)}` must be {wrong_type.group(2)}, got {wrong_type.group(3)}."
-    return " ".join(cause.split())
+    no_type = re.match(r"Field '(\S+)' with value (.*) doesn't match any type in \((.*?),?\)\. Errors: ", text)
+    if no_type:
+        kinds = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", no_type.group(3)).replace("NoneType", "none")
+        kinds = re.sub(r", (?![^\[]*\])", " or ", kinds)  # not the comma in `tuple[float, ...]`
+        return f"`{no_type.group(1)}` must be {kinds}, got {no_type.group(2)}."
+    return text
 
 
 def _reader_has_gone() -> bool:

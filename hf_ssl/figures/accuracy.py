@@ -6,6 +6,8 @@ from textwrap import fill
 import numpy as np
 from matplotlib.figure import Figure
 
+from hf_ssl.figures.names import readable
+
 # Okabe and Ito's colours: distinct for colour-blind readers, and of different lightness in print. The last encoder is
 # the one that the figure is about and gets the strong blue.
 _OTHERS = ("#BBBBBB", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#F0E442")
@@ -46,7 +48,7 @@ def accuracy_bars(
             colour = _MAIN if main else _OTHERS[place % len(_OTHERS)]
             heights = [100 * values[label] for label in labels]
             where = np.arange(len(labels)) - 0.42 + (place + 0.5) * bar_width
-            bars = axis.bar(where, heights, 0.94 * bar_width, color=colour, label=encoder)
+            bars = axis.bar(where, heights, 0.94 * bar_width, color=colour, label=readable(encoder))
             if not crowded:
                 axis.bar_label(bars, fmt="%.0f", fontsize=7, fontweight="bold" if main else "normal", padding=1)
         for place, label in enumerate(labels):
@@ -54,7 +56,7 @@ def accuracy_bars(
             if level is not None:
                 line = axis.hlines(100 * level, place - 0.46, place + 0.46, colors=_CHANCE, linestyles="--", lw=1)
                 line.set_label("most frequent class" if place == 0 else None)
-        axis.set_title(name, fontsize=10, loc="left")
+        axis.set_title(readable(name), fontsize=10, loc="left")
         axis.set_xticks(range(len(labels)), labels if crowded else [fill(label, 14) for label in labels])
         if crowded:
             axis.tick_params(axis="x", rotation=90)
@@ -69,5 +71,5 @@ def accuracy_bars(
         handles, names, loc="outside lower center", ncols=max(1, int(width / 2.5)), frameon=False, fontsize=9
     )
     if title:
-        figure.suptitle(title, fontsize=11)
+        figure.suptitle(readable(title), fontsize=11)
     return figure

@@ -7,6 +7,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
+from hf_ssl.figures.names import readable
+
 _MOST_CLASSES = 30  # that can be read
 _MOST_NUMBERS = 15  # classes up to which every cell says its number
 
@@ -18,7 +20,7 @@ def confusion_matrix(counts: ArrayLike, class_names: Sequence[str], title: str |
 
     Args:
         counts: Images of each true class that are taken for each class, (classes, classes).
-        class_names: Names of the classes.
+        class_names: Names of the classes; their numbers are shown where the font lacks a character.
         title: Title of the figure.
 
     Returns:
@@ -37,7 +39,8 @@ def confusion_matrix(counts: ArrayLike, class_names: Sequence[str], title: str |
     if len(table) > _MOST_CLASSES:
         errors = table.sum(axis=0) + table.sum(axis=1) - 2 * table.diagonal()
         shown = np.sort(np.argsort(-errors, kind="stable")[:_MOST_CLASSES])
-    names = [shorten(class_names[int(number)].replace("_", " "), 18, placeholder="...") for number in shown]
+    names = [readable(class_names[number], f"class {number}") for number in shown.tolist()]
+    names = [shorten(name.replace("_", " "), 18, placeholder="...") for name in names]
     shares = shares[np.ix_(shown, shown)]
     size = 2.4 + 0.34 * len(shown)  # inches
     figure = Figure(figsize=(size + 0.8, size), dpi=150, layout="constrained")
@@ -54,5 +57,5 @@ def confusion_matrix(counts: ArrayLike, class_names: Sequence[str], title: str |
             axis.text(column, row, text, ha="center", va="center", fontsize=7, color=colour)
     figure.colorbar(image, ax=axis, label="share of the true class (%)", shrink=0.7)
     part = f"the {len(shown)} classes with the most errors of {len(table)}" if len(shown) < len(table) else None
-    axis.set_title("\n".join(line for line in (title, part) if line), fontsize=10, loc="left")
+    axis.set_title("\n".join(line for line in (readable(title or ""), part) if line), fontsize=10, loc="left")
     return figure

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from hf_ssl.figures.metrics_log import read_metrics
+from hf_ssl.figures.names import readable
 
 # Okabe and Ito's colours, of different lightness in print.
 _COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000")
@@ -42,13 +43,13 @@ def spectrum_curves(panels: Mapping[str, Mapping[str, Sequence[float]]], title: 
         for place, (encoder, eigenvalues) in enumerate(spectra.items()):
             ranks = list(range(1, len(eigenvalues) + 1))
             colour = _COLOURS[place % len(_COLOURS)]
-            _plot_by_rank(axis, ranks, _relative(eigenvalues), color=colour, lw=1.4, label=encoder)
+            _plot_by_rank(axis, ranks, _relative(eigenvalues), color=colour, lw=1.4, label=readable(encoder))
         _finish(axis, f"spectrum of the {name}", "rank", "eigenvalue / largest")
         axis.set_xscale("log")
         axis.set_yscale("log")
         axis.legend(fontsize=8, frameon=False, loc="lower left")
     if title:
-        figure.suptitle(title, fontsize=11)
+        figure.suptitle(readable(title), fontsize=11)
     return figure
 
 
@@ -76,12 +77,12 @@ def predictor_curves(predictors: Mapping[str, Mapping[str, Sequence[float]]], ti
         colour = _COLOURS[place % len(_COLOURS)]
         _plot_against_root(left, curves, colour, encoder)
         ranks = range(1, len(curves["cosine"]) + 1)
-        _plot_by_rank(right, ranks, curves["cosine"], color=colour, lw=1.2, label=encoder)
+        _plot_by_rank(right, ranks, curves["cosine"], color=colour, lw=1.2, label=readable(encoder))
     _finish_predictor(left, right)
     if len(predictors) > 1:
         left.legend(fontsize=8, frameon=False)
     if title:
-        figure.suptitle(title, fontsize=11)
+        figure.suptitle(readable(title), fontsize=11)
     return figure
 
 

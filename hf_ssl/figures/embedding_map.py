@@ -7,6 +7,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from hf_ssl.figures.names import readable
+
 # Okabe and Ito's colours and two more: at most ten classes get a colour and a name each.
 _COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000")
 _COLOURS += ("#8C564B", "#7F7F7F")
@@ -24,7 +26,7 @@ def embedding_map(
     Args:
         positions: Place of each image, (images, 2).
         classes: Class of each image, (images,), negative where unknown; None: all points look the same.
-        class_names: Name of each class, for a legend of up to ten of them.
+        class_names: Name of each class, for a legend of up to ten of them; "class 3" where the font lacks it.
         title: What the colours are.
 
     Returns:
@@ -52,7 +54,7 @@ def embedding_map(
     else:
         axis.scatter(*positions[classes < 0].T, s=size, color=_UNKNOWN, linewidths=0)
         for colour, number in zip(_COLOURS, known, strict=False):
-            name = class_names[number] if number < len(class_names) else str(number)
+            name = readable(class_names[int(number)], f"class {number}") if number < len(class_names) else str(number)
             axis.scatter(*positions[classes == number].T, s=size, color=colour, linewidths=0, alpha=0.8, label=name)
         axis.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5), markerscale=1.6)
     axis.set_aspect("equal", adjustable="datalim")
@@ -60,5 +62,5 @@ def embedding_map(
     axis.set_yticks([])
     axis.spines[:].set_color("#CCCCCC")
     if title:
-        axis.set_title(title, fontsize=10, loc="left")
+        axis.set_title(readable(title), fontsize=10, loc="left")
     return figure

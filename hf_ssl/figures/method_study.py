@@ -7,6 +7,8 @@ from statistics import mean, stdev
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from hf_ssl.figures.names import readable
+
 # Okabe and Ito: told apart with any colour vision.
 _RUN, _RANDOM = "#0072B2", "#7F7F7F"
 
@@ -64,7 +66,7 @@ def method_chart(rows: Sequence[MethodRow], random: MethodRow, title: str | None
     if handles:
         figure.legend(handles=handles, loc="outside lower center", fontsize=9, frameon=False)
     if title:
-        figure.suptitle(title, fontsize=11)
+        figure.suptitle(readable(title), fontsize=11)
     return figure
 
 

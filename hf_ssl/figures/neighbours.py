@@ -7,6 +7,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from hf_ssl.figures.names import readable
+
 _SAME, _OTHER = "#0072B2", "#E69F00"  # Okabe and Ito's blue and orange
 
 
@@ -51,7 +53,7 @@ def neighbour_gallery(
             axis.set_xticks([])
             axis.set_yticks([])
             if titles is not None:
-                axis.set_title(titles[number][place], fontsize=6)
+                axis.set_title(readable(titles[number][place]), fontsize=6)
             agrees = same_class[number][place - 1] if same_class and place else None
             axis.spines[:].set_visible(agrees is not None)
             if agrees is not None:
@@ -60,7 +62,7 @@ def neighbour_gallery(
         axes[0, 0].set_title("query", fontsize=9)
         axes[0, 2].set_title("nearest", fontsize=9, loc="left")
     if same_class and any(agrees is not None for line in same_class for agrees in line):
-        what = label or "class"
+        what = readable(label or "class")
         figure.supxlabel(f"frame: blue for the same {what}, orange for another", fontsize=8)
     return figure
 
@@ -91,7 +93,7 @@ def picture_sheet(
             axis.imshow(picture, interpolation="nearest")
             axis.set(xticks=[], yticks=[])
             axis.spines[:].set_visible(False)
-            axis.set_title(title, fontsize=6)
+            axis.set_title(readable(title), fontsize=6)
         for axis in line[len(pictures) :]:
             axis.set_axis_off()
         if labels is not None:

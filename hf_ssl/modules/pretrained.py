@@ -10,10 +10,11 @@ import json
 import math
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, NoReturn, Self
+from typing import Any, NoReturn, Self, TypeVar
 
 import torch
-from huggingface_hub.dataclasses import strict
+from huggingface_hub.dataclasses import strict, type_validator
+from huggingface_hub.errors import StrictDataclassClassValidationError
 from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel, TimmWrapperImageProcessor
 from transformers.modeling_outputs import BaseModelOutputWithPooling
@@ -21,6 +22,9 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from hf_ssl.errors import UserError, near_name
 from hf_ssl.modules.encoder import build_encoder, hidden_size_of
 from hf_ssl.modules.preprocessing import preprocessing
+from hf_ssl.settings import as_declared, wrong_value
+
+_T = TypeVar("_T")
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -34,8 +38,35 @@ _KEYS_OF_TRANSFORMERS = frozenset(
 )
 
 
+class _Checked(type):
+    """Makes configs: what a field's type or a rule of the class refuses is a `UserError`.
+
+    A metaclass, because `strict`, which a method's author applies to the class, wraps all else that a class can have.
+    """
+
+    def __call__(cls: type[_T], *args: Any, **values: Any) -> _T:
+        kinds = {field.name: field.type for field in fields(cls)}  # pyright: ignore[reportArgumentType]
+        given = {name: _fitting(name, value, kinds.get(name, Any)) for name, value in values.items()}
+        try:
+            return type.__call__(cls, *args, **given)
+        except StrictDataclassClassValidationError as error:
+            # What a rule refuses is a `UserError`; any other error in a rule is a bug.
+            raise (error.__cause__ or error) from None
+
+
+def _fitting(name: str, value: Any, annotation: Any) -> Any:
+    """A value as its field takes it, such as a whole number as a `float`; one that fits is left as it is."""
+    for fitting in (value, as_declared(value, annotation)):
+        try:
+            type_validator(name, fitting, annotation)
+        except (TypeError, ValueError):
+            continue
+        return fitting
+    raise UserError(wrong_value(name, annotation, value))
+
+
 @strict
-class SSLConfig(PreTrainedConfig):
+class SSLConfig(PreTrainedConfig, metaclass=_Checked):
     """Settings that every method shares: the encoder and the images that it expects.
 
     Args:
@@ -63,6 +94,30 @@ class SSLConfig(PreTrainedConfig):
                 hint = near_name(name, own) or " Remove it."
                 raise UserError(f"`{type(self).__name__}` has no setting `{name}`.{hint}")
         super().__post_init__(**kwargs)
+
+    @classmethod
+    def get_config_dict(
+        cls, pretrained_model_name_or_path: Any, **kwargs: Any
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The settings that were saved, and the arguments that are left.
+
+        Raises:
+            UserError: If another kind of model was saved, whose settings would be refused one by one.
+        """
+        saved, rest = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        kind = saved.get("model_type", cls.model_type)
+        if kind != cls.model_type:
+            loader = "AutoModel" if cls is SSLConfig else "AutoModelForPreTraining"
+            cure = (
+                f"Load it by `{loader}.from_pretrained`."
+                if kind.startswith("hf_ssl_")
+                else 'Give the folder of a saved method: `pretraining` of a run, or `subfolder="pretraining"`.'
+            )
+            raise UserError(
+                f"`{pretrained_model_name_or_path}` holds `{kind.removeprefix('hf_ssl_')}`, not "
+                f"`{cls.model_type.removeprefix('hf_ssl_')}`. {cure}"
+            )
+        return saved, rest
 
     def to_dict(self) -> dict[str, Any]:
         """The settings as they are saved."""
@@ -106,6 +161,9 @@ class WithEncoder(PreTrainedModel):
 
     Args:
         config: Config of a method; `architecture` and `model_args` describe the encoder.
+
+    Raises:
+        UserError: If it is the config of another method.
     """
 
     base_model_prefix = "encoder"
@@ -115,6 +173,11 @@ class WithEncoder(PreTrainedModel):
     accepts_loss_kwargs = False
 
     def __init__(self, config: SSLConfig):
+        wanted: type[SSLConfig] = self.config_class  # pyright: ignore[reportAssignmentType]
+        if not isinstance(config, wanted):
+            raise UserError(
+                f"`{type(self).__name__}` is made of a `{wanted.__name__}`, got `{type(config).__name__}`."
+            )
         super().__init__(config)
         self.encoder = build_encoder(config.architecture, config.model_args)
 

@@ -74,7 +74,7 @@ def test_the_surface_is_what_it_was():
     assert sorted(hf_ssl.__all__) == sorted(SURFACE)
     for name in SURFACE:
         assert getattr(hf_ssl, name) is not None
-    assert set(SURFACE) <= set(dir(hf_ssl))
+    assert dir(hf_ssl) == sorted(hf_ssl.__all__) and set(SURFACE) <= set(dir(hf_ssl))
     with pytest.raises(AttributeError, match="no attribute `pretrian`"):
         hf_ssl.pretrian  # noqa: B018
 

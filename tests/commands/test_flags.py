@@ -352,10 +352,25 @@ def test_messages_are_told_from_bugs(everything: None, capsys: pytest.CaptureFix
 
 def test_settings_of_a_method_are_messages(capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit), errors_for_users():
-        METHODS["byol"].config_class(ema_momentum=1)  # pyright: ignore[reportCallIssue]
-    assert "`ema_momentum` must be float, got int (value: 1)." in capsys.readouterr().err
-    with pytest.raises(UserError, match=r"`ema_momentum` must be float, got int \(value: 1\)."), as_user_errors():
-        METHODS["byol"].config_class(ema_momentum=1)  # pyright: ignore[reportCallIssue]
+        METHODS["byol"].config_class(image_size="x")  # pyright: ignore[reportArgumentType]
+    assert capsys.readouterr().err == "error: `image_size` must be a whole number, got `x`.\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("image_size", "x", "`image_size` must be int, got str (value: 'x')."),
+        ("queue_size", None, "`queue_size` must be int, got NoneType (value: None)."),
+        ("projector_hidden_dim", "x", "`projector_hidden_dim` must be int or none, got 'x'."),
+        ("projector", "x", "`projector` must be one of ('linear', 'mlp'), got x."),
+        ("image_std", ["x"], "`image_std` must be list[float] or tuple[float, ...], got ['x']."),
+    ],
+)
+def test_what_a_config_of_another_package_refuses_is_a_message(name: str, value: Any, message: str):
+    config = METHODS["moco"].config_class()
+    with pytest.raises(UserError) as error, as_user_errors():
+        setattr(config, name, value)
+    assert str(error.value) == message
 
 
 def test_errors_of_files_and_the_keyboard(everything: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]):

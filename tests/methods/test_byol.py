@@ -3,9 +3,9 @@ import math
 import numpy as np
 import pytest
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 
+from hf_ssl.errors import UserError
 from hf_ssl.methods.byol import BYOLConfig, BYOLForPreTraining
 
 
@@ -173,5 +173,5 @@ def test_without_predictor_and_target_the_outputs_collapse():
     ],
 )
 def test_wrong_settings_are_refused(settings, message):
-    with pytest.raises(StrictDataclassError, match=message):
+    with pytest.raises(UserError, match=message):
         BYOLConfig(**settings)

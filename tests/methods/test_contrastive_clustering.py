@@ -2,9 +2,9 @@ import math
 
 import pytest
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 
+from hf_ssl.errors import UserError
 from hf_ssl.methods.contrastive_clustering import ContrastiveClusteringConfig, ContrastiveClusteringForPreTraining
 
 
@@ -146,5 +146,5 @@ def test_the_number_of_clusters_is_needed_and_bounded_by_the_batch():
     ],
 )
 def test_wrong_settings_are_refused(settings, message):
-    with pytest.raises(StrictDataclassError, match=message):
+    with pytest.raises(UserError, match=message):
         ContrastiveClusteringConfig(**settings)

@@ -2,8 +2,8 @@ import math
 
 import pytest
 import torch
-from huggingface_hub.errors import StrictDataclassError
 
+from hf_ssl.errors import UserError
 from hf_ssl.methods.directclr import DirectCLRConfig, DirectCLRForPreTraining
 
 
@@ -88,5 +88,5 @@ def test_a_subvector_longer_than_the_representation_is_refused():
     ],
 )
 def test_wrong_settings_are_refused(settings, message):
-    with pytest.raises(StrictDataclassError, match=message):
+    with pytest.raises(UserError, match=message):
         DirectCLRConfig(**settings)

@@ -3,10 +3,10 @@ import math
 import numpy as np
 import pytest
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hf_ssl.errors import UserError
 from hf_ssl.methods import directpred
 from hf_ssl.methods.directpred import (
     DirectPredConfig,
@@ -356,5 +356,5 @@ def test_projector_can_be_that_of_either_code():
     ],
 )
 def test_wrong_settings_are_refused(changes, message):
-    with pytest.raises(StrictDataclassError, match=message):
+    with pytest.raises(UserError, match=message):
         DirectPredConfig(**changes)

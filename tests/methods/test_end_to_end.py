@@ -2,9 +2,9 @@ import math
 
 import pytest
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 
+from hf_ssl.errors import UserError
 from hf_ssl.methods.end_to_end import EndToEndConfig, EndToEndForPreTraining
 
 
@@ -134,7 +134,7 @@ def test_projector_is_that_of_the_official_code(settings, widths):
     ],
 )
 def test_wrong_settings_are_refused(settings, message):
-    with pytest.raises(StrictDataclassError, match=message):
+    with pytest.raises(UserError, match=message):
         EndToEndConfig(**settings)
 
 

@@ -3,10 +3,10 @@ import math
 import numpy as np
 import pytest
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from plain import Node, State, concatenate, l2_normalize, logsumexp, move_target, sequential, stop_gradient
 from steps import Batch, compare_steps, encode, make_tiny
 
+from hf_ssl.errors import UserError
 from hf_ssl.methods.mochi import Draws, MoCHiConfig, MoCHiForPreTraining, draw_mixtures, mixed_scores
 from hf_ssl.methods.moco import MoCoConfig, MoCoForPreTraining
 
@@ -432,5 +432,5 @@ def test_ten_steps_equal_a_plain_second_implementation(class_oracle):
     ],
 )
 def test_wrong_settings_are_refused(settings, message):
-    with pytest.raises(StrictDataclassError, match=message):
+    with pytest.raises(UserError, match=message):
         MoCHiConfig(**settings)

@@ -2,9 +2,9 @@ import math
 
 import pytest
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 
+from hf_ssl.errors import UserError
 from hf_ssl.methods.moco import MoCoConfig, MoCoForPreTraining
 from hf_ssl.modules.batch_norm import SplitBatchNorm
 
@@ -191,5 +191,5 @@ def test_accuracy_counts_positives_above_all_negatives():
     ],
 )
 def test_wrong_settings_are_refused(settings, message):
-    with pytest.raises(StrictDataclassError, match=message):
+    with pytest.raises(UserError, match=message):
         MoCoConfig(**settings)

@@ -4,12 +4,12 @@ import math
 import pytest
 import timm
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from plain import Node, State, l2_normalize, log_softmax, move_target, sequential
 from steps import Batch, compare_steps, encode, make_tiny
 from torch import nn
 from transformers import AutoModelForPreTraining
 
+from hf_ssl.errors import UserError
 from hf_ssl.hub.export import export_encoder
 from hf_ssl.methods.moco_v3 import MoCoV3Config, MoCoV3ForPreTraining
 
@@ -234,7 +234,7 @@ def test_widths_that_four_does_not_divide_are_refused():
     ],
 )
 def test_wrong_settings_are_refused(settings, message):
-    with pytest.raises(StrictDataclassError, match=message):
+    with pytest.raises(UserError, match=message):
         MoCoV3Config(**settings)
 
 

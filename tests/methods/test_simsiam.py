@@ -2,9 +2,9 @@ import math
 
 import pytest
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 
+from hf_ssl.errors import UserError
 from hf_ssl.methods.simsiam import SimSiamConfig, SimSiamForPreTraining
 
 
@@ -87,5 +87,5 @@ def test_there_is_no_second_network():
     ],
 )
 def test_wrong_settings_are_refused(settings, message):
-    with pytest.raises(StrictDataclassError, match=message):
+    with pytest.raises(UserError, match=message):
         SimSiamConfig(**settings)
