@@ -15,7 +15,7 @@ from hf_ssl.data.settings import DataSettings
 from hf_ssl.data.sources.open import Source
 from hf_ssl.data.views.cpu import VIEW_RECIPES
 from hf_ssl.errors import UserError, near_name
-from hf_ssl.evaluation.references import read_json
+from hf_ssl.evaluation.references import json_object
 from hf_ssl.hub.access import check_push_access
 from hf_ssl.hub.names import check_license
 from hf_ssl.methods import METHODS
@@ -200,8 +200,8 @@ def _kept_choice(path: Path, kinds: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         UserError: If the file holds something else.
     """
-    values = read_json(path)
     try:
+        values = json_object(path)
         refuse_unknown(values, kinds, "this method has no setting")
         return {name: as_typed(name, value, kinds[name]) for name, value in values.items()}
     except UserError as error:
