@@ -40,6 +40,7 @@ from hf_ssl.training.find import complete_checkpoints
 from hf_ssl.training.loop import TrainingResult, checkpoint_text, train
 from hf_ssl.training.output import locked_output_dir, prepare_output_dir
 from hf_ssl.training.plan import UNKNOWN_LENGTH
+from hf_ssl.training.record import RunRecord
 from hf_ssl.training.start import ENCODERS, EncoderStart, MethodStart
 
 logger = logging.getLogger(__name__)
@@ -59,14 +60,8 @@ GROUPS = {
         *("predictor_lr_multiplier", "predictor_weight_decay"),
     ),
     "machine": (
-        "lanes",
-        "mixed_precision",
-        "compile",
-        "activation_checkpointing",
-        "deterministic",
-        "channels_last",
-        "batch_norm",
-        "cpu",
+        *("lanes", "mixed_precision", "compile", "activation_checkpointing", "deterministic", "channels_last"),
+        *("batch_norm", "cpu"),
     ),
     "checkpoints and log": (
         *("checkpoint_every", "keep_checkpoints", "grace_seconds", "resume", "change", "log_every"),
@@ -94,6 +89,7 @@ class PretrainResult:
         metrics: The lines of metrics.jsonl: loss, learning rate, speed, spread and rank of the features.
         step: Optimizer steps done.
         num_steps: Optimizer steps of the whole run.
+        skipped: Reason -> images that could not be used, each counted in every epoch.
         collapse: What the collapse alarm reported, in plain words; None if nothing.
         next_commands: What is usually typed next.
         url: Address of the published encoder, if it was published.
@@ -111,6 +107,7 @@ class PretrainResult:
     num_steps: int
     collapse: str | None
     next_commands: list[str]
+    skipped: dict[str, int] = dataclasses.field(default_factory=dict)
     url: str | None = None
     unpublished: list[str] = dataclasses.field(default_factory=list)
     exit_code: int = 0
@@ -122,6 +119,10 @@ class PretrainResult:
         for one in self.results:
             lines.append(f"k-NN:    {one['value']:.1%} of {one['label']} on split {one['split']}")
         lines.append(f"Collapse: {self.collapse or 'none was seen'}")
+        if self.skipped:
+            reasons = ", ".join(f"{count:,} {reason}" for reason, count in sorted(self.skipped.items()))
+            cure = "with `--max_skipped_ratio 0` a run stops and names some"
+            lines.append(f"Skipped: {reasons}, counted in each epoch; {cure}")
         epochs = self.metrics[-1].get("epoch") if self.metrics else None
         if epochs is not None and epochs < _FEW_EPOCHS:
             lines.append(
@@ -259,6 +260,7 @@ def _result(request: Request, result: TrainingResult, finish: Finish | None) -> 
     results = results_in(encoder / "results.json") if encoder is not None else []
     signal_number = result.signal or (finish.signal if finish is not None else 0)
     unpublished = finish.unpublished if finish is not None else []
+    record = RunRecord.read(encoder) if encoder is not None else None
     code = NotPublishedError.exit_code if unpublished else 0 if result.finished else _COLLAPSED
     return PretrainResult(
         run_dir=run_dir,
@@ -270,6 +272,7 @@ def _result(request: Request, result: TrainingResult, finish: Finish | None) -> 
         num_steps=result.num_steps,
         collapse=result.collapse,
         next_commands=_next_commands(request, results),
+        skipped=record.skipped if record is not None else {},
         url=finish.url if finish is not None else None,
         unpublished=unpublished,
         exit_code=128 + signal_number if signal_number else code,
