@@ -71,6 +71,9 @@ def request_of(given: Mapping[str, Any]) -> Request:
     refuse_unknown(values, {**known, "method": str}, f"Pretraining by `{method.__name__}` has no setting")
     values = {name: as_declared(value, known[name]) for name, value in values.items()}
     _check_types(values, known)
+    refuse_unknown(
+        dict.fromkeys(values.get("change") or ()), {**known, **ALIASES}, "`change` names the unknown setting"
+    )
     recipe = values.get("recipe") or "auto"
     check_recipe(method, recipe)
     if "output_dir" not in values:

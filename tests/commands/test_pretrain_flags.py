@@ -147,6 +147,9 @@ def test_auto_is_the_default_and_what_it_chose_is_kept(tmp_path: Path, caplog: p
         ("--recipe cifr", "Method `directpred` has no recipe `cifr`"),
         ("--recipe cifr", "Did you mean `cifar`?"),
         ("--batch_sise 3", "Unknown flag `--batch_sise`. Did you mean `--batch_size`?"),
+        ("--temperature 0.1", "Unknown flag `--temperature`. `--help` lists them all."),
+        ("--resume auto --change foo", "`change` names the unknown setting `foo`. Leave it out."),
+        ("--resume auto --change weight_decya", "`weight_decya`. Did you mean `weight_decay`?"),
         ("--method moco --queue_sise=3", "Unknown flag `--queue_sise`. Did you mean `--queue_size`?"),
         ("--batch 3", "Unknown flag `--batch`."),  # no abbreviations
         ("--xyzzy 3", "Unknown flag `--xyzzy`. `--help` lists them all."),
