@@ -23,7 +23,8 @@ COMMANDS = {
     "publish": "push a run to the Hugging Face Hub",
     "demo": "show what an encoder finds similar, on a page in the browser",
     "views": "draw images beside the views that a recipe makes of them",
-    "study": "train several runs and compare them: methods, ablation, negatives, reproduce",
+    "study": "train several runs and compare them: methods, labels, ablation, negatives, augmentation, curriculum, "
+    "dictionaries, reproduce",
     "simulate": "show why training without labels does or does not collapse: theory beside simulation",
     "methods": "list the methods: year, idea, when to use which",
     "publish_metric": "push a measure of this package to the Hub as a module of `evaluate`",

@@ -40,6 +40,7 @@ from hf_ssl.evaluation.analysis import analyse_features, analyse_predictor
 from hf_ssl.evaluation.augmentation import AS_IT_IS, analyse_augmentation
 from hf_ssl.evaluation.encoders import Encoder, WithProjection, encoder_folder, load_encoder
 from hf_ssl.evaluation.features import extract_features
+from hf_ssl.evaluation.references import timm_reference
 from hf_ssl.evaluation.view_features import extract_view_features
 from hf_ssl.figures.augmentation import augmentation_spectra
 from hf_ssl.figures.diagnostics import diagnosis_curves, predictor_curves, spectrum_curves
@@ -116,6 +117,8 @@ def run(settings: AnalysisSettings) -> AnalysisResult:
     """Analyse, and keep the numbers and figures where there is a folder for them."""
     folders = {name: encoder_folder(name) for name in settings.encoders}
     titles = titles_of(settings.encoders)
+    for name in settings.encoders:  # a name that is not there is told before the work on the others
+        timm_reference(name.removeprefix("random:").removeprefix("raw:") or name)
     source = settings.open(settings.split)
     folder = _place(settings, folders[settings.encoders[0]] if len(folders) == 1 else None)
     found = {titles[name]: _analyse(settings, titles[name], name, folder, source) for name, folder in folders.items()}

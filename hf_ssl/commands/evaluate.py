@@ -239,11 +239,15 @@ def _notes(
     count = comparison.num_train_images
     if "knn" in settings.protocols and settings.k > count:
         notes.append(f"k-NN uses all {count:,} training images, fewer than `--k` {settings.k}.")
-    if folder is not None and settings.output is None and settings.card is None and not on_card:
+    if folder is None or settings.output is not None or settings.card is not None or on_card:
+        return notes
+    if (folder / RUN_FILE).is_file():
         notes.append(
             f"the model card stays as it is, because `{dataset}` is on this machine and the encoder was not trained "
             "on it. `--card` puts the numbers on the card."
         )
+    elif folder.name == "pretraining" and (folder.parent / "encoder" / RUN_FILE).is_file():
+        notes.append(f"the model card is that of the run: evaluate `{folder.parent}` to put the numbers on it.")
     return notes
 
 

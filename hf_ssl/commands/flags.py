@@ -161,7 +161,7 @@ def _is_negative(word: str) -> bool:
 
 def _nearest_flag(name: str, fields: Mapping[str, Any]) -> str:
     aliases = [alias for alias, meant in ALIASES.items() if meant in fields]
-    near = difflib.get_close_matches(name, [*fields, *aliases], n=1, cutoff=0.55)
+    near = difflib.get_close_matches(name, [*fields, *aliases], n=1, cutoff=0.57)
     return f" Did you mean `--{near[0]}`?" if near else " `--help` lists them all."
 
 

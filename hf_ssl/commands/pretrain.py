@@ -41,6 +41,7 @@ from hf_ssl.training.lock import locked_output_dir
 from hf_ssl.training.loop import TrainingResult, checkpoint_text, train
 from hf_ssl.training.output import prepare_output_dir
 from hf_ssl.training.plan import UNKNOWN_LENGTH
+from hf_ssl.training.record import RunRecord
 from hf_ssl.training.start import ENCODERS, EncoderStart, MethodStart
 
 logger = logging.getLogger(__name__)
@@ -60,14 +61,8 @@ GROUPS = {
         *("predictor_lr_multiplier", "predictor_weight_decay"),
     ),
     "machine": (
-        "lanes",
-        "mixed_precision",
-        "compile",
-        "activation_checkpointing",
-        "deterministic",
-        "channels_last",
-        "batch_norm",
-        "cpu",
+        *("lanes", "mixed_precision", "compile", "activation_checkpointing", "deterministic", "channels_last"),
+        *("batch_norm", "cpu"),
     ),
     "checkpoints and log": (
         *("checkpoint_every", "keep_checkpoints", "grace_seconds", "resume", "change", "log_every"),
@@ -95,6 +90,7 @@ class PretrainResult:
         metrics: The lines of metrics.jsonl: loss, learning rate, speed, spread and rank of the features.
         step: Optimizer steps done.
         num_steps: Optimizer steps of the whole run.
+        skipped: Reason -> images that could not be used, each counted in every epoch.
         collapse: What the collapse alarm reported, in plain words; None if nothing.
         next_commands: What is usually typed next.
         url: Address of the published encoder, if it was published.
@@ -112,6 +108,7 @@ class PretrainResult:
     num_steps: int
     collapse: str | None
     next_commands: list[str]
+    skipped: dict[str, int] = dataclasses.field(default_factory=dict)
     url: str | None = None
     unpublished: list[str] = dataclasses.field(default_factory=list)
     exit_code: int = 0
@@ -123,6 +120,10 @@ class PretrainResult:
         for one in self.results:
             lines.append(f"k-NN:    {one['value']:.1%} of {one['label']} on split {one['split']}")
         lines.append(f"Collapse: {self.collapse or 'none was seen'}")
+        if self.skipped:
+            reasons = ", ".join(f"{count:,} {reason}" for reason, count in sorted(self.skipped.items()))
+            cure = "with `--max_skipped_ratio 0` a run stops and names some"
+            lines.append(f"Skipped: {reasons}, counted in each epoch; {cure}")
         epochs = self.metrics[-1].get("epoch") if self.metrics else None
         if epochs is not None and epochs < _FEW_EPOCHS:
             lines.append(
@@ -260,6 +261,7 @@ def _result(request: Request, result: TrainingResult, finish: Finish | None) -> 
     results = results_in(encoder / "results.json") if encoder is not None else []
     signal_number = result.signal or (finish.signal if finish is not None else 0)
     unpublished = finish.unpublished if finish is not None else []
+    record = RunRecord.read(encoder) if encoder is not None else None
     code = NotPublishedError.exit_code if unpublished else 0 if result.finished else _COLLAPSED
     return PretrainResult(
         run_dir=run_dir,
@@ -271,6 +273,7 @@ def _result(request: Request, result: TrainingResult, finish: Finish | None) -> 
         num_steps=result.num_steps,
         collapse=result.collapse,
         next_commands=_next_commands(request, results),
+        skipped=record.skipped if record is not None else {},
         url=finish.url if finish is not None else None,
         unpublished=unpublished,
         exit_code=128 + signal_number if signal_number else code,

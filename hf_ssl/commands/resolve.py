@@ -15,16 +15,17 @@ from hf_ssl.data.settings import DataSettings
 from hf_ssl.data.sources.open import Source
 from hf_ssl.data.views.cpu import VIEW_RECIPES
 from hf_ssl.errors import UserError, near_name
-from hf_ssl.evaluation.references import read_json
+from hf_ssl.evaluation.references import json_object
 from hf_ssl.hub.access import check_push_access
 from hf_ssl.hub.names import check_license
 from hf_ssl.methods import METHODS
-from hf_ssl.methods.base import SSLConfig, SSLPreTrainedModel, check_method_class
+from hf_ssl.methods.base import SSLConfig, SSLPreTrainedModel, check_method_class, method_name
 from hf_ssl.settings import as_declared, as_typed, has_type, refuse_unknown, wrong_value
 from hf_ssl.training.arguments import ALTERNATIVES, TrainingSettings
 from hf_ssl.training.files import write_json
 from hf_ssl.training.output import prepare_output_dir
 from hf_ssl.training.recipe import Choice, choose_recipe
+from hf_ssl.training.record import RunRecord
 from hf_ssl.training.start import EncoderStart, MethodStart, check_encoder, find_encoder, find_method, with_image_size
 from hf_ssl.training.watch.knn import open_knn
 
@@ -70,6 +71,9 @@ def request_of(given: Mapping[str, Any]) -> Request:
     refuse_unknown(values, {**known, "method": str}, f"Pretraining by `{method.__name__}` has no setting")
     values = {name: as_declared(value, known[name]) for name, value in values.items()}
     _check_types(values, known)
+    refuse_unknown(
+        dict.fromkeys(values.get("change") or ()), {**known, **ALIASES}, "`change` names the unknown setting"
+    )
     recipe = values.get("recipe") or "auto"
     check_recipe(method, recipe)
     if "output_dir" not in values:
@@ -77,9 +81,9 @@ def request_of(given: Mapping[str, Any]) -> Request:
     data = _only(DataSettings, values)
     prepare_output_dir(TrainingSettings(output_dir=values["output_dir"], resume=values.get("resume")), data)
     source = data.open()
-    choice = _choice_of(method, recipe, source, values)
-    chosen = dict(choice.values)
     start, of_start = _start_of(method, values)
+    choice = _choice_of(method, recipe, source, {**of_start, **values})
+    chosen = dict(choice.values)
     if start is not None:
         chosen = _for_loaded_weights(chosen, values) | of_start
     for one, other in (*ALTERNATIVES, *((other, one) for one, other in ALTERNATIVES)):
@@ -190,8 +194,22 @@ def _choice_of(method: type[SSLPreTrainedModel], recipe: str, source: Source, va
         return Choice(dict(method.recipes[recipe]), "")
     kept = Path(values["output_dir"]) / _CHOICE
     if values.get("resume") is not None and kept.is_file():
+        _refuse_other_method(kept.parent, method)
         return Choice(_kept_choice(kept, _kinds_of(method)), "")  # on another machine `auto` might choose otherwise
     return auto_choice(method, source, values)
+
+
+def _refuse_other_method(run: Path, method: type[SSLPreTrainedModel]) -> None:
+    """Refuse to go on with the run of another method, whose settings this one does not have."""
+    try:
+        record = RunRecord.read(run)
+    except UserError:  # a damaged record is made again from a checkpoint, which tells the method too
+        return
+    if record is not None and record.method != method_name(method):
+        raise UserError(
+            f"The run in `{run}` is of the method `{record.method}`, and `resume` cannot go on with it as "
+            f"`{method_name(method)}`. Give the former method, or another `output_dir`."
+        )
 
 
 def _kept_choice(path: Path, kinds: Mapping[str, Any]) -> dict[str, Any]:
@@ -200,8 +218,8 @@ def _kept_choice(path: Path, kinds: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         UserError: If the file holds something else.
     """
-    values = read_json(path)
     try:
+        values = json_object(path)
         refuse_unknown(values, kinds, "this method has no setting")
         return {name: as_typed(name, value, kinds[name]) for name, value in values.items()}
     except UserError as error:

@@ -120,11 +120,24 @@ def read_json(path: Path) -> dict[str, Any]:
         UserError: If there is something else in it.
     """
     try:
+        return json_object(path)
+    except UserError as error:
+        reason = str(error).removeprefix("it ")
+        raise UserError(f"`{path}` {reason}. Bring back a copy of it, or make it again.") from error
+
+
+def json_object(path: Path) -> dict[str, Any]:
+    """The same for callers that name the file and the cure themselves.
+
+    Raises:
+        UserError: If there is something else in it; a clause without the path and its full stop.
+    """
+    try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise UserError(f"`{path}` cannot be read as JSON; it may not be complete: {error}.") from error
+        raise UserError(f"it cannot be read as JSON, perhaps because it is not complete: {error}") from error
     if not isinstance(content, dict):
-        raise UserError(f"`{path}` must hold a JSON object.")
+        raise UserError("it must hold a JSON object")
     return content
 
 

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from hf_ssl.errors import UserError
 from hf_ssl.evaluation.comparison import BASELINES, Comparison
 from hf_ssl.evaluation.protocols import BEST_EPOCH, metric_of, title_of
-from hf_ssl.evaluation.references import read_json
+from hf_ssl.evaluation.references import json_object
 from hf_ssl.figures.accuracy import accuracy_bars
 from hf_ssl.private import public_path
 from hf_ssl.settings import of_json
@@ -167,7 +167,7 @@ def results_in(path: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
     try:
-        entries = read_json(path).get("results")
+        entries = json_object(path).get("results")
         if not isinstance(entries, list):
             raise UserError("it must have a list `results`")
         for number, entry in enumerate(entries):

@@ -14,7 +14,7 @@ from timm.data.imagenet_info import infer_imagenet_subset
 from torch import Tensor, nn
 
 from hf_ssl.errors import UserError
-from hf_ssl.evaluation.references import read_json
+from hf_ssl.evaluation.references import json_object
 from hf_ssl.modules import resnet_cifar
 from hf_ssl.modules.encoder import hidden_size_of
 from hf_ssl.settings import of_json
@@ -91,7 +91,7 @@ def config_in(folder: Path) -> dict[str, Any]:
     """
     path = folder / "config.json"
     try:
-        content = read_json(path)
+        content = json_object(path)
         config = of_json(_Config, content)
         if not config.pretrained_cfg.input_size:
             raise UserError("`pretrained_cfg.input_size` must not be empty")

@@ -10,7 +10,7 @@ import numpy as np
 
 from hf_ssl.dynamics.staleness import Drift, KeyTheory, Seen, angle_of, fit_drifts
 from hf_ssl.errors import UserError
-from hf_ssl.evaluation.references import read_json
+from hf_ssl.evaluation.references import json_object
 from hf_ssl.studies.dictionaries_probe import AGES, Look
 from hf_ssl.studies.dictionaries_runs import MOCO, Cell, Run
 
@@ -79,7 +79,7 @@ class Predictions:
             UserError: If something else stands there.
         """
         try:
-            return cls.from_record(read_json(path))
+            return cls.from_record(json_object(path))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             reason = f"it has no `{error.args[0]}`" if isinstance(error, KeyError) else error
             raise UserError(

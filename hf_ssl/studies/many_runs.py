@@ -13,7 +13,7 @@ import hf_ssl
 from hf_ssl.data.settings import DataSettings, PlaceSettings
 from hf_ssl.data.sources.open import Source
 from hf_ssl.errors import UserError
-from hf_ssl.evaluation.references import read_json
+from hf_ssl.evaluation.references import json_object, read_json
 from hf_ssl.hub.export import export_run
 from hf_ssl.methods import METHODS
 from hf_ssl.methods.base import SSLConfig, SSLPreTrainedModel
@@ -144,7 +144,7 @@ def finished_run(path: Path, kind: type[_Run], **own: Any) -> _Run:
         UserError: If something else stands there.
     """
     try:
-        found = of_json(kind, read_json(path))
+        found = of_json(kind, json_object(path))
         for name, value in own.items():
             if getattr(found, name) != value:
                 raise UserError(f"its `{name}` is {getattr(found, name)}, and the folder is of {value}")

@@ -135,7 +135,7 @@ def check_drawn_from(kind: type, given: Mapping[str, Any]) -> None:
 
 
 def chosen_names(names: Sequence[str], known: Sequence[str], what: str) -> list[str]:
-    """The names that were given, each once.
+    """The names that were given.
 
     Args:
         names: What was given.
@@ -143,12 +143,14 @@ def chosen_names(names: Sequence[str], known: Sequence[str], what: str) -> list[
         what: What they name, for the message.
 
     Raises:
-        UserError: If one is unknown or none is given.
+        UserError: If one is unknown or given twice, or none is given.
     """
     for name in names:
+        if list(names).count(name) > 1:
+            raise UserError(f"`{what}s` must name each {what} once, got `{name}` more than once.")
         if name not in known:
             hint = near_name(name, known) or f" Known: {', '.join(known)}."
             raise UserError(f"Unknown {what} `{name}`.{hint}")
     if not names:
         raise UserError(f"`{what}s` must name at least one {what}. Known: {', '.join(known)}.")
-    return list(dict.fromkeys(names))
+    return list(names)

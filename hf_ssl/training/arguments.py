@@ -84,7 +84,7 @@ class TrainingSettings:
             the encoder; without it only those of `shapes` and `digits` are shown.
         push_to_hub: Publish the encoder to the Hugging Face Hub at the end.
         push_checkpoints: Publish it at the end and at every checkpoint, each of these to a branch of its own.
-        repo_id: Hub repository, such as `org/directpred-r50`.
+        repo_id: Hub repository, such as `org/directpred-r50`. Without `push_to_hub` only the model card names it.
         private: Create the repository as a private one.
         license: Licence of the weights for the model card, such as `apache-2.0`; none is assumed.
         hub_timeout: Seconds that a push may lose to failures of the Hub and to pauses after them, all attempts
@@ -158,6 +158,8 @@ class TrainingSettings:
         if (self.push_to_hub or self.push_checkpoints) and not self.repo_id:
             wish = "push_to_hub" if self.push_to_hub else "push_checkpoints"
             raise UserError(f"`{wish}` needs `repo_id`, such as `--repo_id org/directpred-r50`.")
+        if self.private and not (self.push_to_hub or self.push_checkpoints):
+            raise UserError("`private` is for what is published. Add `--push_to_hub`, or leave it out.")
 
     def _check_numbers(self) -> None:
         at_least_one = ("batch_size", "lanes", "log_every", "checkpoint_every", "keep_checkpoints", "knn_images")

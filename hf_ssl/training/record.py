@@ -21,7 +21,7 @@ from hf_ssl.data.settings import DataSettings
 from hf_ssl.data.sources.open import Source
 from hf_ssl.data.sources.opened import kind_by_name
 from hf_ssl.errors import UserError
-from hf_ssl.evaluation.references import read_json
+from hf_ssl.evaluation.references import json_object
 from hf_ssl.invocation import command_line
 from hf_ssl.private import public_command, public_path, public_places, without_paths
 from hf_ssl.settings import of_json
@@ -181,9 +181,11 @@ class RunRecord:
         if not path.is_file():
             return None
         try:
-            record = cls.of(read_json(path))
+            record = cls.of(json_object(path))
         except UserError as error:
-            raise UserError(f"`{path}` is not the record of a run: {str(error).rstrip('.')}.") from error
+            raise UserError(
+                f"`{path}` is not the record of a run: {str(error).rstrip('.')}. Bring back a copy of it."
+            ) from error
         if "dataset" in record.data:
             record.data.setdefault("dataset_kind", _former_kind(record.data, folder))
         return record
@@ -313,7 +315,7 @@ def former_record(output_dir: Path, checkpoint: Path) -> RunRecord | None:
     path = output_dir / RUN_FILE
     if path.exists():
         try:
-            return RunRecord.of(read_json(path))
+            return RunRecord.of(json_object(path))
         except (UserError, OSError) as error:
             logger.warning("`%s` is damaged and made again from `%s`: %s", path, checkpoint, error)
     is_own = checkpoint.resolve().parent.parent == output_dir.resolve()

@@ -145,6 +145,14 @@ def test_wrong_words_are_a_sentence(words, message):
         COMMAND.main(["random:test_resnet", "--dataset", "digits", *words])
 
 
+def test_a_misspelt_name_is_told_before_the_other_encoders_are_looked_at(monkeypatch):
+    monkeypatch.setattr("hf_ssl.commands.analyze._analyse", lambda *_: pytest.fail("looked at the first"))
+    with pytest.raises(
+        ValueError, match="no folder `test_resnt` and timm knows no encoder of that name. Did you mean"
+    ):
+        COMMAND.main(["random:test_resnet", "random:test_resnt", "--dataset", "digits"])
+
+
 def test_features_have_the_numbers_of_the_diagnostics():
     generator = torch.Generator().manual_seed(0)
     features = torch.randn(50, 20, generator=generator)

@@ -176,6 +176,17 @@ def test_the_evaluation_that_is_named_at_the_end_can_be_typed(splits: list[str],
     assert main([*shlex.split(ended.next_commands[0])[1:], "--num_workers", "0"]) == 0
 
 
+def test_images_that_were_skipped_are_counted_in_the_last_lines(tmp_path: Path):
+    for place, picture in enumerate(pictures(33)["image"]):
+        picture.save(tmp_path / f"{place}.png")
+    options = {"dataset": tmp_path, "max_skipped_ratio": 0.5, **SMALL}
+    assert "Skipped" not in str(hf_ssl.pretrain(output_dir=tmp_path.parent / "whole", **options))
+    (tmp_path / "17.png").write_bytes(b"no picture")
+    ended = hf_ssl.pretrain(output_dir=tmp_path.parent / "holed", **options)
+    number = ended.skipped["not an image"]
+    assert number in (1, 2) and f"\nSkipped: {number} not an image, counted in each epoch; " in str(ended)
+
+
 def test_a_bug_of_a_method_keeps_its_traceback(tmp_path: Path):
     class Buggy(METHODS["simsiam"]):
         recipes = {}

@@ -462,3 +462,11 @@ def test_a_damaged_results_file_is_told_before_the_work(evaluate, run, data, mon
     monkeypatch.setattr("hf_ssl.commands.evaluate.compare", lambda *_, **__: pytest.fail("images were encoded"))
     with pytest.raises(UserError, match="does not hold results: .*Move it away and measure again"):
         evaluate([str(run), "--dataset", data, *FAST, "knn"])
+
+
+def test_of_a_whole_method_the_note_names_the_run_that_has_the_card(evaluate, run, data, capsys):
+    card = (run / "encoder" / "README.md").read_bytes()
+    assert evaluate([str(run / "pretraining"), "--dataset", data, *FAST, "knn"]) == 0
+    text = capsys.readouterr().out
+    assert f"Note: the model card is that of the run: evaluate `{run}` to put the numbers on it." in text
+    assert "was not trained" not in text and (run / "encoder" / "README.md").read_bytes() == card

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from hf_ssl import commands
-from hf_ssl.commands import COMMANDS, errors, main
+from hf_ssl.commands import COMMANDS, errors, main, study
 from hf_ssl.commands.command import Command, CommandGroup, call_text, python_function, python_group
 from hf_ssl.commands.errors import as_user_errors, errors_for_users
 from hf_ssl.commands.flags import flags_of, parse_flags
@@ -429,6 +429,7 @@ def test_the_list_of_commands(capsys: pytest.CaptureFixture[str]):
         assert main(words) == 0
         text = capsys.readouterr().out
         assert all(f"\n  {name.ljust(14)}  {line}\n" in text for name, line in COMMANDS.items())
+    assert COMMANDS["study"].endswith(f": {', '.join(study.COMMAND.kinds)}")
     assert main(["--version"]) == 0
     assert capsys.readouterr().out.startswith("hf_ssl ")
     assert main(["evalate"]) == 2

@@ -1,5 +1,6 @@
 """The command line of pretraining: its flags follow the method, its values the recipe and what was typed."""
 
+import json
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -102,6 +103,25 @@ def test_from_loaded_weights_the_warmup_is_a_tenth_of_the_run(words: str, warmup
     assert (training.warmup_epochs, training.warmup_steps) == expected
 
 
+def test_what_auto_tells_is_of_the_weights_that_are_loaded(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    METHODS["simsiam"](METHODS["simsiam"].config_class(architecture="test_resnet", image_size=40)).save_pretrained(
+        tmp_path / "former"
+    )
+    with caplog.at_level("INFO", "hf_ssl"):
+        request(tmp_path, "--start_from", str(tmp_path / "former"))
+    assert "test_resnet at 40 px" in caplog.text
+
+
+def test_a_run_of_another_method_does_not_go_on(tmp_path: Path):
+    for record in ({"method": "directpred", "config": {}, "data": {}, "training": {}, "progress": {}}, {}):
+        (tmp_path / "run").mkdir(exist_ok=True)
+        (tmp_path / "run" / "run.json").write_text(json.dumps(record))
+        (tmp_path / "run" / "recipe.json").write_text('{"rho": 0.3}')
+        is_ours = "is of the method `directpred`, and `resume` cannot go on with it as `moco`"
+        with pytest.raises(UserError, match=is_ours if record else "is not what `recipe` auto chose"):
+            request(tmp_path, "--method", "moco", "--resume", "auto")
+
+
 def test_hours_replace_the_epochs_of_a_recipe(tmp_path: Path):
     training = request(tmp_path, "--max_hours", "2", "--batch_size", "8").training
     assert (training.num_steps, training.num_epochs, training.max_hours) == (None, None, 2.0)
@@ -127,6 +147,9 @@ def test_auto_is_the_default_and_what_it_chose_is_kept(tmp_path: Path, caplog: p
         ("--recipe cifr", "Method `directpred` has no recipe `cifr`"),
         ("--recipe cifr", "Did you mean `cifar`?"),
         ("--batch_sise 3", "Unknown flag `--batch_sise`. Did you mean `--batch_size`?"),
+        ("--temperature 0.1", "Unknown flag `--temperature`. `--help` lists them all."),
+        ("--resume auto --change foo", "`change` names the unknown setting `foo`. Leave it out."),
+        ("--resume auto --change weight_decya", "`weight_decya`. Did you mean `weight_decay`?"),
         ("--method moco --queue_sise=3", "Unknown flag `--queue_sise`. Did you mean `--queue_size`?"),
         ("--batch 3", "Unknown flag `--batch`."),  # no abbreviations
         ("--xyzzy 3", "Unknown flag `--xyzzy`. `--help` lists them all."),

@@ -95,7 +95,8 @@ def test_damaged_files_are_named(run: Path, tmp_path: Path, capsys: pytest.Captu
     shutil.copytree(run, tmp_path / "cut")
     (run / "encoder" / "run.json").write_text("{broken")
     for line in (f"analyze {run} --num_workers 0 --num_views 2 --max_images 20 --dataset digits",):
-        assert f"`{run}/encoder/run.json` cannot be read as JSON" in refusal(capsys, line)
+        said = refusal(capsys, line)
+        assert f"`{run}/encoder/run.json` is not the record of a run: it cannot be read as JSON" in said
     for part in ("encoder", "pretraining"):
         weights = tmp_path / "cut" / part / "model.safetensors"
         weights.write_bytes(weights.read_bytes()[:1000])

@@ -195,6 +195,10 @@ def test_a_warm_up_keeps_its_share_of_the_run(recipe, num_epochs, num_steps, exp
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (
+            ["--methods", "byol", "directpred", "byol"],
+            "`methods` must name each method once, got `byol` more than once",
+        ),
         (["--methods", "moco_v4"], "Unknown method `moco_v4`. Did you mean `moco_v"),
         (["--num_epochs", "2"], "`num_epochs` and `num_steps` exclude each other"),
         (["--num_steps", "0"], "`num_steps` must be at least 1, got 0"),

@@ -93,6 +93,7 @@ def test_impossible_lengths_are_refused(source: Source, values: dict, message: s
         ({"warmup_steps": 3, "warmup_epochs": 3}, "`warmup_epochs` and `warmup_steps` exclude each other"),
         ({"knn_every": 5}, "`knn_every` needs `knn_split`"),
         ({"push_to_hub": True}, "`push_to_hub` needs `repo_id`"),
+        ({"private": True, "repo_id": "org/x"}, "`private` is for what is published. Add `--push_to_hub`"),
         ({"mixed_precision": "fp8"}, "`mixed_precision` must be one of auto, no, bf16, fp16, got `fp8`"),
     ],
 )
