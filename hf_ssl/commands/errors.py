@@ -82,7 +82,8 @@ def errors_for_users(debug: bool = False) -> Iterator[None]:
 
 
 def _strict_message(error: BaseException) -> str:
-    while error.__cause__ is not None and not isinstance(error, UserError):
+    error = error.__cause__ or error
+    while isinstance(error, TypeError) and isinstance(error.__cause__, TypeError):  # of a list: that of its item
         error = error.__cause__
     text = " ".join(str(error).split())
     wrong_type = re.match(r"Field '(\S+)' expected (.*?),? got (.*)", text)

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import pytest
 import torch
+from huggingface_hub.dataclasses import strict
 
 from hf_ssl import commands
 from hf_ssl.commands import COMMANDS, errors, main, study
@@ -371,6 +372,16 @@ def test_what_a_config_of_another_package_refuses_is_a_message(name: str, value:
     with pytest.raises(UserError) as error, as_user_errors():
         setattr(config, name, value)
     assert str(error.value) == message
+
+
+def test_an_item_of_another_type_is_named():
+    @strict
+    @dataclasses.dataclass
+    class Layers:
+        widths: list[int]
+
+    with pytest.raises(UserError, match=r"^`widths\[1\]` must be int, got str \(value: 'x'\)\.$"), as_user_errors():
+        Layers([3, "x"])  # pyright: ignore[reportArgumentType]
 
 
 def test_errors_of_files_and_the_keyboard(everything: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
