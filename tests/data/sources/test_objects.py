@@ -73,7 +73,7 @@ def test_a_transform_that_would_not_be_applied_is_refused():
 
 @pytest.mark.parametrize("dataset", [None, 3, [_picture(1)]])
 def test_what_is_no_data_set_is_refused(dataset):
-    with pytest.raises(UserError, match=f"`dataset` must be a folder, .*, got a `{type(dataset).__name__}`"):
+    with pytest.raises(UserError, match=f"`dataset` must be a folder, .*; got a `{type(dataset).__name__}`"):
         open_source(dataset)
 
 
