@@ -386,8 +386,7 @@ class MoCHiForPreTraining(SSLPreTrainedModel):
         pairs = [(0, 1), (1, 0)] if config.symmetric else [(0, 1)]
         own = slice(rank() * len(pixel_values), (rank() + 1) * len(pixel_values))
         # A copy: writing the queue below must not change what the backward pass reads. Row by row: keys are picked.
-        # In float32, as the queries, whatever the model was cast to.
-        negatives = self.queue.T.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
+        negatives = self.queue.T.clone(memory_format=torch.contiguous_format)
         h: list[Tensor] = []
         z: list[Tensor] = []
         keys: list[Tensor] = []
@@ -405,7 +404,7 @@ class MoCHiForPreTraining(SSLPreTrainedModel):
             )
             keys.append(F.normalize(key_z, dim=1))
             query = F.normalize(z[-1].float(), dim=1)
-            loss, measured = self._contrast(query, keys[-1][own], negatives, labels)
+            loss, measured = self._contrast(query, keys[-1][own], negatives.to(query.dtype), labels)
             losses.append(loss)
             metrics.append(measured)
         if not config.symmetric:

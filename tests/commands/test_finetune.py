@@ -89,7 +89,7 @@ def unlabelled(tmp_path_factory):
         ),
         (
             ["random:test_resnet", "--output_dir", "TAKEN"],
-            "is not empty and holds no run: it has `notes.txt`. Give another",
+            "is not empty and holds no run: it has `notes.md`. Give another",
         ),
         (["random:test_resnet", "--push_to_hub"], "`push_to_hub` needs `repo_id`"),
         (["random:test_resnet", "--optimizer", "adm"], "optimizer of timm, got `adm`. Did you mean `adam`"),
@@ -105,7 +105,7 @@ def unlabelled(tmp_path_factory):
 def test_wrong_input_ends_in_a_sentence(arguments, message, unlabelled, tmp_path, capfd):
     taken = tmp_path / "taken"
     taken.mkdir()
-    (taken / "notes.txt").write_text("mine")
+    (taken / "notes.md").write_text("mine")
     words = {"PICTURES": unlabelled, "TAKEN": taken}
     defaults = ["--dataset", "digits", "--output_dir", tmp_path / "run", *TINY] if arguments else []
     encoder, flags = arguments[:1], [words.get(word, word) for word in arguments[1:]]

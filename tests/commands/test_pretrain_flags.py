@@ -113,12 +113,13 @@ def test_what_auto_tells_is_of_the_weights_that_are_loaded(tmp_path: Path, caplo
 
 
 def test_a_run_of_another_method_does_not_go_on(tmp_path: Path):
-    for record in ({"method": "directpred", "config": {}, "data": {}, "training": {}, "progress": {}}, {}):
+    for method in ("directpred", "moco"):
+        record = {"method": method, "config": {}, "data": {}, "training": {}, "progress": {}}
         (tmp_path / "run").mkdir(exist_ok=True)
         (tmp_path / "run" / "run.json").write_text(json.dumps(record))
         (tmp_path / "run" / "recipe.json").write_text('{"rho": 0.3}')
         is_ours = "is of the method `directpred`, and `resume` cannot go on with it as `moco`"
-        with pytest.raises(UserError, match=is_ours if record else "is not what `recipe` auto chose"):
+        with pytest.raises(UserError, match=is_ours if method == "directpred" else "is not what `recipe` auto chose"):
             request(tmp_path, "--method", "moco", "--resume", "auto")
 
 

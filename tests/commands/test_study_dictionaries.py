@@ -123,7 +123,7 @@ def test_staleness_is_foretold_before_the_runs_and_never_after(
     asked = ["--methods", "moco", "--momentum", "0.9", "--queue_size", "32", "64", "--fit_from", str(finished)]
     asked += ["--fit_steps", "4"]
     assert run(tmp_path, *asked, "--predict_only") == 0
-    assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "predictions.json", "settings.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["predictions.json", "settings.json"]
     predictions = json.loads((tmp_path / "predictions.json").read_text())
     assert len(predictions["foretold"]) == 2 and len(predictions["fitted"]) == 3 and predictions["until"] == 4
     text = (tmp_path / "predictions.json").read_text()

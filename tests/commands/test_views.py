@@ -71,10 +71,12 @@ def test_objects_are_drawn_too(tmp_path, drawn):
 
 @pytest.mark.parametrize("method", ["directpred", "moco"])
 def test_without_a_recipe_the_views_are_those_of_pretraining(method, tmp_path):
+    photos = tmp_path / "photos"
+    photos.mkdir()
     for number in range(20):
-        Image.new("RGB", (300, 200), (number, 0, 0)).save(tmp_path / f"{number}.png")
-    result = draw_views(dataset=str(tmp_path), method=method, views=1, num_images=2, output=tmp_path / "v" / "v.png")
-    asked = request_of({"method": method, "dataset": str(tmp_path), "output_dir": str(tmp_path / "run")})
+        Image.new("RGB", (300, 200), (number, 0, 0)).save(photos / f"{number}.png")
+    result = draw_views(dataset=str(photos), method=method, views=1, num_images=2, output=tmp_path / "v.png")
+    asked = request_of({"method": method, "dataset": str(photos), "output_dir": str(tmp_path / "run")})
     assert (result.recipe, result.image_size) == (asked.data.view_recipe, asked.config.image_size)
 
 

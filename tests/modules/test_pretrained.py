@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState, GradientState
 from huggingface_hub.dataclasses import strict
 from transformers import AutoModel, AutoModelForPreTraining, Trainer, TrainingArguments
 
@@ -28,6 +29,15 @@ def small_byol() -> BYOLForPreTraining:
     return BYOLForPreTraining(BYOLConfig(**SMALL, projector_hidden_dim=8, predictor_hidden_dim=8, projection_dim=4))
 
 
+@pytest.fixture
+def fresh_accelerate():
+    """The Trainer's precision and device are not those of the tests that follow."""
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+
+
+@pytest.mark.usefixtures("fresh_accelerate")
 def test_what_the_trainer_of_transformers_saves_loads_again(tmp_path: Path):
     model, folder = small_byol(), tmp_path / "saved"
     arguments = TrainingArguments(str(tmp_path), report_to=[], use_cpu=True)

@@ -260,7 +260,7 @@ def test_claims_hold_and_fail_and_wait_for_their_settings():
     assert claims["fewer negatives count than there are"].holds == [True, True]
     assert not any("bank" in text for text in claims)
     text = str(claims["the best momentum is at least 0.99"])
-    assert text == "the best momentum is at least 0.99: in 1 of 2 seeds (best k-NN with momentum 0.99)"
+    assert text == "the best momentum is at least 0.99: in 1 of 2 seeds (of the first: best k-NN with momentum 0.99)"
 
 
 def test_a_run_reads_its_second_half_and_survives_its_record():
