@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from itertools import permutations
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -123,14 +122,18 @@ def differences_of(runs: Sequence[MethodRun]) -> str:
     several = [row for row in rows_of(runs) if len(row.linear) > 1]
     if len(several) < 2:
         return "Methods with one seed each: how much of a difference is chance is not known.\n"
-    pairs = []
-    for first, second in permutations(several, 2):
-        difference = mean(first.linear) - mean(second.linear)
-        if difference > stdev(first.linear) + stdev(second.linear):
-            pairs.append(f"{first.title} over {second.title} by {100 * difference:.1f}")
-    named = "; ".join(pairs) or "none"
+    several.sort(key=lambda row: mean(row.linear), reverse=True)
+    leads = []
+    for place, first in enumerate(several):
+        below = []
+        for second in several[place + 1 :]:
+            difference = mean(first.linear) - mean(second.linear)
+            if difference > stdev(first.linear) + stdev(second.linear):
+                below.append(f"{second.title} ({100 * difference:.1f})")
+        leads += [f"{first.title} over {', '.join(below)}"] if below else []
+    named = f"{'; '.join(leads)}. Other pairs of these are not told apart." if leads else "none."
     count = f"{len(several)} methods with several seeds"
-    return f"Differences of the linear probe above both standard deviations together, of {count}: {named}.\n"
+    return f"Differences of the linear probe above both standard deviations together, in points, of {count}: {named}\n"
 
 
 def collapses_of(collapses: Sequence[Mapping[str, Any]]) -> str:

@@ -172,9 +172,14 @@ def test_only_differences_above_the_spread_of_seeds_are_named():
     assert differences_of(close).endswith("of 2 methods with several seeds: none.\n")
     far = [*runs("directpred", 0.60, 0.62), *close]
     # Against BYOL 0.09 is more than 0.0141 + 0.0283; against SimSiam 0.07 is too.
-    assert "DirectPred over BYOL by 9.0; " not in differences_of(close)
-    assert "BYOL by 9.0" in differences_of(far) and "DirectPred over SimSiam by 7.0" in differences_of(far)
+    assert ": DirectPred over SimSiam (7.0), BYOL (9.0). Other pairs of these are not told apart." in differences_of(
+        far
+    )
     assert "MoCHi" not in differences_of(far)
+    worse = [*runs("random", 0.30, 0.31), *far]
+    assert "DirectPred over SimSiam (7.0), BYOL (9.0), random encoder (30.5); SimSiam over random" in differences_of(
+        worse
+    )
     assert differences_of(runs("byol", 0.5)).startswith("Methods with one seed each")
 
 
