@@ -46,7 +46,7 @@ def prepare_output_dir(settings: TrainingSettings, data: PlaceSettings | None = 
     if os.environ.get("RANK", "0") != "0":
         return
     folder = Path(settings.output_dir)
-    if data is not None:
+    if data is not None and not _holds_run(folder):  # one that stands there goes on, if its data can still be read
         check_outside_data(folder, "output_dir", data)
     if folder.is_dir() and not _holds_no_step(folder):
         _check_run(folder, resumes=settings.resume is not None)
@@ -88,12 +88,8 @@ def check_outside_data(folder: Path, setting: str, data: PlaceSettings) -> None:
 
 
 def _check_run(folder: Path, resumes: bool) -> None:
-    """Refuse a folder whose content a start would write over: no run, or one that is not to go on or cannot.
-
-    A damaged record beside checkpoints is made again from these, so that they are a run too.
-    """
-    record = _record_in(folder)
-    if record is None and not any((folder / "checkpoints").glob(f"step-*/{STATE}")):
+    """Refuse a folder whose content a start would write over: no run, or one that is not to go on or cannot."""
+    if not _holds_run(folder):
         (some, *_) = _shown(folder)
         raise UserError(
             f"`output_dir` `{folder}` is not empty and holds no run: it has `{some.name}`. Give another folder."
@@ -102,11 +98,17 @@ def _check_run(folder: Path, resumes: bool) -> None:
         raise UserError(
             f"`output_dir` `{folder}` is not empty. Give `--resume auto` to continue the run in it, or another folder."
         )
+    record = _record_in(folder)
     if record is not None and record.finished and not complete_checkpoints(folder):
         raise UserError(
             f"The run in `{folder}` has finished, and no checkpoint is left from which it could go on. Give another "
             "`output_dir`; `start_from` gives it these weights."
         )
+
+
+def _holds_run(folder: Path) -> bool:
+    """Whether a run stands in a folder: its record, or checkpoints, from which a damaged record is made again."""
+    return _record_in(folder) is not None or any((folder / "checkpoints").glob(f"step-*/{STATE}"))
 
 
 def _record_in(folder: Path) -> RunRecord | None:

@@ -71,6 +71,16 @@ def test_a_folder_without_a_step_begins_a_run(tmp_path: Path, files: dict[str, s
     prepare(tmp_path, resume)
 
 
+def test_a_run_that_stands_in_its_folder_of_images_goes_on(tmp_path: Path):
+    """Where `datasets` reads named folders alone, such as `train` and `test`, its figures are no images."""
+    folder, data = tmp_path / "runs" / "x", DataSettings(dataset=str(tmp_path))
+    (tmp_path / "train").mkdir()
+    with pytest.raises(UserError, match="lies in the data set"):
+        prepare_output_dir(TrainingSettings(output_dir=str(folder), num_steps=1, resume="auto"), data)
+    train(new_model(), open_source("digits"), DATA, settings(folder, num_steps=1))
+    prepare_output_dir(TrainingSettings(output_dir=str(folder), num_steps=2, resume="auto"), data)
+
+
 def test_only_resuming_goes_on_and_a_damaged_record_does_not_matter(tmp_path: Path):
     train(new_model(), open_source("digits"), DATA, settings(tmp_path, num_steps=1))
     write(tmp_path, {"notes.txt": "mine"})
